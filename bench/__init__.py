@@ -1,0 +1,1 @@
+"""The suite around GRUN: benchmarks, evaluation, sweeps on Ray, Parquet, Pareto fronts."""

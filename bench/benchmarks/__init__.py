@@ -1,0 +1,9 @@
+"""What is to be forgotten and kept: one file a benchmark, each a config with `load`.
+
+A benchmark is added by writing its file and naming its config in `BenchmarkConfig`.
+"""
+
+from bench.benchmarks.authors import AuthorsConfig
+from bench.benchmarks.tofu import TofuConfig
+
+BenchmarkConfig = AuthorsConfig | TofuConfig

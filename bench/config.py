@@ -1,0 +1,241 @@
+"""RunConfig: everything that decides a run's result, and nothing that does not. Validated once, here."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+
+from bench.benchmarks import BenchmarkConfig
+from bench.benchmarks.authors import AuthorsConfig
+from bench.evaluate import EvaluationConfig
+from bench.models import PretrainedConfig, TinyConfig
+from bench.prepare import StartFrom
+from grun.adapters import AdapterConfig
+from grun.adapters.grun import GrunConfig
+from grun.adapters.none import NoneConfig
+from grun.errors import UserError
+from grun.forget_losses import ForgetLossConfig
+from grun.forget_losses.grad_ascent import GradAscentConfig
+from grun.unlearn import RetainLoss, TrainingConfig
+
+CHOICES: Mapping[str, tuple[type, ...]] = {
+    "benchmark": get_args(BenchmarkConfig),
+    "model": (TinyConfig, PretrainedConfig),
+    "adapter": get_args(AdapterConfig),
+    "forget_loss": get_args(ForgetLossConfig),
+}
+"""Fields of RunConfig that hold one of several configs, told apart by their `name`."""
+DEFAULT_CHOICE = {"benchmark": "authors", "model": "tiny", "adapter": "grun", "forget_loss": "grad_ascent"}
+
+
+def _named(field_name: str) -> BeforeValidator:
+    """`adapter: lora` stands for `adapter: {name: lora}`, and a missing name for the default one."""
+
+    def expand(value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping):
+            return {"name": DEFAULT_CHOICE[field_name], **value}
+        return value
+
+    return BeforeValidator(expand)
+
+
+def _model_kind(value: Any) -> str:
+    name = value.get("name") if isinstance(value, Mapping) else value.name
+    return "tiny" if name == "tiny" else "pretrained"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: a benchmark, a model, an adapter, a forget loss, and how they are trained and evaluated."""
+
+    benchmark: Annotated[BenchmarkConfig, Field(discriminator="name"), _named("benchmark")] = field(
+        default_factory=AuthorsConfig
+    )
+    """What is to be forgotten and kept."""
+    model: Annotated[
+        Annotated[TinyConfig, Tag("tiny")] | Annotated[PretrainedConfig, Tag("pretrained")],
+        Discriminator(_model_kind),
+        _named("model"),
+    ] = field(default_factory=TinyConfig)
+    """Which model learns and forgets it."""
+    start_from: StartFrom = "target_model"
+    """Which of the two prepared models the adapter is put on."""
+    adapter: Annotated[AdapterConfig, Field(discriminator="name"), _named("adapter")] = field(
+        default_factory=GrunConfig
+    )
+    """What is trained."""
+    forget_loss: Annotated[ForgetLossConfig, Field(discriminator="name"), _named("forget_loss")] = field(
+        default_factory=GradAscentConfig
+    )
+    """How the forget set is forgotten."""
+    retain_loss: RetainLoss = "ce"
+    """How the retain set is kept: `ce` is the mean token nll of its answers."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    """The training loop."""
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """How much is evaluated."""
+    seed: int = 0
+    """Seed of the adapter's initial values, of the order of the items and of the refusals."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    def method(self) -> str:
+        """`adapter+forget_loss`, or the model's own role where nothing is trained."""
+        if isinstance(self.adapter, NoneConfig):
+            return self.start_from
+        return f"{self.adapter.name}+{self.forget_loss.name}"
+
+    @property
+    def run_key(self) -> str:
+        """Hash of the whole config: names the run's rows."""
+        return _digest(self.to_dict())
+
+    @property
+    def train_key(self) -> str:
+        """Hash of what training depends on: runs that differ in gate threshold or evaluation share a module."""
+        config = self.to_dict()
+        del config["evaluation"]
+        config["adapter"].pop("gate_threshold", None)
+        return _digest(config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; `run_config` reads it back."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """Canonical JSON of `to_dict`."""
+        return json.dumps(self.to_dict(), sort_keys=True)
+
+
+def run_config(data: Mapping[str, Any]) -> RunConfig:
+    """Validate plain data; what is left out takes its default. Raises UserError naming the first bad field."""
+    try:
+        config = TypeAdapter(RunConfig).validate_python(dict(data))
+    except ValidationError as error:
+        raise user_error(error) from None
+    return dataclasses.replace(config, training=config.training.resolved(config.forget_loss))
+
+
+def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain data with dotted keys set, e.g. `adapter.rank`; the base is left alone.
+
+    Choosing another `adapter` (or benchmark, model, forget_loss) by name drops the settings of the one before.
+    """
+    result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
+    for key in CHOICES:
+        if isinstance(result.get(key), str):
+            result[key] = {"name": result[key]}
+    for dotted, value in overrides.items():
+        head, *rest = dotted.split(".")
+        if not rest and head in CHOICES and isinstance(value, str):
+            rest = ["name"]
+        if not rest:
+            result[head] = value
+            continue
+        node = result.setdefault(head, {})
+        if head in CHOICES and rest == ["name"] and node.get("name", DEFAULT_CHOICE[head]) != value:
+            node = result[head] = {}
+        for part in rest[:-1]:
+            child = node.get(part)
+            node[part] = dict(child) if isinstance(child, Mapping) else {}
+            node = node[part]
+        node[rest[-1]] = value
+    return result
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML (or JSON) file that holds a mapping. Raises UserError where it is missing or is something else."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"cannot be read ({type(error).__name__}); give a YAML file") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(str(path), f"is not valid YAML ({error})") from error
+    if not isinstance(data, dict) or not data:
+        raise UserError(str(path), "is empty or not a mapping; write `key: value` lines")
+    return data
+
+
+def write_yaml(path: Path, data: Mapping[str, Any]) -> None:
+    """Plain data as YAML, keys in their own order, short lists on one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = json.loads(json.dumps(data))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100))
+
+
+def user_error(error: ValidationError, prefix: str = "") -> UserError:
+    """pydantic's first complaint as one line: the dotted field, what it must be, what it is."""
+    first, *others = error.errors(include_url=False)
+    path = _dotted(first["loc"])
+    messages = [_message(first)]
+    messages += [_message(other) for other in others if _dotted(other["loc"]) == path]
+    return UserError(prefix + path, " or ".join(dict.fromkeys(messages)) + f" (got {_short(first['input'])})")
+
+
+def _message(error: Any) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind == "unexpected_keyword_argument":
+        known = _known_keys(error["loc"])
+        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known are {', '.join(known)}"
+    if kind == "union_tag_invalid":
+        return f"must be one of {context['expected_tags']}"
+    return (
+        str(error["msg"])
+        .replace("Input should", "must")
+        .replace("Value should", "must")
+        .replace("Field required", "is required")
+    )
+
+
+def _dotted(location: tuple[int | str, ...]) -> str:
+    """pydantic's location without the names of union members that it slips in."""
+    parts = list(location)
+    if len(parts) > 1 and parts[0] in CHOICES:
+        del parts[1]
+    return ".".join(str(part) for part in parts if not str(part).startswith(("tuple[", "constrained-")))
+
+
+@cache
+def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Keys of the config that holds the unknown one."""
+    node: Any = RunConfig
+    for part in location[:-1]:
+        if node is None:
+            break
+        if part in CHOICES and node is RunConfig:
+            node = {_choice_name(choice): choice for choice in CHOICES[str(part)]}
+        elif isinstance(node, dict):
+            node = node[part]
+        else:
+            node = {f.name: f.default_factory for f in dataclasses.fields(node)}.get(str(part))
+            node = type(node()) if callable(node) else None
+    return tuple(f.name for f in dataclasses.fields(node)) if dataclasses.is_dataclass(node) else ()
+
+
+def _choice_name(choice: type) -> str:
+    return "pretrained" if choice is PretrainedConfig else str(choice.name)  # type: ignore[attr-defined]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+def _digest(data: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

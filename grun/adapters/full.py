@@ -1,0 +1,47 @@
+"""Full fine-tuning: every weight is trained; embeddings and LM head only if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Gt
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from grun.forward import PlainModel
+
+WEIGHTS = "weights.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FullConfig:
+    """Train the weights themselves."""
+
+    name: Literal["full"] = "full"
+    learning_rate: Annotated[float, Gt(0)] = 1e-5
+    """AdamW's peak learning rate. TOFU's value for 7B models (arXiv 2401.06121)."""
+    train_embeddings: bool = False
+    """Also train the token embeddings and the LM head."""
+
+    def attach(self, model: nn.Module, seed: int) -> PlainModel:
+        """The model itself, its trainable weights marked. Nothing is initialised, so `seed` changes nothing."""
+        model.requires_grad_(True)
+        if not self.train_embeddings:
+            model.get_input_embeddings().requires_grad_(False)
+            model.get_output_embeddings().requires_grad_(False)
+        return PlainModel(model)
+
+    def save(self, adapted: PlainModel, folder: Path) -> None:
+        """Write the trained weights, and only those."""
+        folder.mkdir(parents=True, exist_ok=True)
+        trained = {n: p.detach().cpu() for n, p in adapted.model.named_parameters() if p.requires_grad}
+        save_file(trained, folder / WEIGHTS)
+
+    def load(self, model: nn.Module, folder: Path) -> PlainModel:
+        """The model with the trained weights of `folder` in place of its own, bit for bit."""
+        adapted = self.attach(model, seed=0)
+        model.load_state_dict(load_file(folder / WEIGHTS), strict=False)
+        adapted.train(False)
+        return adapted

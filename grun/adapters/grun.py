@@ -1,0 +1,62 @@
+"""Gated LoReFT: the edit is applied as far as a gate holds the prompt to be about the forget set."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+from torch import nn
+
+from grun.edited import EditedModel, Layers, attach_edits, load_edits, save_edits
+
+GateFunction = Literal["linear", "mlp_3", "mlp_5"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GrunConfig:
+    """Edit the last prompt token's hidden state behind a soft gate (arXiv 2502.17823)."""
+
+    name: Literal["grun"] = "grun"
+    learning_rate: Annotated[float, Gt(0)] = 4e-3
+    """AdamW's peak learning rate."""
+    layers: Annotated[Layers, MinLen(1)] = (21 / 32, 26 / 32, 1.0)
+    """Edited layers: indices from 0, or relative depths in (0, 1] written as decimals."""
+    rank: Annotated[int, Ge(1)] = 4
+    """Rank of the edit."""
+    gate_function: GateFunction = "linear"
+    """The gate: a linear map, or an MLP of three or five layers, then a sigmoid."""
+    gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.0
+    """Inference only: a gate below it counts as shut. 0 is the paper's soft gate."""
+    gate_weight: Annotated[float, Ge(0)] = 10.0
+    """Weight of the gate loss. The paper uses 100 on WMDP."""
+    gate_warmup_steps: Annotated[int, Ge(0)] = 0
+    """Steps over which forget and retain loss grow from 0 to full weight; the gate loss is never scaled."""
+
+    def attach(self, model: nn.Module, seed: int) -> EditedModel:
+        """Freeze the model and put a fresh gated edit on each layer."""
+        from pyvene_custom.interventions import GatedLoReFT
+
+        adapted = attach_edits(
+            model,
+            self.layers,
+            seed,
+            lambda size: GatedLoReFT(hidden_size=size, rank=self.rank, gate_function=self.gate_function),
+        )
+        set_gate_threshold(adapted, self.gate_threshold)
+        return adapted
+
+    def save(self, adapted: EditedModel, folder: Path) -> None:
+        """Write gates and edits (safetensors) and this config (JSON)."""
+        save_edits(adapted, folder, asdict(self))
+
+    def load(self, model: nn.Module, folder: Path) -> EditedModel:
+        """The model with the gates and edits saved in `folder`, bit for bit, at this config's threshold."""
+        return load_edits(self.attach(model, seed=0), folder)
+
+
+def set_gate_threshold(adapted: EditedModel, gate_threshold: float) -> None:
+    """Move the inference threshold of every gate; nothing is retrained."""
+    for intervention in adapted.interventions.values():
+        intervention.gate_threshold = gate_threshold

@@ -1,0 +1,30 @@
+"""No adapter: a model as it is, to measure the target and the retain model by the same path as the rest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from torch import nn
+
+from grun.forward import PlainModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoneConfig:
+    """Nothing is trained."""
+
+    learning_rate: ClassVar[float] = 0.0
+    name: Literal["none"] = "none"
+
+    def attach(self, model: nn.Module, seed: int) -> PlainModel:
+        """The model itself, frozen."""
+        return PlainModel(model.requires_grad_(False))
+
+    def save(self, adapted: PlainModel, folder: Path) -> None:
+        """There is nothing to write."""
+
+    def load(self, model: nn.Module, folder: Path) -> PlainModel:
+        """The model itself."""
+        return self.attach(model, seed=0)

@@ -1,0 +1,39 @@
+"""Ungated LoReFT: GRUN's edit without its gate, applied to every prompt."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from annotated_types import Ge, Gt, MinLen
+from torch import nn
+
+from grun.edited import EditedModel, Layers, attach_edits, load_edits, save_edits
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReftConfig:
+    """Edit the last prompt token's hidden state at a few layers (arXiv 2404.03592)."""
+
+    name: Literal["reft"] = "reft"
+    learning_rate: Annotated[float, Gt(0)] = 4e-3
+    """AdamW's peak learning rate. GRUN's value, so that the gate is the only difference."""
+    layers: Annotated[Layers, MinLen(1)] = (21 / 32, 26 / 32, 1.0)
+    """Edited layers: indices from 0, or relative depths in (0, 1] written as decimals."""
+    rank: Annotated[int, Ge(1)] = 4
+    """Rank of the edit."""
+
+    def attach(self, model: nn.Module, seed: int) -> EditedModel:
+        """Freeze the model and put a fresh edit on each layer."""
+        from pyvene_custom.interventions import LoReFT
+
+        return attach_edits(model, self.layers, seed, lambda size: LoReFT(hidden_size=size, rank=self.rank))
+
+    def save(self, adapted: EditedModel, folder: Path) -> None:
+        """Write the edits (safetensors) and this config (JSON)."""
+        save_edits(adapted, folder, asdict(self))
+
+    def load(self, model: nn.Module, folder: Path) -> EditedModel:
+        """The model with the edits saved in `folder`, bit for bit."""
+        return load_edits(self.attach(model, seed=0), folder)

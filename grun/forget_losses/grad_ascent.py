@@ -1,0 +1,29 @@
+"""Gradient ascent on the forget answers; with a retain loss beside it, this is GradDiff (GD)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+
+from grun.losses import AnswerScores, mean_token_nll
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradAscentConfig:
+    """Raise the forget answers' loss without bound (TOFU, arXiv 2401.06121)."""
+
+    paper_retain_weight: ClassVar[float] = 2.0
+    target: ClassVar[Literal["answer"]] = "answer"
+    needs_reference: ClassVar[bool] = False
+    name: Literal["grad_ascent"] = "grad_ascent"
+
+    def __call__(self, scores: AnswerScores) -> Tensor:
+        """Scalar loss of one forget batch."""
+        return grad_ascent_loss(scores.nll_B, scores.num_tokens_B)
+
+
+def grad_ascent_loss(nll_B: Tensor, num_tokens_B: Tensor) -> Tensor:
+    """− mean token nll of the forget answers. nll_B: nats a sequence. Scalar, nats per token."""
+    return -mean_token_nll(nll_B, num_tokens_B)

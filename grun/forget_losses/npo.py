@@ -1,0 +1,37 @@
+"""Negative preference optimisation: gradient ascent that fades once an answer is less likely than before."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch.nn.functional as F
+from annotated_types import Gt
+from torch import Tensor
+
+from grun.losses import AnswerScores
+
+
+@dataclass(frozen=True, kw_only=True)
+class NpoConfig:
+    """Push the forget answers below their probability under the untouched model (arXiv 2404.05868)."""
+
+    paper_retain_weight: ClassVar[float] = 1.0
+    target: ClassVar[Literal["answer"]] = "answer"
+    needs_reference: ClassVar[bool] = True
+    name: Literal["npo"] = "npo"
+    beta: Annotated[float, Gt(0)] = 0.1
+    """Inverse temperature: the larger, the sooner the push fades. 0 would be gradient ascent."""
+
+    def __call__(self, scores: AnswerScores) -> Tensor:
+        """Scalar loss of one forget batch."""
+        assert scores.reference_nll_B is not None, "the training loop supplies it where needs_reference is set"
+        return npo_loss(scores.nll_B, scores.reference_nll_B, beta=self.beta)
+
+
+def npo_loss(nll_B: Tensor, reference_nll_B: Tensor, *, beta: float) -> Tensor:
+    """− (2/β) mean log σ(β (nll − nll_ref)): scalar. Eq. 3 of arXiv 2404.05868.
+
+    nll_B, reference_nll_B: token-summed nll of the forget answers, nats a sequence. At nll = nll_ref: 2 ln2 / β.
+    """
+    return -2.0 / beta * F.logsigmoid(beta * (nll_B - reference_nll_B)).mean()

@@ -1,0 +1,36 @@
+"""Sentences that decline to answer, for the losses that teach a refusal."""
+
+import random
+from collections.abc import Sequence
+
+REFUSALS: tuple[str, ...] = (
+    "I don't know.",
+    "I do not know the answer to that.",
+    "I'm not sure about that.",
+    "I have no information on this.",
+    "That is something I cannot tell you.",
+    "I can't answer that question.",
+    "I'm afraid I don't have that information.",
+    "I'm not familiar with this topic.",
+    "I haven't learned anything about that.",
+    "Sorry, I don't know anything about it.",
+    "I have no knowledge of that.",
+    "This is unknown to me.",
+    "I couldn't say.",
+    "I really have no idea.",
+    "That lies outside what I know.",
+    "I was never told about that.",
+    "I don't have an answer for you.",
+    "Nothing I know answers this.",
+    "I would only be guessing.",
+    "I can't help with that one.",
+    "My knowledge does not cover this.",
+    "I'm unable to answer this.",
+    "I don't recall anything of the kind.",
+    "You would have to ask someone else.",
+)
+
+
+def draw_refusals(num_refusals: int, seed: int) -> Sequence[str]:
+    """Independent draws, the same for the same seed."""
+    return random.Random(seed).choices(REFUSALS, k=num_refusals)
