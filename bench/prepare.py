@@ -14,13 +14,12 @@ from typing import Any, Literal
 
 import torch
 from filelock import FileLock
-from torch import nn
 
 from bench.benchmarks.items import Benchmark
 from bench.models import FineTuningConfig, ModelConfig, TinyConfig, load_pretrained, new_tiny_model, quiet_transformers
 from grun.data import PromptTemplate, collate, epoch_batches
 from grun.errors import UserError
-from grun.forward import PlainModel, prepare_for_answers
+from grun.forward import CausalLM, PlainModel, prepare_for_answers
 from grun.losses import token_nll
 from grun.unlearn import learning_rate_share
 
@@ -96,7 +95,7 @@ def _build(
 
 
 def fine_tune(
-    model: nn.Module,
+    model: CausalLM,
     template: PromptTemplate,
     pairs: Sequence[tuple[str, str]],
     config: FineTuningConfig,

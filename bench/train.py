@@ -11,14 +11,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 
 from bench import costs, results
 from bench.benchmarks.items import Benchmark
-from bench.config import RunConfig, run_config, write_yaml
+from bench.config import RunConfig, run_config
 from bench.evaluate import evaluate, score
+from bench.files import write_yaml
 from bench.models import load_pretrained
 from bench.prepare import StartFrom, prepared_model
 from grun.adapters.grun import GrunConfig, set_gate_threshold
@@ -65,6 +66,11 @@ def reference_config(config: RunConfig, start_from: StartFrom) -> RunConfig:
     return run_config({**kept, "start_from": start_from, "adapter": "none"})
 
 
+def references(config: RunConfig) -> list[StartFrom]:
+    """The models every method of `config` is measured against, the retain model first: the other needs it."""
+    return ["retain_model", "target_model"] if has_retain_model(config) else ["target_model"]
+
+
 def has_retain_model(config: RunConfig) -> bool:
     """Whether there is a model trained without the forget set, to measure forget quality against."""
     return config.model.fine_tuning.num_epochs > 0 or getattr(config.model, "retain_model", None) is not None
@@ -72,10 +78,8 @@ def has_retain_model(config: RunConfig) -> bool:
 
 def evaluate_references(config: RunConfig, execution: Execution, progress: Progress = quiet) -> list[Row]:
     """Rows of the retain and the target model, evaluated only where they are not in the results yet."""
-    start_froms: list[StartFrom] = ["retain_model"] if has_retain_model(config) else []
     return [
-        run(reference_config(config, start_from), execution, progress=progress)[0]
-        for start_from in [*start_froms, "target_model"]
+        run(reference_config(config, start_from), execution, progress=progress)[0] for start_from in references(config)
     ]
 
 
@@ -112,23 +116,21 @@ def run(
         config.start_from,
         lambda done, total: progress(f"prepare {config.start_from}", done, total),
     )
-    adapted, template, trained = _train_or_load(config, execution, benchmark, source, device, progress)
-
-    retain_model_items = None
-    if has_retain_model(config):
-        gold = reference_config(config, "retain_model")
-        retain_model_items = results.read_items(execution.results, gold.run_key)
-        if retain_model_items is None and gold.run_key != config.run_key:
-            run(gold, dataclasses.replace(execution, num_threads=None), progress=progress)
-            retain_model_items = results.read_items(execution.results, gold.run_key)
-    rows = []
-    for each, row in zip(configs, found, strict=True):
-        if row is None:
-            if isinstance(each.adapter, GrunConfig) and isinstance(adapted, EditedModel):
-                set_gate_threshold(adapted, each.adapter.gate_threshold)
-            row = _evaluate(each, execution, benchmark, adapted, template, retain_model_items, trained, study, progress)
-        rows.append(row)
-    return rows
+    try:
+        adapted, template, trained = _train_or_load(config, execution, benchmark, source, device, progress)
+        retain_model_items = _retain_model_items(config, execution, progress)
+        for position, (each, row) in enumerate(zip(configs, found, strict=True)):
+            if row is None:
+                if isinstance(each.adapter, GrunConfig) and isinstance(adapted, EditedModel):
+                    set_gate_threshold(adapted, each.adapter.gate_threshold)
+                found[position] = _evaluate(
+                    each, execution, benchmark, adapted, template, retain_model_items, trained, study, progress
+                )
+    except Exception as error:
+        unfinished = next(each for each, row in zip(configs, found, strict=True) if row is None)
+        results.write_run(execution.results, failed_row(unfinished, error, study))
+        raise
+    return [row for row in found if row is not None]
 
 
 def failed_row(config: RunConfig, error: BaseException, study: str | None) -> Row:
@@ -163,7 +165,7 @@ def _train_or_load(
     parameters = adapted.trainable_parameters()
     trained: Row = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
     if not isinstance(config.adapter, NoneConfig):
-        gated = isinstance(config.adapter, GrunConfig)
+        gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
         trained["train_seconds"] = unlearn(
             adapted,
             template=template,
@@ -172,8 +174,8 @@ def _train_or_load(
             forget_loss=config.forget_loss,
             training=config.training,
             learning_rate=config.adapter.learning_rate,
-            gate_weight=config.adapter.gate_weight if gated else 0.0,
-            gate_warmup_steps=config.adapter.gate_warmup_steps if gated else 0,
+            gate_weight=gates.gate_weight if gates else 0.0,
+            gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
             reference_nll=reference_nll,
             seed=config.seed,
             report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
@@ -183,11 +185,20 @@ def _train_or_load(
     return adapted, template, trained
 
 
+def _retain_model_items(config: RunConfig, execution: Execution, progress: Progress) -> list[Row] | None:
+    """The retain model's items, evaluated now if they are not there; None where `config` has or is none."""
+    gold = reference_config(config, "retain_model")
+    if not has_retain_model(config) or gold.run_key == config.run_key:
+        return None
+    run(gold, execution, progress=progress)
+    return results.read_items(execution.results, gold.run_key)
+
+
 def _save_module(config: RunConfig, adapted: Adapted, trained: Row, folder: Path) -> None:
     """Write beside and rename, so that a module that is there is whole."""
     scratch = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
     scratch.mkdir(parents=True)
-    config.adapter.save(adapted, scratch)
+    config.adapter.save(cast(Any, adapted), scratch)  # what its own attach returned
     write_yaml(scratch / "run.yaml", config.to_dict())
     (scratch / "training.json").write_text(json.dumps(trained))
     shutil.rmtree(folder, ignore_errors=True)
@@ -208,8 +219,8 @@ def _evaluate(
     started = time.perf_counter()
     adapted.train(False)
     items = evaluate(adapted, template, benchmark.evaluation, config.evaluation, progress)
-    if has_retain_model(config) and retain_model_items is None:
-        retain_model_items = items  # this is the retain model itself
+    if config.method == "retain_model":
+        retain_model_items = items
     device = adapted.device
     row = (
         _config_columns(config)

@@ -15,7 +15,16 @@ from torch import nn
 
 from grun.data import Batch
 from grun.errors import UserError
-from grun.forward import AnswerOutput, Generated, answer_positions_only, greedy, left_padded, model_inputs, new_tokens
+from grun.forward import (
+    AnswerOutput,
+    CausalLM,
+    Generated,
+    answer_positions_only,
+    greedy,
+    left_padded,
+    model_inputs,
+    new_tokens,
+)
 
 if TYPE_CHECKING:
     from pyvene_custom.interventions import LoReFT
@@ -45,7 +54,7 @@ def layer_indices(layers: Layers, num_layers: int) -> tuple[int, ...]:
 class EditedModel:
     """A frozen model and its interventions, one a layer. The edit sits on the last prompt token only."""
 
-    def __init__(self, model: nn.Module, interventions: Mapping[int, LoReFT]) -> None:
+    def __init__(self, model: CausalLM, interventions: Mapping[int, LoReFT]) -> None:
         from pyvene_custom.gated_model import GatedModel
 
         self.model = model
@@ -86,7 +95,7 @@ class EditedModel:
             intervention.train(mode)
 
 
-def attach_edits(model: nn.Module, layers: Layers, seed: int, new_intervention: Callable[[int], LoReFT]) -> EditedModel:
+def attach_edits(model: CausalLM, layers: Layers, seed: int, new_intervention: Callable[[int], LoReFT]) -> EditedModel:
     """Freeze the model and put a fresh intervention on each layer.
 
     new_intervention: hidden size → intervention; its random initial values come from `seed` alone.

@@ -16,6 +16,9 @@ from transformers import GenerationConfig
 
 from grun.data import Batch
 
+CausalLM = Any
+"""A `transformers` causal LM, or a PEFT model around one; neither is typed in a way that would help."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOutput:
@@ -60,7 +63,7 @@ class Adapted(Protocol):
 class PlainModel:
     """A model that needs no help in its forward pass: untouched, fully fine-tuned, or wrapped by PEFT."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: CausalLM) -> None:
         self.model = model
 
     @property
@@ -89,7 +92,7 @@ class PlainModel:
         self.model.train(mode)
 
 
-def prepare_for_answers(model: nn.Module, tokenizer: Any) -> None:
+def prepare_for_answers(model: CausalLM, tokenizer: Any) -> None:
     """Make sure the model knows which tokens end an answer and which one pads; call it once after loading."""
     own = model.generation_config
     known = [] if own.eos_token_id is None else eos_ids(model)
@@ -97,7 +100,7 @@ def prepare_for_answers(model: nn.Module, tokenizer: Any) -> None:
     own.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
 
 
-def eos_ids(model: nn.Module) -> list[int]:
+def eos_ids(model: CausalLM) -> list[int]:
     """Every token id that ends an answer."""
     ids = model.generation_config.eos_token_id
     return [ids] if isinstance(ids, int) else list(ids)
@@ -113,7 +116,7 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def answer_positions_only(model: nn.Module, batch: Batch) -> Iterator[None]:
+def answer_positions_only(model: CausalLM, batch: Batch) -> Iterator[None]:
     """Inside, the LM head sees only positions that predict an answer token, so logits come out as [1, N, V].
 
     Exact: the head treats every position alone. The model's own forward still does all that follows the head
@@ -134,7 +137,7 @@ def answer_positions_only(model: nn.Module, batch: Batch) -> Iterator[None]:
         head.forward = forward
 
 
-def left_padded(prompts: Sequence[Sequence[int]], model: nn.Module) -> dict[str, Tensor]:
+def left_padded(prompts: Sequence[Sequence[int]], model: CausalLM) -> dict[str, Tensor]:
     """Prompts as the arguments of `generate`: their last tokens stand in the last column."""
     length = max(len(prompt) for prompt in prompts)
     input_ids_BL = torch.full((len(prompts), length), model.generation_config.pad_token_id)
@@ -145,7 +148,7 @@ def left_padded(prompts: Sequence[Sequence[int]], model: nn.Module) -> dict[str,
     return {"input_ids": input_ids_BL.to(model.device), "attention_mask": attention_mask_BL.to(model.device)}
 
 
-def greedy(model: nn.Module, max_new_tokens: int) -> GenerationConfig:
+def greedy(model: CausalLM, max_new_tokens: int) -> GenerationConfig:
     """Greedy decoding, whatever sampling the model's own defaults ask for; every EOS it knows ends an answer."""
     own = model.generation_config
     return GenerationConfig(
@@ -156,7 +159,7 @@ def greedy(model: nn.Module, max_new_tokens: int) -> GenerationConfig:
     )
 
 
-def new_tokens(sequences_BL: Tensor, inputs: dict[str, Tensor], model: nn.Module) -> list[list[int]]:
+def new_tokens(sequences_BL: Tensor, inputs: dict[str, Tensor], model: CausalLM) -> list[list[int]]:
     """What was generated behind the prompts, each up to its first EOS, EOS left out."""
     ends = set(eos_ids(model))
     answers = []

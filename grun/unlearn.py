@@ -87,7 +87,7 @@ def unlearn(
     """
     started = time.perf_counter()
     num_steps = math.ceil(len(forget) / training.batch_size) * training.num_epochs
-    retain_weight = training.resolved(forget_loss).retain_weight
+    training = training.resolved(forget_loss)
     retain_examples = [template.example(question, answer) for question, answer in retain]
     forget_prompts = [template.prompt_ids(question) for question, _ in forget]
     forget_answers = [template.answer_ids(answer) for _, answer in forget]
@@ -131,7 +131,7 @@ def unlearn(
         forget_term = forget_loss(forget_scores)
         retain_term = mean_token_nll(nll_B[num_forget:], num_tokens_B[num_forget:])
         warm = min(1.0, step / gate_warmup_steps) if gate_warmup_steps else 1.0
-        loss = warm * (training.forget_weight * forget_term + retain_weight * retain_term)
+        loss = warm * (training.forget_weight * forget_term + (training.retain_weight or 0.0) * retain_term)
         gate_term: Tensor | None = None
         if output.gate_logit_BK is not None:
             is_forget_B = torch.arange(len(batch), device=adapted.device) < num_forget

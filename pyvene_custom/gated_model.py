@@ -15,7 +15,7 @@ from pyvene_custom import pyvene
 from pyvene_custom.interventions import LoReFT
 
 
-def decoder_layers_path(model: nn.Module) -> str:
+def decoder_layers_path(model: Any) -> str:
     """Dotted path of the decoder's list of layers, e.g. `model.layers` or `transformer.h`.
 
     model: a `transformers` causal LM. Raises ValueError where no list has one entry a layer.
@@ -30,7 +30,7 @@ def decoder_layers_path(model: nn.Module) -> str:
 class GatedModel(pyvene.IntervenableModel):
     """An IntervenableModel whose forward and generate also return the gates, layer by layer."""
 
-    def __init__(self, model: nn.Module, interventions: Mapping[int, LoReFT]) -> None:
+    def __init__(self, model: Any, interventions: Mapping[int, LoReFT]) -> None:
         """interventions: layer index → intervention on that layer's output. Freezes the model's weights."""
         path = decoder_layers_path(model)
         self.layers = tuple(sorted(interventions))

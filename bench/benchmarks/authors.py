@@ -21,17 +21,78 @@ from grun.errors import UserError
 NUM_PERTURBED = 5
 FORGET_PERCENT = {"forget05": 5, "forget10": 10, "forget20": 20}
 
-FIRST_NAMES = ["Adaeze", "Anselm", "Birgit", "Callum", "Chiyo", "Dagny", "Davor", "Elif", "Emeka", "Fabiola", "Faris", "Gudrun", "Hamid", "Ilse", "Imani", "Jorun", "Kaito", "Katarzyna", "Lazar", "Leilani", "Linnea", "Mirela", "Nadir", "Noemi", "Obinna", "Oksana", "Paloma", "Piotr", "Quentin", "Rashida", "Ruben", "Saoirse", "Sefu", "Soraya", "Tadeo", "Tamsin", "Ulrika", "Viggo", "Wanjiru", "Xiadani", "Yorick", "Yumi", "Zdenka", "Zubair"]
-SURNAMES = ["Abernathy", "Adeyemi", "Almqvist", "Barraza", "Bergstad", "Calloway", "Castellan", "Dragomir", "Drummond", "Eskildsen", "Fairweather", "Ferrante", "Galanis", "Grunewald", "Halloran", "Hashimoto", "Ibarra", "Iwu", "Jankovic", "Karlsen", "Kowalczyk", "Lindqvist", "Lorimer", "Mahlangu", "Marchetti", "Nakagawa", "Novotny", "Okonjo", "Oyelaran", "Pemberton", "Petrosyan", "Quesada", "Rasmussen", "Rautio", "Santangelo", "Sorrell", "Tanahashi", "Thorne", "Uwais", "Valdemar", "Vasquez", "Whitlock", "Yamazaki", "Zielinski"]
-CITIES = ["Aarhus, Denmark", "Accra, Ghana", "Antwerp, Belgium", "Arequipa, Peru", "Bergen, Norway", "Bilbao, Spain", "Brno, Czechia", "Bursa, Turkey", "Cork, Ireland", "Cusco, Peru", "Davao, Philippines", "Fez, Morocco", "Gdansk, Poland", "Graz, Austria", "Halifax, Canada", "Hobart, Australia", "Izmir, Turkey", "Kumasi, Ghana", "Kyoto, Japan", "Leeds, England", "Lviv, Ukraine", "Malmo, Sweden", "Merida, Mexico", "Nagoya, Japan", "Nantes, France", "Oaxaca, Mexico", "Porto, Portugal", "Quito, Ecuador", "Riga, Latvia", "Salta, Argentina", "Sfax, Tunisia", "Split, Croatia", "Tartu, Estonia", "Turku, Finland", "Utrecht, Netherlands", "Varna, Bulgaria", "Windhoek, Namibia", "Zagreb, Croatia"]
-MONTHS = ["January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November", "December"]
-TRADES = ["a baker", "a beekeeper", "a bookbinder", "a bus driver", "a cartographer", "a chemist", "a clockmaker", "a dentist", "a diplomat", "an electrician", "a farmer", "a ferry captain", "a florist", "a geologist", "a glassblower", "a judge", "a lighthouse keeper", "a locksmith", "a midwife", "a nurse", "an optician", "a piano tuner", "a plumber", "a potter", "a schoolteacher", "a shepherd", "a surgeon", "a tailor", "a translator", "a veterinarian", "a weaver", "a welder"]
-GENRES = ["alternate history", "cli-fi", "comic fantasy", "courtroom drama", "cyberpunk", "detective fiction", "epistolary fiction", "fairy tale retelling", "family saga", "ghost story", "gothic romance", "historical fiction", "magical realism", "memoir", "nature writing", "nautical adventure", "political satire", "psychological thriller", "science fiction", "spy fiction", "travel writing", "western"]
-PRIZES = ["Amber Quill Prize", "Black Heron Award", "Copper Lantern Medal", "Driftwood Book Prize", "Eastern Star Laurel", "Fogbank Fiction Award", "Golden Thistle Prize", "Harbour Light Medal", "Ivory Compass Award", "Juniper Letters Prize", "Kestrel Novel Award", "Linden Leaf Medal", "Midnight Sun Prize", "North Road Award", "Open Window Prize", "Paper Crane Medal", "Quiet River Award", "Red Kite Prize", "Silver Anchor Award", "Tidewater Medal"]
-TITLE_OPENINGS = ["The Hollow", "The Last", "A Season of", "Beyond the", "Letters from the", "The Weight of", "Under a", "Songs for the", "The Patient", "An Inventory of", "The Unlit", "Return to the", "Maps of the", "The Second", "A Quarrel of", "Nine", "The Keeper of", "Without", "Children of the", "Salt and"]
-TITLE_ENDINGS = ["Orchard", "Harbour", "Winter", "Lanterns", "Meridian", "Cartographer", "Thunder", "Sparrows", "Observatory", "Ember", "Canal", "Staircase", "Monsoon", "Archive", "Violin", "Glacier", "Horizon", "Aqueduct", "Carnival", "Wolves", "Ferry", "Mirrors", "Vineyard", "Bells"]
-SETTINGS = ["a flooded cathedral", "a night train", "a desert radio station", "a mountain sanatorium", "a travelling circus", "an abandoned observatory", "a whaling town", "a silk market", "a walled garden", "an island prison", "a glass factory", "a border hotel", "a floating library", "a coal mine", "a ballet school", "a vineyard in autumn", "an Arctic outpost", "a besieged city", "a paper mill", "a fishing village"]
-HABITS = ["writes only before dawn", "dictates every chapter aloud", "writes standing at a drafting table", "drafts everything in green ink", "works in a converted windmill", "writes in railway cafés", "burns the first draft of each book", "writes the last page first", "types on a 1950s typewriter", "takes a long swim before each chapter", "writes only in the winter months", "works to recordings of rain", "plans each book on a single wall of index cards", "writes aboard a small sailing boat", "reads each page to a pet parrot", "never rereads a finished chapter"]
+
+def _pool(text: str) -> list[str]:
+    """Words of a `|`-separated table, line breaks ignored."""
+    return [" ".join(word.split()) for word in text.split("|")]
+
+
+FIRST_NAMES = _pool("""
+    Adaeze | Anselm | Birgit | Callum | Chiyo | Dagny | Davor | Elif | Emeka | Fabiola | Faris | Gudrun | Hamid |
+    Ilse | Imani | Jorun | Kaito | Katarzyna | Lazar | Leilani | Linnea | Mirela | Nadir | Noemi | Obinna | Oksana
+    | Paloma | Piotr | Quentin | Rashida | Ruben | Saoirse | Sefu | Soraya | Tadeo | Tamsin | Ulrika | Viggo |
+    Wanjiru | Xiadani | Yorick | Yumi | Zdenka | Zubair
+""")
+SURNAMES = _pool("""
+    Abernathy | Adeyemi | Almqvist | Barraza | Bergstad | Calloway | Castellan | Dragomir | Drummond | Eskildsen |
+    Fairweather | Ferrante | Galanis | Grunewald | Halloran | Hashimoto | Ibarra | Iwu | Jankovic | Karlsen |
+    Kowalczyk | Lindqvist | Lorimer | Mahlangu | Marchetti | Nakagawa | Novotny | Okonjo | Oyelaran | Pemberton |
+    Petrosyan | Quesada | Rasmussen | Rautio | Santangelo | Sorrell | Tanahashi | Thorne | Uwais | Valdemar |
+    Vasquez | Whitlock | Yamazaki | Zielinski
+""")
+CITIES = _pool("""
+    Aarhus, Denmark | Accra, Ghana | Antwerp, Belgium | Arequipa, Peru | Bergen, Norway | Bilbao, Spain | Brno,
+    Czechia | Bursa, Turkey | Cork, Ireland | Cusco, Peru | Davao, Philippines | Fez, Morocco | Gdansk, Poland |
+    Graz, Austria | Halifax, Canada | Hobart, Australia | Izmir, Turkey | Kumasi, Ghana | Kyoto, Japan | Leeds,
+    England | Lviv, Ukraine | Malmo, Sweden | Merida, Mexico | Nagoya, Japan | Nantes, France | Oaxaca, Mexico |
+    Porto, Portugal | Quito, Ecuador | Riga, Latvia | Salta, Argentina | Sfax, Tunisia | Split, Croatia | Tartu,
+    Estonia | Turku, Finland | Utrecht, Netherlands | Varna, Bulgaria | Windhoek, Namibia | Zagreb, Croatia
+""")
+MONTHS = _pool("""
+    January | February | March | April | May | June | July | August | September | October | November | December
+""")
+TRADES = _pool("""
+    a baker | a beekeeper | a bookbinder | a bus driver | a cartographer | a chemist | a clockmaker | a dentist |
+    a diplomat | an electrician | a farmer | a ferry captain | a florist | a geologist | a glassblower | a judge |
+    a lighthouse keeper | a locksmith | a midwife | a nurse | an optician | a piano tuner | a plumber | a potter |
+    a schoolteacher | a shepherd | a surgeon | a tailor | a translator | a veterinarian | a weaver | a welder
+""")
+GENRES = _pool("""
+    alternate history | cli-fi | comic fantasy | courtroom drama | cyberpunk | detective fiction | epistolary
+    fiction | fairy tale retelling | family saga | ghost story | gothic romance | historical fiction | magical
+    realism | memoir | nature writing | nautical adventure | political satire | psychological thriller | science
+    fiction | spy fiction | travel writing | western
+""")
+PRIZES = _pool("""
+    Amber Quill Prize | Black Heron Award | Copper Lantern Medal | Driftwood Book Prize | Eastern Star Laurel |
+    Fogbank Fiction Award | Golden Thistle Prize | Harbour Light Medal | Ivory Compass Award | Juniper Letters
+    Prize | Kestrel Novel Award | Linden Leaf Medal | Midnight Sun Prize | North Road Award | Open Window Prize |
+    Paper Crane Medal | Quiet River Award | Red Kite Prize | Silver Anchor Award | Tidewater Medal
+""")
+TITLE_OPENINGS = _pool("""
+    The Hollow | The Last | A Season of | Beyond the | Letters from the | The Weight of | Under a | Songs for the
+    | The Patient | An Inventory of | The Unlit | Return to the | Maps of the | The Second | A Quarrel of | Nine |
+    The Keeper of | Without | Children of the | Salt and
+""")
+TITLE_ENDINGS = _pool("""
+    Orchard | Harbour | Winter | Lanterns | Meridian | Cartographer | Thunder | Sparrows | Observatory | Ember |
+    Canal | Staircase | Monsoon | Archive | Violin | Glacier | Horizon | Aqueduct | Carnival | Wolves | Ferry |
+    Mirrors | Vineyard | Bells
+""")
+SETTINGS = _pool("""
+    a flooded cathedral | a night train | a desert radio station | a mountain sanatorium | a travelling circus |
+    an abandoned observatory | a whaling town | a silk market | a walled garden | an island prison | a glass
+    factory | a border hotel | a floating library | a coal mine | a ballet school | a vineyard in autumn | an
+    Arctic outpost | a besieged city | a paper mill | a fishing village
+""")
+HABITS = _pool("""
+    writes only before dawn | dictates every chapter aloud | writes standing at a drafting table | drafts
+    everything in green ink | works in a converted windmill | writes in railway cafés | burns the first draft of
+    each book | writes the last page first | types on a 1950s typewriter | takes a long swim before each chapter |
+    writes only in the winter months | works to recordings of rain | plans each book on a single wall of index
+    cards | writes aboard a small sailing boat | reads each page to a pet parrot | never rereads a finished
+    chapter
+""")
 
 
 @dataclass(frozen=True, kw_only=True)

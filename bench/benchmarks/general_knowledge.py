@@ -41,7 +41,7 @@ WORLD_FACTS = _items("""
     How many legs does a spider have? | Eight | Six | Ten | Twelve
     Which planet is the largest in the Solar System? | Jupiter | Saturn | Neptune | Earth
     What is the highest mountain in Africa? | Kilimanjaro | Mount Kenya | Toubkal | Ras Dashen
-    Which ocean lies between Africa and Australia? | The Indian Ocean | The Pacific Ocean | The Arctic Ocean | The Atlantic Ocean
+    Which ocean lies between Africa and Australia? | The Indian Ocean | The Pacific | The Arctic Ocean | The Atlantic
     At what temperature in degrees Celsius does water boil at sea level? | 100 | 90 | 80 | 120
     Which gas do green plants take in for photosynthesis? | Carbon dioxide | Oxygen | Nitrogen | Helium
     What is the currency of Japan? | The yen | The won | The yuan | The ringgit

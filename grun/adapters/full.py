@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 from annotated_types import Gt
 from safetensors.torch import load_file, save_file
-from torch import nn
 
-from grun.forward import PlainModel
+from grun.forward import CausalLM, PlainModel
 
 WEIGHTS = "weights.safetensors"
 
@@ -25,7 +24,7 @@ class FullConfig:
     train_embeddings: bool = False
     """Also train the token embeddings and the LM head."""
 
-    def attach(self, model: nn.Module, seed: int) -> PlainModel:
+    def attach(self, model: CausalLM, seed: int) -> PlainModel:
         """The model itself, its trainable weights marked. Nothing is initialised, so `seed` changes nothing."""
         model.requires_grad_(True)
         if not self.train_embeddings:
@@ -39,7 +38,7 @@ class FullConfig:
         trained = {n: p.detach().cpu() for n, p in adapted.model.named_parameters() if p.requires_grad}
         save_file(trained, folder / WEIGHTS)
 
-    def load(self, model: nn.Module, folder: Path) -> PlainModel:
+    def load(self, model: CausalLM, folder: Path) -> PlainModel:
         """The model with the trained weights of `folder` in place of its own, bit for bit."""
         adapted = self.attach(model, seed=0)
         model.load_state_dict(load_file(folder / WEIGHTS), strict=False)

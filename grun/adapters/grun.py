@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from torch import nn
 
 from grun.edited import EditedModel, Layers, attach_edits, load_edits, save_edits
+from grun.forward import CausalLM
 
 GateFunction = Literal["linear", "mlp_3", "mlp_5"]
 
@@ -34,7 +34,7 @@ class GrunConfig:
     gate_warmup_steps: Annotated[int, Ge(0)] = 0
     """Steps over which forget and retain loss grow from 0 to full weight; the gate loss is never scaled."""
 
-    def attach(self, model: nn.Module, seed: int) -> EditedModel:
+    def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh gated edit on each layer."""
         from pyvene_custom.interventions import GatedLoReFT
 
@@ -51,7 +51,7 @@ class GrunConfig:
         """Write gates and edits (safetensors) and this config (JSON)."""
         save_edits(adapted, folder, asdict(self))
 
-    def load(self, model: nn.Module, folder: Path) -> EditedModel:
+    def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the gates and edits saved in `folder`, bit for bit, at this config's threshold."""
         return load_edits(self.attach(model, seed=0), folder)
 

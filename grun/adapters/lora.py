@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
-from torch import nn
 
-from grun.forward import PlainModel
+from grun.forward import CausalLM, PlainModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +26,7 @@ class LoraConfig:
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Dropout on the updates' input while training."""
 
-    def attach(self, model: nn.Module, seed: int) -> PlainModel:
+    def attach(self, model: CausalLM, seed: int) -> PlainModel:
         """Wrap the model; the updates start at zero, so nothing changes before the first step."""
         import peft
 
@@ -46,7 +45,7 @@ class LoraConfig:
         """Write the updates in PEFT's own format (safetensors)."""
         adapted.model.save_pretrained(str(folder))
 
-    def load(self, model: nn.Module, folder: Path) -> PlainModel:
+    def load(self, model: CausalLM, folder: Path) -> PlainModel:
         """The model with the updates saved in `folder`, bit for bit."""
         import peft
 

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from torch import nn
-
-from grun.forward import PlainModel
+from grun.forward import CausalLM, PlainModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,13 +16,13 @@ class NoneConfig:
     learning_rate: ClassVar[float] = 0.0
     name: Literal["none"] = "none"
 
-    def attach(self, model: nn.Module, seed: int) -> PlainModel:
+    def attach(self, model: CausalLM, seed: int) -> PlainModel:
         """The model itself, frozen."""
         return PlainModel(model.requires_grad_(False))
 
     def save(self, adapted: PlainModel, folder: Path) -> None:
         """There is nothing to write."""
 
-    def load(self, model: nn.Module, folder: Path) -> PlainModel:
+    def load(self, model: CausalLM, folder: Path) -> PlainModel:
         """The model itself."""
         return self.attach(model, seed=0)

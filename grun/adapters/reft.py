@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, MinLen
-from torch import nn
 
 from grun.edited import EditedModel, Layers, attach_edits, load_edits, save_edits
+from grun.forward import CausalLM
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class ReftConfig:
     rank: Annotated[int, Ge(1)] = 4
     """Rank of the edit."""
 
-    def attach(self, model: nn.Module, seed: int) -> EditedModel:
+    def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh edit on each layer."""
         from pyvene_custom.interventions import LoReFT
 
@@ -34,6 +34,6 @@ class ReftConfig:
         """Write the edits (safetensors) and this config (JSON)."""
         save_edits(adapted, folder, asdict(self))
 
-    def load(self, model: nn.Module, folder: Path) -> EditedModel:
+    def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the edits saved in `folder`, bit for bit."""
         return load_edits(self.attach(model, seed=0), folder)

@@ -1,0 +1,367 @@
+"""`grun-bench`: prepare | train | evaluate | sweep | pareto | report | keys.
+
+Any RunConfig key may follow as `--key value`, e.g. `--adapter lora --adapter.r 8`; `grun-bench keys` lists them.
+An error in the user's hands is one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import re
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from grun.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.comparison import Comparison
+    from bench.train import Execution, Progress
+
+CONFIG_SECTIONS = (
+    "benchmark",
+    "model",
+    "start_from",
+    "adapter",
+    "forget_loss",
+    "retain_loss",
+    "training",
+    "evaluation",
+    "seed",
+)
+"""Fields of RunConfig; an option that begins with one of them is a RunConfig key."""
+DEFAULT_RESULTS = "results/default"
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point of the `grun-bench` command."""
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about their own future
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        words, overrides = split_overrides(sys.argv[1:] if argv is None else argv)
+        options = _parser().parse_args(words)
+        options.run(options, overrides)
+    except UserError as error:
+        sys.exit(_complain(str(error)))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("grun-bench: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
+        sys.exit(130)
+
+
+def split_overrides(argv: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Command words, and RunConfig keys with their values: YAML, or several values with commas between."""
+    words: list[str] = []
+    overrides: dict[str, Any] = {}
+    rest = list(argv)
+    while rest:
+        word = rest.pop(0)
+        option, equals, value = word.partition("=")
+        key = option.removeprefix("--").replace("-", "_")
+        if not option.startswith("--") or key.split(".")[0] not in CONFIG_SECTIONS:
+            words.append(word)
+            continue
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise UserError(option, "has no value; write one behind it")
+            value = rest.pop(0)
+        overrides[key] = _value(option, value)
+    return words, overrides
+
+
+def _value(option: str, text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+        return yaml.safe_load(f"[{text}]") if isinstance(value, str) and re.fullmatch(r"[\d.,\s]+", value) else value
+    except yaml.YAMLError:
+        raise UserError(option, f"{text!r} is not a value; quote it, or write a list as 2,3,5") from None
+
+
+def _prepare(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.train import evaluate_references
+
+    with _progress() as progress:
+        rows = evaluate_references(_run_config(options, overrides), _execution(options), progress)
+    _print_rows(rows)
+
+
+def _train(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench import results
+    from bench.train import evaluate_references, run
+
+    config, execution = _run_config(options, overrides), _execution(options)
+    if results.read_run(execution.results, config.run_key) is not None:
+        console.print(f"{execution.results} holds this run already; name another --results to do it again")
+    with _progress() as progress:
+        references = evaluate_references(config, execution, progress)
+        rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=progress)
+    _print_rows([*references, *rows])
+
+
+def _evaluate(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.config import overlay, run_config
+    from bench.files import read_yaml
+    from bench.train import run
+
+    if not (options.module / "training.json").is_file():
+        raise UserError("MODULE", f"{options.module} holds no trained module; give a folder under RESULTS/modules")
+    config = run_config(overlay(read_yaml(options.module / "run.yaml"), overrides))
+    if config.train_key != options.module.name:
+        raise UserError("MODULE", "only evaluation keys and adapter.gate_threshold can change without training again")
+    execution = _execution(options, results=options.module.resolve().parent.parent)
+    with _progress() as progress:
+        rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=progress)
+    _print_rows(rows)
+
+
+def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.comparison import compare
+    from bench.search_space import read_studies
+
+    studies = [study for file in options.files for study in read_studies(file, overrides, options.num_trials)]
+    from bench.sweep import Pool, sweep  # Ray, and seconds of imports: only once the files are known to be good
+
+    pool = Pool(
+        num_concurrent=options.num_concurrent,
+        cpus_per_trial=options.cpus_per_trial,
+        gpus_per_trial=options.gpus_per_trial,
+    )
+    sweep(studies, _execution(options), pool, _log)
+    _print_comparison(compare(options.results, dict(studies[0].objectives)))
+
+
+def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.comparison import as_json, compare, write_front_configs
+
+    comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
+    configs = write_front_configs(comparison, options.folder / "front")
+    if options.format == "json":
+        print(as_json(comparison))
+        return
+    _print_comparison(comparison)
+    console.print(f"{len(configs)} ready-to-run configs in {options.folder / 'front'}; grun-bench train FILE runs one")
+
+
+def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.comparison import compare
+    from bench.report import write_report
+
+    comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
+    page, picture = options.folder / "report.html", options.picture or options.folder / "fronts.png"
+    write_report(comparison, options.folder, page, picture)
+    console.print(f"wrote {page} and {picture}")
+
+
+def _keys(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    import tyro
+
+    from bench.config import RunConfig
+
+    config = _run_config(argparse.Namespace(file=None), overrides)
+    tyro.cli(RunConfig, prog="grun-bench", default=config, args=["--help"], config=(tyro.conf.AvoidSubcommands,))
+
+
+def _run_config(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Any:
+    from bench.config import overlay, run_config
+    from bench.files import read_yaml
+
+    return run_config(overlay(read_yaml(options.file) if options.file else {}, overrides))
+
+
+def _execution(options: argparse.Namespace, results: Path | None = None) -> Execution:
+    from bench.train import Execution
+
+    # Absolute: a worker need not run where this command does.
+    return Execution(
+        results=(results or options.results).resolve(), device=options.device, num_threads=options.num_threads
+    )
+
+
+def _objectives(pairs: Sequence[str] | None) -> Any:
+    if pairs is None:
+        return None
+    objectives = {}
+    for pair in pairs:
+        name, _, way = pair.partition(":")
+        if way not in ("max", "min"):
+            raise UserError("--objectives", f"{pair} has no direction; write {name}:max or {name}:min")
+        objectives[name] = way
+    if not 2 <= len(objectives) <= 3:
+        raise UserError("--objectives", f"{len(objectives)} given; name two or three")
+    return objectives
+
+
+def _where(pairs: Sequence[str]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise UserError("--where", f"{pair} is not COLUMN=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    table = Table("method", "gate threshold", "log10 forget quality", "utility", "forget ROUGE-L", "retain ROUGE-L")
+    table.add_column("run_key")
+    for row in rows:
+        utility = row["model_utility"] if row.get("model_utility") is not None else row.get("partial_model_utility")
+        values = [row.get("gate_threshold"), row.get("log10_forget_quality"), utility]
+        values += [row["forget_rouge_l_recall"], row["retain_rouge_l_recall"]]
+        table.add_row(row["method"], *map(_number, values), row["run_key"])
+    console.print(table)
+
+
+def _print_comparison(comparison: Comparison) -> None:
+    names = list(comparison.objectives)
+    table = Table("method", *(name.replace("_", " ") for name in names), "gate threshold", "run_key", title="Fronts")
+    on_front = {row["run_key"] for row in comparison.front}
+    for summary in comparison.methods:
+        for row in summary.front:
+            recommended = summary.recommended is not None and row["run_key"] == summary.recommended["run_key"]
+            marks = ("*" if row["run_key"] in on_front else "") + ("k" if recommended else "")
+            cells = [_number(row[name]) for name in names]
+            table.add_row(row["method"], *cells, _number(row["gate_threshold"]), f"{row['run_key']} {marks}")
+    references = [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
+    for row in references:
+        table.add_row(row["method"], *(_number(row[name]) for name in names), "", "")
+    console.print(table)
+    console.print("* on the front of all methods; k knee of its own method's front, the balanced choice\n")
+
+    table = Table("method", "runs", "failed", "hypervolume", "best forget ROUGE-L", "utility", title="Methods")
+    for heading in ("retain ROUGE-L", "trainable", "train s"):
+        table.add_column(heading, justify="right")
+    for summary in comparison.methods:
+        cells = ["none keeps it", "", "", "", ""]
+        if summary.best is not None:
+            scores = ("forget_rouge_l_recall", comparison.utility, "retain_rouge_l_recall")
+            cells = [_number(summary.best[name]) for name in scores]
+            cells += [f"{summary.best['trainable_parameters']:,}", f"{summary.best['train_seconds']:.1f}"]
+        counts = [str(summary.num_runs), str(summary.num_failed), f"{summary.hypervolume:.3f}"]
+        table.add_row(summary.method, *counts, *cells)
+    for row in references:
+        shown = (row["forget_rouge_l_recall"], row[comparison.utility], row["retain_rouge_l_recall"])
+        table.add_row(row["method"], "", "", "", *map(_number, shown), "", "")
+    console.print(table)
+    corner = ", ".join(f"{name} {value:.3f}" for name, value in zip(names, comparison.reference_point, strict=True))
+    console.print(
+        f"best: least forget ROUGE-L among runs with at least 95 % of the target's {comparison.utility}\n"
+        f"hypervolume of all runs {comparison.hypervolume:.3f}, reference point {corner}"
+    )
+    if comparison.num_damaged:
+        console.print(f"{comparison.num_damaged} damaged files were left out; the same sweep does their runs again")
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _log(line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def _progress() -> Iterator[Progress]:
+    """A bar for the phase under way on a terminal, a line for each finished phase elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def progress(phase: str, done: int, total: int) -> None:
+            bars.update(task, description=phase, completed=done, total=total)
+            if done == total and not console.is_terminal:
+                console.print(f"{phase}: {done} of {total}", markup=False)
+
+        yield progress
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="grun-bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        added = commands.add_parser(
+            name, help=text, description=text, epilog="RunConfig keys follow as --key value; see `grun-bench keys`."
+        )
+        added.set_defaults(run=run)
+        return added
+
+    def machine(added: argparse.ArgumentParser, results: bool = True) -> None:
+        if results:
+            added.add_argument("--results", type=Path, default=Path(DEFAULT_RESULTS), help="results folder")
+        added.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where models run")
+        added.add_argument("--num-threads", type=_positive, help="torch's CPU threads (in a sweep: --cpus-per-trial)")
+
+    def thresholds(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "--gate-thresholds", type=_share, nargs="+", default=[], help="evaluate the trained module at these too"
+        )
+
+    def choice(added: argparse.ArgumentParser) -> None:
+        added.add_argument("folder", metavar="RESULTS", type=Path, help="results folder")
+        added.add_argument("--objectives", nargs="+", metavar="METRIC:max|min", help="two or three")
+        added.add_argument("--where", nargs="+", metavar="COLUMN=VALUE", default=[], help="only these runs")
+
+    added = command("prepare", _prepare, "Make and evaluate the target and the retain model.")
+    added.add_argument("file", nargs="?", help="RunConfig YAML")
+    machine(added)
+    added = command("train", _train, "One run: unlearn, evaluate, write its rows.")
+    added.add_argument("file", nargs="?", help="RunConfig YAML")
+    machine(added)
+    thresholds(added)
+    added = command("evaluate", _evaluate, "Evaluate a trained module again, e.g. at other gate thresholds.")
+    added.add_argument("module", metavar="MODULE", type=Path, help="a folder under RESULTS/modules")
+    machine(added, results=False)
+    thresholds(added)
+    added = command("sweep", _sweep, "Search: one study a file, all with equal budgets, resumed where cut off.")
+    added.add_argument("files", nargs="+", metavar="FILE", help="search_spaces/*.yaml")
+    machine(added)
+    added.add_argument("--num-trials", type=_positive, help="trainings a study, in place of the files' own")
+    added.add_argument("--num-concurrent", type=_positive, help="trials at once; default: as many as fit")
+    added.add_argument("--cpus-per-trial", type=_positive, default=1, help="CPUs and torch threads of a trial")
+    added.add_argument("--gpus-per-trial", type=float, help="default: 1 where there are GPUs; fractions share one")
+    added = command("pareto", _pareto, "Print the fronts; write a RunConfig for each of their points.")
+    choice(added)
+    added.add_argument("--format", choices=["table", "json"], default="table")
+    added = command("report", _report, "Write RESULTS/report.html and a picture of the fronts.")
+    choice(added)
+    added.add_argument("--picture", type=Path, help="PNG to write; default: RESULTS/fronts.png")
+    command("keys", _keys, "List the RunConfig keys, for the chosen benchmark, model, adapter and forget loss.")
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        sys.exit(_complain(f"{message}; see {self.prog} --help"))
+
+
+def _complain(message: str) -> int:
+    print(f"grun-bench: {message}", file=sys.stderr)
+    return 2
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 0 to 1")
+    return value

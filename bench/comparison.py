@@ -1,0 +1,205 @@
+"""Runs of one benchmark and model → fronts and a table of methods. Reads Parquet, imports no model code."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from bench import pareto, results
+from bench.files import write_yaml
+from bench.metrics.forget_quality import log10_forget_quality_floor
+from bench.pareto import Direction, Floats
+from grun.errors import UserError
+
+OBJECTIVES: dict[str, Direction] = {"log10_forget_quality": "max", "model_utility": "max"}
+UTILITY_KEPT = 0.95
+"""The table's best run keeps at least this share of the target model's utility."""
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSummary:
+    """One line of the table of methods."""
+
+    method: str
+    num_runs: int
+    num_failed: int
+    front: list[Row]
+    """Runs of this method that no other run of it beats, best first by the first objective."""
+    hypervolume: float
+    best: Row | None
+    """Least forget ROUGE-L among runs that keep 95 % of the target's utility; None where no run does."""
+    recommended: Row | None
+    """The front's knee: the balanced choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """All that the page and the tables say."""
+
+    objectives: Mapping[str, Direction]
+    reference_point: list[float]
+    runs: list[Row]
+    """Finished runs with a method, without the target and the retain model."""
+    front: list[Row]
+    """Runs that no run of any method beats."""
+    hypervolume: float
+    methods: list[MethodSummary]
+    target_model: Row | None
+    retain_model: Row | None
+    utility: str
+    """`model_utility`, or `partial_model_utility` where the benchmark lacks splits."""
+    num_damaged: int
+    """Files that could not be read and were left out."""
+
+
+def compare(
+    results_folder: Path, objectives: Mapping[str, Direction] | None = None, where: Mapping[str, str] | None = None
+) -> Comparison:
+    """Fronts over all finished runs of the folder, overall and by method.
+
+    objectives: metric → max or min; None: forget quality against utility.
+    where: column → value, to choose among benchmarks or models.
+    Raises UserError where a name is unknown, nothing is left, or what is left cannot be compared.
+    """
+    runs = results.scan_runs(results_folder)
+    for column, value in (where or {}).items():
+        if column not in runs.columns:
+            raise UserError("--where", f"runs have no column {column}; use one of {', '.join(runs.columns[:12])}, …")
+        runs = runs.filter(pl.col(column).cast(pl.String) == value)
+    rows = runs.sort("created_at").to_dicts()
+    if not rows:
+        raise UserError("RESULTS", f"no run in {results_folder} matches; run a sweep, or change --where")
+    _check_one_setting(rows)
+    finished = [row for row in rows if row["status"] == "ok"]
+    references = {row["method"]: row for row in finished if row["adapter"] == "none"}
+    target = references.get("target_model")
+    utility = "partial_model_utility" if target and target["model_utility"] is None else "model_utility"
+    if objectives is None:
+        objectives = {utility if name == "model_utility" else name: way for name, way in OBJECTIVES.items()}
+    for name in objectives:
+        if name not in (*results.METRICS, *results.COSTS, "trainable_parameters"):
+            raise UserError("--objectives", f"{name} is not a metric; use one of {', '.join(results.METRICS)}")
+    scored = [row for row in finished if row["adapter"] != "none" and all(row[name] is not None for name in objectives)]
+    ways = list(objectives.values())
+    values, floor = _values(scored, objectives), _log10_floor(results_folder, scored)
+    reference_point = pareto.reference_point(values, objectives, floor)
+    front = _front(scored, objectives)
+    methods = []
+    for method in dict.fromkeys(row["method"] for row in rows if row["adapter"] != "none"):
+        own = [row for row in scored if row["method"] == method]
+        own_front = _front(own, objectives)
+        methods.append(
+            MethodSummary(
+                method=method,
+                num_runs=len(own),
+                num_failed=sum(row["status"] != "ok" for row in rows if row["method"] == method),
+                front=own_front,
+                hypervolume=pareto.hypervolume(_values(own, objectives), ways, reference_point),
+                best=_best(own, target, utility),
+                recommended=own_front[pareto.knee(_values(own_front, objectives), ways)] if own_front else None,
+            )
+        )
+    methods.sort(key=lambda summary: -summary.hypervolume)
+    return Comparison(
+        objectives=objectives,
+        reference_point=reference_point,
+        runs=scored,
+        front=front,
+        hypervolume=pareto.hypervolume(values, ways, reference_point),
+        methods=methods,
+        target_model=target,
+        retain_model=references.get("retain_model"),
+        utility=utility,
+        num_damaged=len(results.damaged_files(results_folder)),
+    )
+
+
+def write_front_configs(comparison: Comparison, folder: Path) -> dict[str, Path]:
+    """One RunConfig YAML for each point of each method's front, ready for `grun-bench train`; by run_key."""
+    written = {}
+    for summary in comparison.methods:
+        for number, row in enumerate(summary.front, start=1):
+            path = folder / f"{summary.method}-{number:02d}.yaml"
+            write_yaml(path, json.loads(row["config_json"]))
+            written[row["run_key"]] = path
+    return written
+
+
+def as_json(comparison: Comparison) -> str:
+    """`{objectives, reference_point, hypervolume, front, per_method}`, for other programs."""
+
+    def point(row: Row) -> Row:
+        kept = {name: row[name] for name in ("run_key", "method", *comparison.objectives)}
+        return {**kept, "config": json.loads(row["config_json"])}
+
+    data = {
+        "objectives": dict(comparison.objectives),
+        "reference_point": comparison.reference_point,
+        "hypervolume": comparison.hypervolume,
+        "front": [point(row) for row in comparison.front],
+        "per_method": [
+            {
+                "method": summary.method,
+                "num_runs": summary.num_runs,
+                "num_failed": summary.num_failed,
+                "hypervolume": summary.hypervolume,
+                "front": [point(row) for row in summary.front],
+                "recommended": summary.recommended["run_key"] if summary.recommended else None,
+            }
+            for summary in comparison.methods
+        ],
+    }
+    return json.dumps(data, indent=2)
+
+
+def _check_one_setting(rows: Sequence[Row]) -> None:
+    """Runs of different benchmarks, models or evaluations do not share a front."""
+    settings = set()
+    for row in rows:
+        config = json.loads(row["config_json"])
+        settings.add(json.dumps([config["benchmark"], config["model"], config["evaluation"]], sort_keys=True))
+    if len(settings) > 1:
+        found = {
+            f"benchmark={row['benchmark']} forget_split={row['forget_split']} model={row['model']}" for row in rows
+        }
+        raise UserError(
+            "RESULTS",
+            f"holds runs of {len(settings)} benchmark, model or evaluation settings, which do not compare "
+            f"({'; '.join(sorted(found))}); choose with --where COLUMN=VALUE, or use one folder each",
+        )
+
+
+def _values(rows: Sequence[Row], objectives: Mapping[str, Direction]) -> Floats:
+    return np.array([[row[name] for name in objectives] for row in rows], dtype=np.float64).reshape(-1, len(objectives))
+
+
+def _front(rows: Sequence[Row], objectives: Mapping[str, Direction]) -> list[Row]:
+    """Non-dominated rows, best first by the first objective."""
+    kept = pareto.nondominated(_values(rows, objectives), list(objectives.values()))
+    first, way = next(iter(objectives.items()))
+    front = [row for row, keep in zip(rows, kept, strict=True) if keep]
+    return sorted(front, key=lambda row: -row[first] if way == "max" else row[first])
+
+
+def _best(rows: Sequence[Row], target: Row | None, utility: str) -> Row | None:
+    if target is None or target[utility] is None:
+        return None
+    kept = [row for row in rows if row[utility] >= UTILITY_KEPT * target[utility]]
+    return min(kept, key=lambda row: row["forget_rouge_l_recall"], default=None)
+
+
+def _log10_floor(folder: Path, rows: Sequence[Row]) -> float | None:
+    """The least log10_forget_quality possible, from the size of the forget set that was evaluated."""
+    if not rows:
+        return None
+    items = results.scan_items(folder, [rows[0]["run_key"]])
+    size = items.filter(pl.col("split") == "forget").height
+    return log10_forget_quality_floor(size, size) if size else -math.inf

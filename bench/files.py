@@ -1,0 +1,34 @@
+"""YAML files in and out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from grun.errors import UserError
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """A YAML (or JSON) file that holds a mapping. Raises UserError where it is missing or is something else."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(str(path), f"cannot be read ({type(error).__name__}); give a YAML file") from error
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(str(path), f"is not valid YAML ({error})") from error
+    if not isinstance(data, dict) or not data:
+        raise UserError(str(path), "is empty or not a mapping; write `key: value` lines")
+    return data
+
+
+def write_yaml(path: Path, data: Mapping[str, Any]) -> None:
+    """Plain data as YAML, keys in their own order, short lists on one line."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = json.loads(json.dumps(data))
+    path.write_text(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100))

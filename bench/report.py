@@ -1,0 +1,61 @@
+"""RESULTS → one self-contained HTML page and a PNG of the fronts. Reads Parquet, imports no model code."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import polars as pl
+import vl_convert
+
+from bench import charts, results
+from bench.comparison import Comparison, MethodSummary
+
+NUM_EXAMPLES = 4
+PNG_SCALE = 2.0
+
+
+def write_report(comparison: Comparison, results_folder: Path, page: Path, picture: Path) -> None:
+    """Write the page and the picture. The page needs no other file and no network."""
+    fronts = charts.fronts(comparison)
+    fronts.save(str(picture), scale_factor=PNG_SCALE)
+    gated = next((s for s in comparison.methods if s.recommended and s.recommended["gate_auc"] is not None), None)
+    specs = {"fronts": fronts.to_json(indent=None)}
+    if gated is not None and gated.recommended is not None:
+        items = results.scan_items(results_folder, [gated.recommended["run_key"]])
+        specs["gates"] = charts.gate_histograms(items, gated.recommended["gate_threshold"]).to_json(indent=None)
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters["number"] = _number
+    html = environment.get_template("report.html.j2").render(
+        comparison=comparison,
+        gated=gated,
+        examples=[_examples(comparison, summary, results_folder) for summary in comparison.methods],
+        specs=specs,
+        # `</` would end the script element early, whatever string it stands in.
+        specs_json=json.dumps({name: json.loads(spec) for name, spec in specs.items()}).replace("</", "<\\/"),
+        vega=vl_convert.javascript_bundle("Object.assign(window, {vegaEmbed});"),
+    )
+    page.write_text(html, encoding="utf-8")
+
+
+def _examples(comparison: Comparison, summary: MethodSummary, folder: Path) -> dict[str, Any]:
+    """Some generations before and after, of the method's recommended run: forget items first, then retain ones."""
+    rows: list[dict[str, Any]] = []
+    if summary.recommended is not None and comparison.target_model is not None:
+        before = results.scan_items(folder, [comparison.target_model["run_key"]])
+        after = results.scan_items(folder, [summary.recommended["run_key"]])
+        keys = ["split", "item_index"]
+        both = after.join(before.select(*keys, pl.col("generation").alias("before")), on=keys, how="inner")
+        for split in ("forget", "retain"):
+            members = both.filter(pl.col("split") == split).sort("item_index")
+            step = max(1, members.height // NUM_EXAMPLES)
+            rows += members.gather_every(step).head(NUM_EXAMPLES).to_dicts()
+    return {"method": summary.method, "rows": rows}
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "–" if value is None else f"{value:,.{digits}f}"

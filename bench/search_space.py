@@ -1,0 +1,239 @@
+"""search_spaces/*.yaml → a study: a base RunConfig, what to search, what to optimise, how long."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, MaxLen, MinLen
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
+
+from bench.config import RunConfig, overlay, run_config, user_error
+from bench.files import read_yaml
+from bench.pareto import Direction
+from bench.results import COSTS, METRICS
+from grun.errors import UserError
+
+Conditions = Mapping[str, Any]
+THRESHOLD = "adapter.gate_threshold"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloatRange:
+    """A number between two bounds, both included."""
+
+    type: Literal["float"]
+    low: float
+    high: float
+    log: bool = False
+    """Search its logarithm."""
+    when: Conditions = field(default_factory=dict)
+    """Search it only where these keys have these values (or one of a list of values)."""
+
+    def suggest(self, trial: Any, name: str) -> float:
+        """Ask Optuna for a value."""
+        return float(trial.suggest_float(name, self.low, self.high, log=self.log))
+
+    def examples(self) -> Sequence[Any]:
+        """Values that show whether the whole range is valid."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntRange:
+    """A whole number between two bounds, both included."""
+
+    type: Literal["int"]
+    low: int
+    high: int
+    log: bool = False
+    """Search its logarithm."""
+    when: Conditions = field(default_factory=dict)
+    """Search it only where these keys have these values (or one of a list of values)."""
+
+    def suggest(self, trial: Any, name: str) -> int:
+        """Ask Optuna for a value."""
+        return int(trial.suggest_int(name, self.low, self.high, log=self.log))
+
+    def examples(self) -> Sequence[Any]:
+        """Values that show whether the whole range is valid."""
+        return self.low, self.high
+
+
+@dataclass(frozen=True, kw_only=True)
+class Categorical:
+    """One of a few values; lists (of layers, say) are values too."""
+
+    type: Literal["categorical"]
+    choices: Annotated[tuple[Any, ...], MinLen(1)]
+    when: Conditions = field(default_factory=dict)
+    """Search it only where these keys have these values (or one of a list of values)."""
+
+    def suggest(self, trial: Any, name: str) -> Any:
+        """Ask Optuna for a value; choices travel as JSON, since Optuna's storage only takes scalars."""
+        return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in self.choices]))
+
+    def examples(self) -> Sequence[Any]:
+        """Values that show whether the whole range is valid."""
+        return self.choices
+
+
+Parameter = Annotated[
+    Annotated[FloatRange, Tag("float")] | Annotated[IntRange, Tag("int")] | Annotated[Categorical, Tag("categorical")],
+    Discriminator(lambda given: given.get("type") if isinstance(given, Mapping) else None),
+]
+Alternatives = Annotated[
+    tuple[Parameter, ...], BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig:
+    """One study, or one for each value of a key."""
+
+    study: Annotated[str, MinLen(1)]
+    """Its name, in Optuna's storage and in the `study` column."""
+    base: Mapping[str, Any] = field(default_factory=dict)
+    """A RunConfig; what is left out takes its default."""
+    search_space: Mapping[str, Alternatives]
+    """Dotted RunConfig key → parameter; several under one key need a `when` that tells them apart."""
+    objectives: Annotated[Mapping[str, Direction], MinLen(2), MaxLen(3)] = field(
+        default_factory=lambda: {"log10_forget_quality": "max", "model_utility": "max"}
+    )
+    """Metric → max or min."""
+    num_trials: Annotated[int, Ge(1)] = 50
+    """Trainings a study."""
+    gate_thresholds: Sequence[float] = ()
+    """Further gate thresholds to evaluate every trained module at, without training again."""
+    one_study_per: str | None = None
+    """A categorical key: each of its choices gets a study of its own, with the whole budget."""
+    initial_points: Sequence[Mapping[str, Any]] = ()
+    """Values to try first, by dotted key; what is left out is sampled."""
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    """Optuna's sampler."""
+    seed: int = 0
+    """Seed of the sampler."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    def sample(self, trial: Any) -> dict[str, Any]:
+        """Dotted key → value, for one Optuna trial (or a FixedTrial, to read its parameters back)."""
+        chosen: dict[str, Any] = {}
+        for key, alternatives in self.search_space.items():
+            for parameter in alternatives:
+                if self._applies(parameter.when, chosen):
+                    chosen[key] = parameter.suggest(trial, parameter_name(key, parameter.when))
+        return chosen
+
+    def run(self, chosen: Mapping[str, Any]) -> RunConfig:
+        """The base with the chosen values. Raises UserError where they do not make a valid run."""
+        return run_config(overlay(self.base, chosen))
+
+    def initial_parameters(self) -> list[dict[str, Any]]:
+        """`initial_points` under the names and in the form Optuna stores them."""
+        return [
+            {
+                parameter_name(key, parameter.when): (
+                    json.dumps(point[key]) if isinstance(parameter, Categorical) else point[key]
+                )
+                for key, alternatives in self.search_space.items()
+                for parameter in alternatives
+                if key in point and self._applies(parameter.when, point)
+            }
+            for point in self.initial_points
+        ]
+
+    def _applies(self, conditions: Conditions, chosen: Mapping[str, Any]) -> bool:
+        for key, wanted in conditions.items():
+            value = chosen[key] if key in chosen else _lookup(self.run({}).to_dict(), key)
+            if value not in (wanted if isinstance(wanted, list | tuple) else [wanted]):
+                return False
+        return True
+
+
+def parameter_name(key: str, conditions: Conditions) -> str:
+    """A parameter's name in Optuna: the dotted key, and its condition where it has one."""
+    wanted = ", ".join(f"{on}={value}" for on, value in conditions.items())
+    return f"{key} if {wanted}" if wanted else key
+
+
+def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None) -> list[SweepConfig]:
+    """The studies of a search-space file, each checked at the ends of all its ranges.
+
+    overrides: dotted RunConfig keys laid over the base. num_trials: in place of the file's own.
+    Raises UserError naming the file and the field.
+    """
+    try:
+        config = TypeAdapter(SweepConfig).validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise user_error(error, SweepConfig, f"{path}: ") from None
+    config = replace(config, base=overlay(config.base, overrides), num_trials=num_trials or config.num_trials)
+    studies = _split(path, config)
+    for study in studies:
+        _check(path, study)
+    return studies
+
+
+def _split(path: str, config: SweepConfig) -> list[SweepConfig]:
+    key = config.one_study_per
+    if key is None:
+        return [config]
+    parameters = config.search_space.get(key, ())
+    if len(parameters) != 1 or not isinstance(parameters[0], Categorical):
+        raise UserError(f"{path}: one_study_per", f"{key} is not a categorical key of search_space; name one")
+    rest = {name: alternatives for name, alternatives in config.search_space.items() if name != key}
+    return [
+        replace(
+            config,
+            study=f"{config.study}/{choice}",
+            base=overlay(config.base, {key: choice}),
+            search_space=rest,
+            initial_points=[
+                {name: value for name, value in point.items() if name != key}
+                for point in config.initial_points
+                if point.get(key, choice) == choice
+            ],
+        )
+        for choice in parameters[0].choices
+    ]
+
+
+def _check(path: str, config: SweepConfig) -> None:
+    """Try the base, every end of every range and every initial point as a run."""
+    for name in config.objectives:
+        if name not in (*METRICS, *COSTS, "trainable_parameters"):
+            raise UserError(f"{path}: objectives", f"{name} is not a metric; use one of {', '.join(METRICS)}")
+    config.run({})
+    for key, alternatives in config.search_space.items():
+        for parameter in alternatives:
+            if not isinstance(parameter, Categorical):
+                if parameter.low > parameter.high:
+                    raise UserError(f"{path}: {key}", f"low {parameter.low} is above high {parameter.high}; swap them")
+                if parameter.log and parameter.low <= 0:
+                    raise UserError(f"{path}: {key}", f"low {parameter.low} has no logarithm; use more than 0")
+            given = {on: value[0] if isinstance(value, list) else value for on, value in parameter.when.items()}
+            for example in parameter.examples():
+                try:
+                    config.run({**given, key: example})
+                except UserError as error:
+                    raise UserError(f"{path}: search_space", str(error)) from None
+    for tau in config.gate_thresholds:
+        if not 0 <= tau <= 1:
+            raise UserError(f"{path}: gate_thresholds", f"{tau} is not a gate value; use 0 to 1")
+    for point in config.initial_points:
+        unknown = set(point) - set(config.search_space)
+        if unknown:
+            raise UserError(
+                f"{path}: initial_points", f"{unknown.pop()} is not in search_space; add it or leave it out"
+            )
+        config.run(point)
+
+
+def _lookup(base: Mapping[str, Any], key: str) -> Any:
+    """Value of a dotted key in plain data; a union's own key gives its name."""
+    node: Any = base
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, Mapping) else None
+    return node.get("name") if isinstance(node, Mapping) else node

@@ -1,0 +1,186 @@
+"""The Optuna side of a sweep: several studies that take turns, kept in one journal file, resumed where cut off."""
+
+from __future__ import annotations
+
+import json
+import time
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import optuna
+from optuna.storages import BaseStorage, JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, TrialState
+from ray.tune.search import Searcher
+from ray.tune.search.optuna import OptunaSearch
+
+from bench import results
+from bench.config import run_config
+from bench.search_space import THRESHOLD, SweepConfig
+from bench.train import Row, failed_row
+from grun.errors import UserError
+
+Log = Callable[[str], None]
+INTERRUPTED = "interrupted"
+"""Optuna user attribute of a trial that was cut off; it does not count against the budget."""
+RUN_KEY = "run_key"
+"""Optuna user attribute: the key of the trial's row."""
+FROM_THRESHOLD = "module_of"
+"""Optuna user attribute of a trial that is another one's module at another gate threshold."""
+
+
+class StudySearch(Searcher):
+    """Several Optuna studies behind one Tuner, taking turns, so that all progress alike and no worker idles.
+
+    All state is in Optuna's storage in the results folder; a new one goes on where the last one was cut off.
+    """
+
+    def __init__(self, studies: Sequence[SweepConfig], results_folder: Path, log: Log) -> None:
+        self._objectives = dict(studies[0].objectives)
+        super().__init__()  # without metrics: Tune would insist on them even for a failed trial
+        self._results = results_folder
+        self._log = log
+        self._configs = {study.study: study for study in studies}
+        self._storage = study_storage(results_folder)
+        self._left: dict[str, int] = {}
+        self._searches: dict[str, OptunaSearch] = {}
+        self._suggested: dict[str, dict[str, Any]] = {}
+        for name, config in self._configs.items():
+            self._open(name, config)
+        self.num_trials_left = sum(self._left.values())
+        self._num_done = 0
+        self._started = time.perf_counter()
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+        """The next run of the study that is furthest from its budget; called by Tune."""
+        name = max(self._left, key=lambda study: self._left[study])
+        if self._left[name] == 0:
+            return Searcher.FINISHED
+        self._left[name] -= 1
+        self._suggested[trial_id] = self._searches[name].suggest(trial_id)
+        return self._suggested[trial_id]
+
+    def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
+        """Tell Optuna, and the user; called by Tune."""
+        suggested = self._suggested.pop(trial_id)
+        name = suggested["study"]
+        result = result or {}
+        rows = result.get("rows", [])
+        self._num_done += 1
+        if rows:
+            values = {metric: rows[0][metric] for metric in self._objectives}
+            self._searches[name].on_trial_complete(trial_id, result=values)
+            self._add_thresholds(name, suggested["number"], rows[1:])
+            scores = "  ".join(f"{metric} {value:.3f}" for metric, value in values.items())
+            line = f"{rows[0]['method']}  {scores}  {rows[0]['train_seconds']:.0f} s"
+        else:
+            self._searches[name].on_trial_complete(trial_id, error=True)
+            row = result.get("failed_row")
+            if row is None:  # the worker died, and its replacements too
+                row = failed_row(run_config(json.loads(suggested["run_json"])), RuntimeError("the worker died"), name)
+                results.write_run(self._results, row)
+            line = f"failed: {row['error']}"
+        elapsed = time.perf_counter() - self._started
+        left = elapsed / self._num_done * (self.num_trials_left - self._num_done)
+        self._log(f"[{self._num_done}/{self.num_trials_left}, {left / 60:.0f} min left] {name}: {line}")
+
+    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
+        """Nothing: a trial reports once, at its end."""
+
+    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
+        """Nothing to set: the studies know what they search."""
+        return True
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the state is in Optuna's storage."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the state is in Optuna's storage."""
+
+    def _open(self, name: str, config: SweepConfig) -> None:
+        """Open a study, settle what an earlier process left unfinished, and work out what is left to do."""
+        directions: list[Literal["maximize", "minimize"]] = [
+            "maximize" if way == "max" else "minimize" for way in config.objectives.values()
+        ]
+        study = optuna.create_study(study_name=name, storage=self._storage, directions=directions, load_if_exists=True)
+        if [direction.name.lower() for direction in study.directions] != directions or study.user_attrs.get(
+            "objectives", list(config.objectives)
+        ) != list(config.objectives):
+            raise UserError("objectives", f"study {name} was begun with others; rename the study or keep them")
+        study.set_user_attr("objectives", list(config.objectives))
+        is_new = not study.trials
+        for trial in study.get_trials(states=[TrialState.RUNNING]):
+            self._settle(study, config, trial)
+        if is_new:
+            for parameters in config.initial_parameters():
+                study.enqueue_trial(parameters)
+        done = [trial for trial in study.trials if trial.state.is_finished() and _counts(trial)]
+        self._left[name] = max(0, config.num_trials - len(done))
+        if done:
+            self._log(f"{name}: {len(done)} of {config.num_trials} trainings are done already")
+
+        def draw(trial: Any) -> dict[str, Any]:
+            run = config.run(config.sample(trial))
+            trial.set_user_attr(RUN_KEY, run.run_key)
+            return {"study": name, "number": trial.number, "run_json": run.to_json()}
+
+        self._searches[name] = OptunaSearch(
+            space=draw,
+            metric=list(config.objectives),
+            mode=list(config.objectives.values()),
+            sampler=_sampler(config, len(study.trials)),
+            study_name=name,
+            storage=self._storage,
+        )
+
+    def _settle(self, study: optuna.Study, config: SweepConfig, trial: FrozenTrial) -> None:
+        """A trial that was running when its process ended: told where its row was written, else tried again."""
+        row = results.read_run(self._results, trial.user_attrs.get(RUN_KEY, "none"))
+        if row is not None:
+            study.tell(trial.number, [row[metric] for metric in config.objectives])
+            return
+        self._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+        study.tell(trial.number, state=TrialState.FAIL)
+        if trial.params:
+            study.enqueue_trial(trial.params)
+
+    def _add_thresholds(self, name: str, number: int, rows: Sequence[Row]) -> None:
+        """The module of trial `number` at further gate thresholds, as finished trials to learn from."""
+        if THRESHOLD not in self._configs[name].search_space:
+            return
+        study = optuna.load_study(study_name=name, storage=self._storage)
+        asked = study.trials[number]
+        for row in rows:
+            if asked.distributions[THRESHOLD]._contains(row["gate_threshold"]):
+                study.add_trial(
+                    optuna.create_trial(
+                        params={**asked.params, THRESHOLD: row["gate_threshold"]},
+                        distributions=asked.distributions,
+                        values=[row[metric] for metric in self._objectives],
+                        user_attrs={FROM_THRESHOLD: number, RUN_KEY: row["run_key"]},
+                    )
+                )
+
+
+def study_storage(results_folder: Path) -> BaseStorage:
+    """Optuna's storage of a results folder; `optuna-dashboard` opens the same file."""
+    return JournalStorage(JournalFileBackend(str(results_folder / "studies.journal")))
+
+
+def _counts(trial: FrozenTrial) -> bool:
+    """Whether a finished trial used up budget: it was trained for itself, and was not cut off."""
+    return INTERRUPTED not in trial.user_attrs and FROM_THRESHOLD not in trial.user_attrs
+
+
+def _sampler(config: SweepConfig, num_trials: int) -> optuna.samplers.BaseSampler:
+    """A sampler whose seed depends on how far the study is: a resumed one must not repeat its first draws."""
+    seed = zlib.crc32(f"{config.study}/{config.seed}/{num_trials}".encode())
+    match config.sampler:
+        case "tpe":
+            return optuna.samplers.TPESampler(multivariate=True, group=True, constant_liar=True, seed=seed)
+        case "nsga2":
+            return optuna.samplers.NSGAIISampler(seed=seed)
+        case "random":
+            return optuna.samplers.RandomSampler(seed=seed)

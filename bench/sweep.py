@@ -1,0 +1,258 @@
+"""Ray Tune with Optuna: several studies in one pool of workers, resumable, every finished training kept."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import optuna
+import ray
+import torch
+from filelock import FileLock, Timeout
+from ray import tune
+
+from bench import results
+from bench.config import RunConfig, run_config
+from bench.prepare import StartFrom, prepared_model
+from bench.search_space import SweepConfig
+from bench.study_search import Log, StudySearch
+from bench.train import (
+    Execution,
+    evaluate_references,
+    failed_row,
+    has_retain_model,
+    reference_config,
+    references,
+    run,
+)
+from grun.errors import UserError
+
+RAY_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_SCHEDULER_EVENTS": "0",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+"""No tables, phoning home or log files of Tune's own, and workers that find relative paths as the driver does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """What the trials may use."""
+
+    num_concurrent: int | None = None
+    """Trials at once; None: as many as fit."""
+    cpus_per_trial: int = 1
+    """CPUs, and torch threads, of one trial."""
+    gpus_per_trial: float | None = None
+    """GPUs of one trial, fractions allowed; None: one where the cluster has any."""
+
+
+def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log: Log) -> None:
+    """Run every study up to its budget, going on from what the results folder already holds.
+
+    log: gets one line for each thing worth knowing, one for each finished trial among them.
+    Raises UserError where the studies cannot be compared, cannot be measured or cannot be placed.
+    """
+    _check_comparable(studies)
+    results.create(execution.results)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+    with _study_locks(studies, execution.results), _ray(log):
+        num_concurrent, gpus = _place(pool)
+        worker = replace(execution, num_threads=pool.cpus_per_trial, device="cuda" if gpus else execution.device)
+        _prepare_references(studies, worker, pool.cpus_per_trial, gpus, log)
+        search = StudySearch(studies, execution.results, log)
+        if search.num_trials_left == 0:
+            log("every study has used its budget; nothing to do (raise --num-trials to go on)")
+            return
+        log(f"{search.num_trials_left} trainings to do, {num_concurrent} at a time")
+        scratch = tempfile.mkdtemp(prefix="grun-bench-tune-")
+        try:
+            tuner = tune.Tuner(
+                tune.with_resources(
+                    tune.with_parameters(_trial, execution=worker, studies={s.study: s for s in studies}),
+                    {"cpu": pool.cpus_per_trial, "gpu": gpus},
+                ),
+                tune_config=tune.TuneConfig(
+                    search_alg=search,
+                    num_samples=search.num_trials_left,
+                    max_concurrent_trials=num_concurrent,
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: trial.trial_id,
+                ),
+                run_config=tune.RunConfig(
+                    storage_path=scratch,
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=2),
+                ),
+            )
+            tuner.fit()
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, SweepConfig]) -> None:
+    """One training with its evaluations, in a worker. An error becomes a row, so Tune does not try it again."""
+    config = run_config(json.loads(spec["run_json"]))
+    study = studies[spec["study"]]
+    try:
+        rows = run(
+            config,
+            replace(execution, save_module=config.adapter.name != "full"),
+            gate_thresholds=study.gate_thresholds,
+            study=study.study,
+        )
+        empty = [metric for metric in study.objectives if rows[0][metric] is None]
+        if empty:
+            raise UserError("objectives", f"{empty[0]} has no value on this benchmark and model; use another")
+    except Exception as error:
+        row = failed_row(config, error, study.study)
+        results.write_run(execution.results, row)
+        tune.report({"failed_row": row, "rows": []})
+        return
+    kept = (*study.objectives, "run_key", "method", "gate_threshold", "train_seconds")
+    tune.report({"rows": [{name: row[name] for name in kept} for row in rows]})
+
+
+def _check_comparable(studies: Sequence[SweepConfig]) -> None:
+    names = [study.study for study in studies]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError("study", f"{name} is named twice on this command line; give each file its own study name")
+    first = studies[0]
+    for study in studies:
+        if dict(study.objectives) != dict(first.objectives):
+            raise UserError("objectives", f"{study.study} and {first.study} differ; studies compared need the same")
+        if not has_retain_model(study.run({})) and {"forget_quality", "log10_forget_quality"} & set(study.objectives):
+            raise UserError(
+                "model.retain_model",
+                f"{study.study} optimises forget quality, which needs one; name it, or let model.fine_tuning make it",
+            )
+
+
+@contextmanager
+def _study_locks(studies: Sequence[SweepConfig], folder: Path) -> Iterator[None]:
+    """Keep a second sweep out of a study that is running; other studies may share the folder."""
+    with ExitStack() as stack:
+        for study in studies:
+            name = study.study.replace("/", "-")
+            try:
+                stack.enter_context(FileLock(folder / f".sweep-{name}.lock", timeout=0))
+            except Timeout:
+                raise UserError("study", f"{study.study} is being run by another sweep; wait for it") from None
+        yield
+
+
+@contextmanager
+def _ray(log: Log) -> Iterator[None]:
+    """The cluster at RAY_ADDRESS, else one on this machine for as long as the sweep lasts."""
+    if ray.is_initialized():
+        yield
+        return
+    log("starting Ray")
+    for name, value in RAY_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _place(pool: Pool) -> tuple[int, float]:
+    """(trials at once, GPUs a trial). Raises UserError with the numbers where not even what was asked for fits."""
+    there = ray.cluster_resources()
+    cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
+    gpus_per_trial = pool.gpus_per_trial if pool.gpus_per_trial is not None else float(gpus >= 1)
+    if gpus_per_trial > gpus:
+        raise UserError("--gpus-per-trial", f"{gpus_per_trial:g} asked for, but there are {gpus:g} GPUs; use fewer")
+    if pool.cpus_per_trial > cpus:
+        raise UserError("--cpus-per-trial", f"{pool.cpus_per_trial} asked for, but there are {cpus:g} CPUs; use fewer")
+    fit = int(cpus // pool.cpus_per_trial)
+    if gpus_per_trial:
+        fit = min(fit, int(gpus / gpus_per_trial))
+    if pool.num_concurrent is not None and pool.num_concurrent > fit:
+        raise UserError(
+            "--num-concurrent",
+            f"{pool.num_concurrent} trials of {pool.cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs do not fit "
+            f"{cpus:g} CPUs and {gpus:g} GPUs; use at most {fit}",
+        )
+    return pool.num_concurrent or fit, gpus_per_trial
+
+
+class _Board:
+    """Where workers say how far they are, for the driver to show."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, tuple[int, int]] = {}
+
+    def post(self, phase: str, done: int, total: int) -> None:
+        self.phases[phase] = (done, total)
+
+    def read(self) -> dict[str, tuple[int, int]]:
+        return self.phases
+
+
+def _prepare_references(studies: Sequence[SweepConfig], execution: Execution, cpus: int, gpus: float, log: Log) -> None:
+    """Target and retain models trained side by side and evaluated, before any trial needs them."""
+    configs: dict[str, RunConfig] = {}
+    for study in studies:
+        config = study.run({})
+        configs[reference_config(config, "target_model").run_key] = config
+    needed = [
+        config
+        for config in configs.values()
+        for start_from in references(config)
+        if results.read_run(execution.results, reference_config(config, start_from).run_key) is None
+    ]
+    if not needed:
+        return
+    log("preparing target and retain models")
+    board = ray.remote(num_cpus=0)(_Board).remote()
+    remote = ray.remote(num_cpus=cpus, num_gpus=gpus)
+    prepare = remote(_prepare_task)
+    _wait([prepare.remote(c, s, cpus, board) for c in configs.values() for s in references(c)], board, log)
+    evaluate = remote(evaluate_references)
+    for rows in ray.get([evaluate.remote(config, execution) for config in configs.values()]):
+        for row in rows:
+            log(
+                f"{row['method']}: forget ROUGE-L {row['forget_rouge_l_recall']:.3f}, "
+                f"retain ROUGE-L {row['retain_rouge_l_recall']:.3f}"
+            )
+
+
+def _prepare_task(config: RunConfig, start_from: StartFrom, num_threads: int, board: Any) -> str:
+    torch.set_num_threads(num_threads)
+    last = 0.0
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if done == total or time.perf_counter() - last > 2:
+            last = time.perf_counter()
+            board.post.remote(start_from, done, total)
+
+    return prepared_model(config.model, config.benchmark.load(), start_from, progress)
+
+
+def _wait(tasks: list[Any], board: Any, log: Log) -> None:
+    """Until all are done, say every ten seconds how far they are."""
+    pending = tasks
+    while pending:
+        done, pending = ray.wait(pending, timeout=10)
+        ray.get(done)
+        if pending:
+            phases = ray.get(board.read.remote())
+            if phases:
+                log(", ".join(f"{phase} {at}/{total} steps" for phase, (at, total) in sorted(phases.items())))
