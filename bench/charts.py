@@ -5,42 +5,70 @@ from __future__ import annotations
 from typing import Any
 
 import altair as alt
+import numpy as np
 import polars as pl
 
+from bench import pareto
 from bench.comparison import Comparison
+from bench.pareto import Direction
 
 TOOLTIP_COLUMNS = ("method", "run_key", "rank", "gate_threshold", "learning_rate", "num_epochs", "train_seconds")
 
 
 def fronts(comparison: Comparison) -> Any:
-    """Every run by the first two objectives, each method's front as a line, target and retain model as marks."""
-    y, x = list(comparison.objectives)[:2]
-    methods = [summary.method for summary in comparison.methods]
-    columns = list(dict.fromkeys([*TOOLTIP_COLUMNS, x, y]))
-    colour = alt.Color("method:N", sort=methods, title="method")
-    x_axis = alt.X(f"{x}:Q", title=x.replace("_", " "), scale=alt.Scale(zero=False))
-    y_axis = alt.Y(f"{y}:Q", title=y.replace("_", " "), scale=alt.Scale(zero=False))
-    tooltip = [alt.Tooltip(column) for column in columns]
+    """Every run, each method's front as a staircase, target and retain model as crosses.
+
+    On the left the first two objectives; on the right what a reader of the answers would see: forget ROUGE-L
+    against utility.
+    """
+    (y, y_way), (x, x_way) = list(comparison.objectives.items())[:2]
+    left = _front_panel(comparison, x, x_way, y, y_way)
+    right = _front_panel(comparison, comparison.utility, "max", "forget_rouge_l_recall", "min")
+    return alt.hconcat(left, right)
+
+
+def _front_panel(comparison: Comparison, x: str, x_way: Direction, y: str, y_way: Direction) -> Any:
+    columns = list(dict.fromkeys([*TOOLTIP_COLUMNS, "adapter", "forget_loss", x, y]))
+    x_axis = alt.X(f"{x}:Q", title=f"{x} ({x_way})".replace("_", " "), scale=alt.Scale(zero=False))
+    y_axis = alt.Y(f"{y}:Q", title=f"{y} ({y_way})".replace("_", " "), scale=alt.Scale(zero=False))
     layers = []
-    if comparison.runs:
-        every = alt.Chart(pl.DataFrame(comparison.runs, infer_schema_length=None).select(columns))
+    rows = [row for row in comparison.runs if row[x] is not None and row[y] is not None]
+    if rows:
+        values = np.array([[row[x], row[y]] for row in rows], dtype=np.float64)
+        on_front = np.zeros(len(rows), dtype=bool)
+        for method in {row["method"] for row in rows}:
+            own = np.array([row["method"] == method for row in rows])
+            on_front[own] = pareto.nondominated(values[own], [x_way, y_way])
+        runs = pl.DataFrame(rows, infer_schema_length=None).select(columns).with_columns(on_front=pl.Series(on_front))
+        colour = alt.Color("adapter:N", title="adapter")
+        shape = alt.Shape("forget_loss:N", title="forget loss")
+        tooltip = [alt.Tooltip(column) for column in columns]
         layers.append(
-            every.mark_circle(size=35, opacity=0.45).encode(x=x_axis, y=y_axis, color=colour, tooltip=tooltip)
+            alt.Chart(runs)
+            .transform_filter("datum.on_front")
+            .mark_line(interpolate="step-before" if x_way == "max" else "step-after", opacity=0.6)
+            .encode(x=x_axis, y=y_axis, color=colour, detail="method:N", order=f"{x}:Q")
         )
-        on_front = pl.DataFrame(
-            [row for summary in comparison.methods for row in summary.front], infer_schema_length=None
-        ).select(columns)
         layers.append(
-            alt.Chart(on_front)
-            .mark_line(point=alt.OverlayMarkDef(filled=True, size=70), strokeWidth=2)
-            .encode(x=x_axis, y=y_axis, color=colour, order=f"{x}:Q", tooltip=tooltip)
+            alt.Chart(runs)
+            .mark_point(filled=True, size=55)
+            .encode(
+                x=x_axis,
+                y=y_axis,
+                color=colour,
+                shape=shape,
+                opacity=alt.condition("datum.on_front", alt.value(1.0), alt.value(0.35)),
+                tooltip=tooltip,
+            )
         )
-    references = [row for row in (comparison.target_model, comparison.retain_model) if row and row[x] is not None]
-    if references and all(row[y] is not None for row in references):
+    references = [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
+    references = [row for row in references if row[x] is not None and row[y] is not None]
+    if references:
         marks = alt.Chart(pl.DataFrame(references, infer_schema_length=None).select("method", x, y))
-        layers.append(marks.mark_point(shape="cross", size=160, color="black", filled=True).encode(x=x_axis, y=y_axis))
+        cross = marks.mark_point(shape="cross", size=160, color="black", filled=True)
+        layers.append(cross.encode(x=x_axis, y=y_axis, tooltip=["method", x, y]))
         layers.append(marks.mark_text(align="right", dx=-10).encode(x=x_axis, y=y_axis, text="method:N"))
-    return alt.layer(*layers).properties(width=620, height=380)
+    return alt.layer(*layers).properties(width=400, height=320)
 
 
 def gate_histograms(items: pl.DataFrame, gate_threshold: float) -> Any:
@@ -64,7 +92,7 @@ def gate_histograms(items: pl.DataFrame, gate_threshold: float) -> Any:
         )
     )
     rule = alt.Chart(pl.DataFrame({"gate_threshold": [gate_threshold]})).mark_rule(strokeDash=[4, 4])
-    both = alt.layer(bars, rule.encode(x="gate_threshold:Q"), data=gates).properties(width=620, height=90)
+    both = alt.layer(bars, rule.encode(x="gate_threshold:Q"), data=gates).properties(width=700, height=90)
     return both.facet(row=alt.Row("split:N", sort=["forget", "retain", "the rest"], title=None)).resolve_scale(
         y="independent"
     )

@@ -212,8 +212,8 @@ def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table("method", "gate threshold", "log10 forget quality", "utility", "forget ROUGE-L", "retain ROUGE-L")
     table.add_column("run_key")
     for row in rows:
-        utility = row["model_utility"] if row.get("model_utility") is not None else row.get("partial_model_utility")
-        values = [row.get("gate_threshold"), row.get("log10_forget_quality"), utility]
+        utility = row["partial_model_utility"] if row["model_utility"] is None else row["model_utility"]
+        values = [row["gate_threshold"], row["log10_forget_quality"], utility]
         values += [row["forget_rouge_l_recall"], row["retain_rouge_l_recall"]]
         table.add_row(row["method"], *map(_number, values), row["run_key"])
     console.print(table)

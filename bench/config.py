@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, get_args
@@ -172,12 +173,7 @@ def _message(error: Any, root: type) -> str:
         return f"unknown key; known are {', '.join(known)}" if known else "unknown key; leave it out"
     if kind == "union_tag_invalid":
         return f"must be one of {context['expected_tags']}"
-    return (
-        str(error["msg"])
-        .replace("Input should", "must")
-        .replace("Value should", "must")
-        .replace("Field required", "is required")
-    )
+    return re.sub(r"^\w+ should", "must", str(error["msg"])).replace("Field required", "is required")
 
 
 def _dotted(location: tuple[int | str, ...]) -> str:

@@ -17,6 +17,7 @@ from bench.metrics.probability import Floats, multiple_choice_probability, proba
 from bench.metrics.rouge import rouge_l_recall
 from bench.metrics.truth_ratio import forget_truth_ratio, log_truth_ratio, retain_truth_ratio
 from grun.data import Example, PromptTemplate, length_sorted_batches
+from grun.errors import UserError
 from grun.forward import Adapted
 from grun.unlearn import answer_nll
 
@@ -46,6 +47,7 @@ def evaluate(
     """Raw values of every item, as rows of the `items` table without their run_key.
 
     progress: called with (`evaluate <split>`, items done, items of the split).
+    Raises UserError where a likelihood is not finite.
     """
     rows: list[ItemRow] = []
     for split, items in splits.items():
@@ -87,6 +89,10 @@ def _evaluate_split(
         for index, item in items.items()
     }
     all_nll, gates = answer_nll(adapted, [example for _, _, example in answers], batch_size=config.batch_size)
+    if not np.isfinite(all_nll).all():
+        raise UserError(
+            "adapter.learning_rate", "training left a model whose likelihoods are not finite; use a smaller one"
+        )
     for position, ((index, kind, example), nll) in enumerate(zip(answers, all_nll, strict=True)):
         row, num_tokens = rows[index], len(example.answer_ids)
         if kind == "wrong":

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,7 @@ from grun.edited import EditedModel
 from grun.errors import UserError
 from grun.forward import Adapted, PlainModel
 from grun.unlearn import answer_nll, unlearn
+from grun.unlearned import save
 
 Row = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -181,7 +182,7 @@ def _train_or_load(
             report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
         )
         if execution.save_module:
-            _save_module(config, adapted, trained, folder)
+            _save_module(config, adapted, trained, source, folder)
     return adapted, template, trained
 
 
@@ -194,11 +195,10 @@ def _retain_model_items(config: RunConfig, execution: Execution, progress: Progr
     return results.read_items(execution.results, gold.run_key)
 
 
-def _save_module(config: RunConfig, adapted: Adapted, trained: Row, folder: Path) -> None:
+def _save_module(config: RunConfig, adapted: Adapted, trained: Row, source: str, folder: Path) -> None:
     """Write beside and rename, so that a module that is there is whole."""
     scratch = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-    scratch.mkdir(parents=True)
-    config.adapter.save(cast(Any, adapted), scratch)  # what its own attach returned
+    save(adapted, config.adapter, source, scratch)
     write_yaml(scratch / "run.yaml", config.to_dict())
     (scratch / "training.json").write_text(json.dumps(trained))
     shutil.rmtree(folder, ignore_errors=True)
@@ -244,9 +244,9 @@ def _evaluate(
 
 
 def _config_columns(config: RunConfig) -> Row:
-    """The columns that follow from the config alone; those that do not apply stay null."""
+    """A row with the columns that follow from the config alone; the rest are null."""
     adapter = config.adapter
-    row: Row = {
+    row: Row = dict.fromkeys(results.RUNS_SCHEMA.names) | {
         "run_key": config.run_key,
         "train_key": config.train_key,
         "method": config.method,

@@ -38,7 +38,12 @@ class PromptTemplate:
         """Token ids of the prompt; its last token is the edited position."""
         if self.style == "chat":
             message = [{"role": "user", "content": question}]
-            text = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+            text = self.tokenizer.apply_chat_template(
+                message,
+                add_generation_prompt=True,
+                tokenize=False,
+                date_string="26 Jul 2024",  # Llama 3's template would otherwise put today's date into the prompt
+            )
             return tuple(self.tokenizer(text, add_special_tokens=False).input_ids)
         return tuple(self.tokenizer(f"Question: {question}\nAnswer:").input_ids)
 

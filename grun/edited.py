@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -108,11 +108,11 @@ def attach_edits(model: CausalLM, layers: Layers, seed: int, new_intervention: C
         return EditedModel(model, {index: new_intervention(config.hidden_size) for index in indices})
 
 
-def save_edits(adapted: EditedModel, folder: Path, adapter: Mapping[str, Any]) -> None:
-    """Write the interventions; `adapter` is the adapter's config as plain data, kept for `grun.load`."""
+def save_edits(adapted: EditedModel, folder: Path) -> None:
+    """Write the interventions."""
     from pyvene_custom.checkpoint import save_interventions
 
-    save_interventions(folder, adapted.interventions, adapter)
+    save_interventions(folder, adapted.interventions)
 
 
 def load_edits(adapted: EditedModel, folder: Path) -> EditedModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,6 +83,7 @@ class TofuConfig:
         import datasets
 
         datasets.disable_progress_bars()
+        datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said here, in one line
         if self.data_dir is None:
             try:
                 return datasets.load_dataset(HUB_ID, split, split="train").to_list()
@@ -94,13 +96,12 @@ class TofuConfig:
         file = Path(self.data_dir) / f"{split}.json"
         if not file.is_file():
             raise UserError("benchmark.data_dir", f"{file} is missing; give the folder that holds TOFU's JSON files")
+        if file.stat().st_size == 0:
+            raise UserError("benchmark.data_dir", f"{file} is empty; download TOFU again")
         try:
-            rows = datasets.Dataset.from_json(str(file), keep_in_memory=True).to_list()
+            return datasets.Dataset.from_json(str(file), keep_in_memory=True).to_list()
         except Exception as error:  # the datasets library raises many kinds for unreadable files
             raise UserError("benchmark.data_dir", f"{file} is not JSON lines ({type(error).__name__})") from error
-        if not rows:
-            raise UserError("benchmark.data_dir", f"{file} is empty; download TOFU again")
-        return rows
 
 
 def _item(row: dict[str, Any]) -> Item:

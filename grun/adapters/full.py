@@ -34,7 +34,6 @@ class FullConfig:
 
     def save(self, adapted: PlainModel, folder: Path) -> None:
         """Write the trained weights, and only those."""
-        folder.mkdir(parents=True, exist_ok=True)
         trained = {n: p.detach().cpu() for n, p in adapted.model.named_parameters() if p.requires_grad}
         save_file(trained, folder / WEIGHTS)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -48,8 +48,8 @@ class GrunConfig:
         return adapted
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
-        """Write gates and edits (safetensors) and this config (JSON)."""
-        save_edits(adapted, folder, asdict(self))
+        """Write gates and edits (safetensors)."""
+        save_edits(adapted, folder)
 
     def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the gates and edits saved in `folder`, bit for bit, at this config's threshold."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,8 +31,8 @@ class ReftConfig:
         return attach_edits(model, self.layers, seed, lambda size: LoReFT(hidden_size=size, rank=self.rank))
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
-        """Write the edits (safetensors) and this config (JSON)."""
-        save_edits(adapted, folder, asdict(self))
+        """Write the edits (safetensors)."""
+        save_edits(adapted, folder)
 
     def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the edits saved in `folder`, bit for bit."""

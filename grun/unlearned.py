@@ -1,0 +1,83 @@
+"""What was trained, on disk and back in use: save, load, generate.
+
+from grun.unlearned import load
+model = load("results/demo/modules/0123456789abcdef")
+print(model.generate("Where was Birgit Karlsen born?"))
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, cast, get_args, overload
+
+from grun.adapters import AdapterConfig
+from grun.data import PromptTemplate, length_sorted_batches
+from grun.errors import UserError
+from grun.forward import Adapted, CausalLM, prepare_for_answers
+
+DESCRIPTION = "adapter.json"
+GENERATION_BATCH = 32
+
+
+def save(adapted: Adapted, config: AdapterConfig, base: str, folder: Path) -> None:
+    """Write what was trained (safetensors) and what is needed to load it (JSON).
+
+    base: the model it was trained on, as a name or folder that `transformers` can load.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    config.save(cast(Any, adapted), folder)  # the object its own `attach` returned
+    (folder / DESCRIPTION).write_text(json.dumps({"adapter": asdict(config), "base": base}, indent=2) + "\n")
+
+
+def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> UnlearnedModel:
+    """An unlearned model, ready to answer.
+
+    model, tokenizer: the base model, if already loaded (it is taken over); None: loaded from where it was.
+    Raises UserError where the folder or the base model cannot be read.
+    """
+    folder = Path(folder)
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        settings = {key: tuple(v) if isinstance(v, list) else v for key, v in description["adapter"].items()}
+        config = next(kind for kind in get_args(AdapterConfig) if kind.name == settings["name"])(**settings)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        raise UserError(str(folder), f"holds no trained module ({type(error).__name__})") from error
+    if model is None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(description["base"])
+            model = AutoModelForCausalLM.from_pretrained(description["base"])
+        except (OSError, ValueError) as error:
+            raise UserError(
+                str(folder), f"its base {description['base']} cannot be loaded; pass model and tokenizer"
+            ) from error
+    prepare_for_answers(model, tokenizer)
+    adapted = config.load(model.eval(), folder)
+    return UnlearnedModel(adapted, PromptTemplate.of(tokenizer))
+
+
+class UnlearnedModel:
+    """A model with what it was trained to forget, asked in plain text."""
+
+    def __init__(self, adapted: Adapted, template: PromptTemplate) -> None:
+        self.adapted = adapted
+        self.template = template
+
+    @overload
+    def generate(self, questions: str, max_new_tokens: int = 200) -> str: ...
+    @overload
+    def generate(self, questions: list[str], max_new_tokens: int = 200) -> list[str]: ...
+    def generate(self, questions: str | list[str], max_new_tokens: int = 200) -> str | list[str]:
+        """Greedy answers, one a question."""
+        if isinstance(questions, str):
+            return self.generate([questions], max_new_tokens)[0]
+        prompts = [self.template.prompt_ids(question) for question in questions]
+        answers = [""] * len(prompts)
+        for rows in length_sorted_batches([len(prompt) for prompt in prompts], GENERATION_BATCH):
+            generated = self.adapted.generate([prompts[row] for row in rows], max_new_tokens)
+            for row, answer in zip(rows, generated.answers, strict=True):
+                answers[row] = self.template.text(answer)
+        return answers

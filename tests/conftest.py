@@ -1,0 +1,102 @@
+"""Fixtures: one small target and retain model for the whole session, in a cache of the session's own."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.benchmarks.items import Benchmark
+from bench.config import RunConfig, overlay, run_config
+from bench.models import load_pretrained
+from bench.prepare import prepared_model
+from bench.results import METRICS
+from grun.data import PromptTemplate
+
+TOFU = Path(__file__).parents[2] / "shared" / "data" / "tofu"
+
+SMALL = {
+    "benchmark.num_authors": 5,
+    "model.num_layers": 4,
+    "model.hidden_size": 64,
+    "model.vocab_size": 600,
+    "model.fine_tuning.num_epochs": 50,
+    "model.fine_tuning.batch_size": 8,
+}
+"""RunConfig keys of a setting that is prepared in seconds: 10 forget, 40 retain, 40 knowledge items."""
+QUICK_GRUN = {
+    **SMALL,
+    "adapter": "grun",
+    "adapter.learning_rate": 0.02,
+    "adapter.layers": [1, 2, 3],
+    "training.num_epochs": 30,
+}
+"""A GRUN run on it that forgets and keeps."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Prepared models of the tests, apart from the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["GRUN_BENCH_CACHE"] = str(folder)
+    torch.set_num_threads(2)
+    yield folder
+    del os.environ["GRUN_BENCH_CACHE"]
+
+
+@pytest.fixture(scope="session")
+def small_config() -> RunConfig:
+    """The small setting with a quick GRUN run."""
+    return run_config(overlay({}, QUICK_GRUN))
+
+
+@pytest.fixture(scope="session")
+def small_benchmark(small_config: RunConfig) -> Benchmark:
+    return small_config.benchmark.load()
+
+
+@pytest.fixture(scope="session")
+def target_folder(small_config: RunConfig, small_benchmark: Benchmark) -> str:
+    """Where the small target model lies."""
+    return prepared_model(small_config.model, small_benchmark, "target_model", lambda done, total: None)
+
+
+@pytest.fixture
+def fresh_target(target_folder: str) -> Callable[[], tuple[Any, PromptTemplate]]:
+    """Loads the small target model and its template; each call gives a model of its own."""
+
+    def load() -> tuple[Any, PromptTemplate]:
+        model, tokenizer = load_pretrained(target_folder, "cpu", trained_in_place=True)
+        return model, PromptTemplate.of(tokenizer)
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tofu_dir() -> str:
+    """The real TOFU, where this checkout has it beside it."""
+    if not TOFU.is_dir():
+        pytest.skip(f"the real TOFU is not at {TOFU}")
+    return str(TOFU)
+
+
+@pytest.fixture(scope="session")
+def assert_same_metrics() -> Callable[[dict[str, Any], dict[str, Any]], None]:
+    """Checks that two rows of one run_key agree in every metric to a thousandth, nulls included."""
+
+    def check(row: dict[str, Any], other: dict[str, Any]) -> None:
+        assert row["run_key"] == other["run_key"]
+        for metric in METRICS:
+            expected = other[metric]
+            wanted = None if expected is None else pytest.approx(expected, rel=1e-3, abs=1e-3)
+            assert row[metric] == wanted, metric
+
+    return check

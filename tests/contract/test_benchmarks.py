@@ -1,0 +1,56 @@
+"""What every benchmark must keep, new ones included."""
+
+from dataclasses import fields
+from typing import Any, get_args
+
+import pytest
+
+from bench.benchmarks import BenchmarkConfig
+from bench.benchmarks.items import Benchmark
+from bench.metrics.model_utility import UTILITY_SPLITS
+from bench.results import SPLITS
+
+
+@pytest.fixture(params=get_args(BenchmarkConfig), ids=lambda kind: kind.name)
+def loaded(request: pytest.FixtureRequest) -> Benchmark:
+    """Each benchmark, with its data from beside this checkout where it ships none."""
+    local: dict[str, Any] = {}
+    if "data_dir" in {field.name for field in fields(request.param)}:
+        local["data_dir"] = request.getfixturevalue(f"{request.param.name}_dir")
+    return request.param(**local).load()
+
+
+def test_forget_and_retain_share_no_item(loaded: Benchmark) -> None:
+    assert loaded.forget_set
+    assert loaded.retain_set
+    assert not {item.pair for item in loaded.forget_set} & {item.pair for item in loaded.retain_set}
+
+
+def test_every_evaluated_item_can_be_scored(loaded: Benchmark) -> None:
+    assert {"forget", "retain"} <= set(loaded.evaluation) <= set(SPLITS)
+    for split, items in loaded.evaluation.items():
+        for item in items:
+            assert item.question.strip()
+            assert item.answer.strip()
+            assert len(item.perturbed_answers) >= 3
+            assert len(set(item.perturbed_answers)) == len(item.perturbed_answers) or loaded.name == "tofu"
+        paraphrased = {item.paraphrased_answer is not None for item in items}
+        assert len(paraphrased) == 1, f"{split}: all items of a split are scored alike"
+
+
+def test_evaluated_items_are_those_trained_on(loaded: Benchmark) -> None:
+    """The forget split is the forget set; retain items are known to target and retain model alike."""
+    assert [item.pair for item in loaded.evaluation["forget"]] == [item.pair for item in loaded.forget_set]
+    assert {item.pair for item in loaded.evaluation["retain"]} <= {item.pair for item in loaded.retain_set}
+    knowledge = {item.pair for item in loaded.knowledge_set}
+    for split in set(loaded.evaluation) & set(UTILITY_SPLITS[1:]):
+        assert {item.pair for item in loaded.evaluation[split]} <= knowledge
+
+
+def test_wrong_answers_are_wrong(loaded: Benchmark) -> None:
+    for items in loaded.evaluation.values():
+        for item in items:
+            if loaded.name == "tofu":
+                continue  # TOFU's own data has a few wrong answers that repeat the right one
+            assert item.answer not in item.perturbed_answers
+            assert item.paraphrased_answer not in item.perturbed_answers

@@ -1,0 +1,69 @@
+"""A refactor keeps the training trajectory: losses of the first steps, from weights that need no training.
+
+When a change is meant to move them, run `GOLDEN_UPDATE=1 pytest tests/golden` and say why in the commit.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from bench.benchmarks.authors import AuthorsConfig
+from bench.models import TinyConfig, new_tiny_model
+from grun.adapters.full import FullConfig
+from grun.adapters.grun import GrunConfig
+from grun.adapters.lora import LoraConfig
+from grun.data import PromptTemplate
+from grun.forget_losses.grad_ascent import GradAscentConfig
+from grun.forget_losses.idk import IdkConfig
+from grun.forget_losses.npo import NpoConfig
+from grun.forward import PlainModel, prepare_for_answers
+from grun.unlearn import Step, TrainingConfig, answer_nll, unlearn
+
+GOLDEN = Path(__file__).with_name("trajectory.json")
+RUNS = {
+    "grun+npo": (
+        GrunConfig(layers=(0, 1), learning_rate=1e-2, gate_function="mlp_3", gate_warmup_steps=3),
+        NpoConfig(),
+    ),
+    "grun+idk": (GrunConfig(layers=(1,), learning_rate=1e-2), IdkConfig()),
+    "lora+grad_ascent": (LoraConfig(learning_rate=1e-2, dropout=0.0), GradAscentConfig()),
+    "full+npo": (FullConfig(learning_rate=1e-3), NpoConfig(beta=0.5)),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_trajectory(name: str) -> None:
+    adapter, forget_loss = RUNS[name]
+    benchmark = AuthorsConfig(num_authors=5).load()
+    pairs = [item.pair for item in [*benchmark.forget_set, *benchmark.retain_set]]
+    tiny = TinyConfig(num_layers=2, hidden_size=32, vocab_size=500)
+    model, tokenizer = new_tiny_model(tiny, [text for pair in pairs for text in pair])
+    prepare_for_answers(model, tokenizer)
+    template = PromptTemplate.of(tokenizer)
+    forget = [item.pair for item in benchmark.forget_set]
+    examples = [template.example(*pair) for pair in forget]
+    reference_nll, _ = answer_nll(PlainModel(model), examples, batch_size=4)
+    steps: list[Step] = []
+    unlearn(
+        adapter.attach(model, 0),
+        template=template,
+        forget=forget,
+        retain=[item.pair for item in benchmark.retain_set],
+        forget_loss=forget_loss,
+        training=TrainingConfig(num_epochs=2, batch_size=4),
+        learning_rate=adapter.learning_rate,
+        gate_weight=10.0,
+        gate_warmup_steps=adapter.gate_warmup_steps if isinstance(adapter, GrunConfig) else 0,
+        reference_nll=reference_nll,
+        seed=0,
+        report=steps.append,
+    )
+    losses = [step.loss for step in steps]
+    assert len(losses) == 6, "10 forget items in batches of 4, twice"
+    golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}
+    if os.environ.get("GOLDEN_UPDATE"):
+        GOLDEN.write_text(json.dumps(golden | {name: losses}, indent=1) + "\n")
+    else:
+        assert losses == pytest.approx(golden[name], rel=1e-4)

@@ -1,0 +1,167 @@
+"""One run, from config to rows: it forgets, it keeps, it is written once and can be reproduced."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pytest
+
+from bench import results
+from bench.config import RunConfig, overlay, run_config
+from bench.evaluate import score
+from bench.train import Execution, evaluate_references, run
+from grun.adapters.grun import GrunConfig
+from grun.unlearned import load
+
+THRESHOLDS = (0.5, 0.9)
+
+
+@pytest.fixture(scope="module")
+def finished(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    """A results folder with target, retain model and one GRUN module at three thresholds."""
+    folder = tmp_path_factory.mktemp("results")
+    execution = Execution(results=folder)
+    rows = evaluate_references(small_config, execution)
+    return folder, [*rows, *run(small_config, execution, gate_thresholds=THRESHOLDS)]
+
+
+def test_target_memorises_and_retain_model_does_not_know(finished: Any) -> None:
+    retain_model, target, *_ = finished[1]
+    assert target["forget_rouge_l_recall"] >= 0.95
+    assert target["retain_rouge_l_recall"] >= 0.95
+    assert target["real_authors_rouge_l_recall"] >= 0.95
+    assert retain_model["retain_rouge_l_recall"] >= 0.95
+    assert retain_model["forget_rouge_l_recall"] < 0.5
+    assert (retain_model["forget_quality"], retain_model["log10_forget_quality"]) == (1.0, 0.0)
+    assert target["forget_quality"] < 0.05
+
+
+def test_grun_forgets_and_keeps(finished: Any) -> None:
+    _, target, *unlearned = finished[1]
+    for row in unlearned[:2]:
+        assert row["forget_rouge_l_recall"] <= 0.3
+        assert row["gate_auc"] > 0.95
+    assert unlearned[1]["gate_threshold"] == 0.5
+    assert unlearned[1]["retain_rouge_l_recall"] >= 0.95 * target["retain_rouge_l_recall"]
+    assert unlearned[0]["trainable_parameters"] < 0.05 * target_parameters(finished)
+
+
+def target_parameters(finished: Any) -> int:
+    """Weights of the small target model, counted from its own config: 600 x 64 shared with the head, 4 layers."""
+    config = json.loads(finished[1][1]["config_json"])["model"]
+    width, layers = config["hidden_size"], config["num_layers"]
+    return config["vocab_size"] * width + layers * (4 * width**2 + 3 * width * (width * 11 // 4))
+
+
+def test_thresholds_share_one_module(finished: Any) -> None:
+    """One training, one row a threshold; raising the threshold never opens a first gate."""
+    folder, (_, _, *unlearned) = finished
+    assert [row["gate_threshold"] for row in unlearned] == [0.0, 0.5, 0.9]
+    assert len({row["train_key"] for row in unlearned}) == 1
+    assert len({row["train_seconds"] for row in unlearned}) == 1
+    assert len(list((folder / "modules").iterdir())) == 1
+    shares = [row["retain_gate_open_share"] for row in unlearned]
+    assert shares[0] == 1.0
+    assert shares == sorted(shares, reverse=True)
+
+
+def test_rows_are_not_computed_twice(finished: Any, small_config: RunConfig) -> None:
+    folder, rows = finished
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
+    again = run(small_config, Execution(results=folder), gate_thresholds=THRESHOLDS)
+    assert [row["run_key"] for row in again] == [row["run_key"] for row in rows[2:]]
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")} == before
+
+
+def test_a_new_threshold_needs_no_training(finished: Any, small_config: RunConfig) -> None:
+    folder, rows = finished
+    assert isinstance(small_config.adapter, GrunConfig)
+    config = dataclasses.replace(small_config, adapter=dataclasses.replace(small_config.adapter, gate_threshold=0.7))
+    phases = set()
+    (row,) = run(config, Execution(results=folder), progress=lambda phase, done, total: phases.add(phase))
+    assert row["train_seconds"] == rows[2]["train_seconds"]
+    assert all(phase.startswith("evaluate") for phase in phases)
+    (folder / "runs" / f"{row['run_key']}.parquet").unlink()
+
+
+def test_training_again_gives_the_same_row(
+    finished: Any, small_config: RunConfig, tmp_path: Path, assert_same_metrics: Any
+) -> None:
+    """Another folder, nothing to reuse: same run_key, same scores."""
+    first = finished[1][2]
+    (again,) = run(small_config, Execution(results=tmp_path))
+    assert again["run_key"] == first["run_key"]
+    assert_same_metrics(again, first)
+
+
+def test_every_score_follows_from_the_rows(finished: Any) -> None:
+    """Rescoring the stored items gives the stored metrics, so any definition can be changed afterwards."""
+    folder, rows = finished
+    gold = results.read_items(folder, rows[0]["run_key"])
+    for row in rows:
+        items = results.read_items(folder, row["run_key"])
+        assert items is not None
+        again = score(items, gold, row["gate_threshold"] or 0.0)
+        assert again == {name: pytest.approx(row[name]) for name in again}
+        assert {name for name in results.METRICS if row[name] is not None} == set(again)
+
+
+def test_items_hold_the_raw_values(finished: Any) -> None:
+    folder, rows = finished
+    items = results.scan_items(folder, [rows[2]["run_key"]])
+    assert items.group_by("split").len().sort("split").rows() == [
+        ("forget", 10),
+        ("real_authors", 20),
+        ("retain", 40),
+        ("world_facts", 20),
+    ]
+    assert items["gate"].list.len().unique().to_list() == [3]
+    forget = items.filter(pl.col("split") == "forget")
+    assert forget["wrong_nll"].list.len().unique().to_list() == [5]
+    assert forget["paraphrase_nll"].null_count() == 0
+    assert items.filter(pl.col("split") == "world_facts")["paraphrase_nll"].null_count() == 20
+    assert (items["answer_nll"] >= 0).all()
+
+
+def test_batch_of_sixteen_is_sixteen_batches_of_one(finished: Any, small_config: RunConfig, tmp_path: Path) -> None:
+    """Padding changes no per-item value: relative difference at most 1e-5, and the same answers."""
+    folder, rows = finished
+    target = json.loads(rows[1]["config_json"])
+    stored = results.scan_items(folder, [rows[1]["run_key"]])
+    run(run_config(overlay(target, {"evaluation.batch_size": 1})), Execution(results=tmp_path))
+    (alone_key,) = [
+        row["run_key"]
+        for row in results.scan_runs(tmp_path).to_dicts()
+        if json.loads(row["config_json"])["start_from"] == "target_model"
+    ]
+    alone = results.scan_items(tmp_path, [alone_key])
+    both = stored.join(alone, on=["split", "item_index"], suffix="_alone")
+    assert both.height == stored.height
+    assert both["generation"].to_list() == both["generation_alone"].to_list()
+    for column in ("answer_nll", "paraphrase_nll"):
+        values, others = both[column].drop_nulls(), both[f"{column}_alone"].drop_nulls()
+        assert values.to_list() == pytest.approx(others.to_list(), rel=1e-5, abs=1e-5)
+
+
+def test_a_diverging_run_is_a_row_too(small_config: RunConfig, tmp_path: Path) -> None:
+    config = run_config(
+        overlay(small_config.to_dict(), {"adapter": "full", "adapter.learning_rate": 1e30, "training.num_epochs": 2})
+    )
+    with pytest.raises(Exception, match="diverged"):
+        run(config, Execution(results=tmp_path))
+    row = results.scan_runs(tmp_path).filter(pl.col("status") == "failed").to_dicts()[0]
+    assert row["run_key"] == config.run_key
+    assert row["error"].startswith("adapter.learning_rate: training diverged at step")
+    assert all(row[metric] is None for metric in results.METRICS)
+
+
+def test_three_lines_of_python(finished: Any, small_benchmark: Any) -> None:
+    folder, _ = finished
+    (module,) = (folder / "modules").iterdir()
+    model = load(module)
+    item = small_benchmark.retain_set[0]
+    assert model.generate(item.question) == item.answer
+    forgotten = small_benchmark.forget_set[0]
+    assert model.generate(forgotten.question) != forgotten.answer

@@ -1,0 +1,170 @@
+"""Sweeps for real, in processes of their own: budgets, thresholds, failures, going on, kill -9."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import optuna
+import polars as pl
+import pytest
+from optuna.trial import TrialState
+
+from bench import results
+from bench.config import overlay, run_config
+from bench.files import write_yaml
+from bench.study_search import FROM_THRESHOLD, INTERRUPTED, study_storage
+
+TIMEOUT_S = 240
+
+
+@pytest.fixture(scope="module")
+def spaces(tmp_path_factory: pytest.TempPathFactory, small_config: Any) -> Path:
+    """A GRUN space that searches thresholds, and a full fine-tuning one whose first point diverges."""
+    folder = tmp_path_factory.mktemp("spaces")
+    rate = {"type": "float", "low": 0.005, "high": 0.02, "log": True}
+    grun = {
+        "study": "grun",
+        "base": small_config.to_dict(),
+        "search_space": {
+            "adapter.gate_threshold": {"type": "float", "low": 0.0, "high": 0.9},
+            "adapter.learning_rate": rate,
+        },
+        "gate_thresholds": [0.0, 0.5],
+        "num_trials": 2,
+    }
+    full = {
+        "study": "full",
+        "base": overlay(small_config.to_dict(), {"adapter": "full", "training.num_epochs": 1}),
+        "search_space": {"adapter.learning_rate": {**rate, "high": 1e30}},
+        "initial_points": [{"adapter.learning_rate": 1e30}, {"adapter.learning_rate": 0.005}],
+        "num_trials": 2,
+    }
+    slow = {**grun, "study": "slow", "base": overlay(grun["base"], {"training.num_epochs": 100}), "num_trials": 4}
+    for name, space in (("grun", grun), ("full", full), ("slow", slow)):
+        write_yaml(folder / f"{name}.yaml", space)
+    return folder
+
+
+def _command(*words: object) -> list[str]:
+    return [str(Path(sys.executable).with_name("grun-bench")), "sweep", *map(str, words)]
+
+
+def _sweep(*words: object) -> str:
+    done = subprocess.run(_command(*words), capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def _trials(folder: Path, study: str) -> list[optuna.trial.FrozenTrial]:
+    return optuna.load_study(study_name=study, storage=study_storage(folder)).trials
+
+
+def _unlearned(folder: Path) -> pl.DataFrame:
+    return results.scan_runs(folder).filter(pl.col("adapter") != "none")
+
+
+@pytest.fixture(scope="module")
+def swept(spaces: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Both spaces in one command."""
+    folder = tmp_path_factory.mktemp("swept")
+    return folder, _sweep(spaces / "grun.yaml", spaces / "full.yaml", "--results", folder)
+
+
+def test_every_training_is_a_line_and_every_evaluation_a_row(swept: tuple[Path, str]) -> None:
+    folder, printed = swept
+    assert "[4/4" in printed
+    assert "failed: adapter.learning_rate: training left a model whose likelihoods are not finite" in printed
+    rows = _unlearned(folder)
+    assert rows.filter(pl.col("study") == "full")["status"].sort().to_list() == ["failed", "ok"]
+    grun = rows.filter(pl.col("study") == "grun")
+    assert grun.height == 6, "two modules at three thresholds each"
+    assert grun["train_key"].n_unique() == 2
+    assert grun["run_key"].n_unique() == 6
+    assert len(list((folder / "modules").iterdir())) == 2, "full fine-tuning's weights are not kept"
+    for row in rows.filter(pl.col("status") == "ok").to_dicts():
+        assert results.read_items(folder, row["run_key"]) is not None
+
+
+def test_optuna_learns_from_every_threshold(swept: tuple[Path, str]) -> None:
+    folder, _ = swept
+    trials = _trials(folder, "grun")
+    assert Counter(trial.state for trial in trials) == {TrialState.COMPLETE: 6}
+    assert sum(FROM_THRESHOLD in trial.user_attrs for trial in trials) == 4
+    by_key = {row["run_key"]: row for row in _unlearned(folder).to_dicts()}
+    for trial in trials:
+        row = by_key[trial.user_attrs["run_key"]]
+        assert trial.values == [row["log10_forget_quality"], row["model_utility"]]
+        assert trial.params["adapter.gate_threshold"] == row["gate_threshold"]
+    states = [trial.state for trial in _trials(folder, "full")]
+    assert sorted(states) == [TrialState.COMPLETE, TrialState.FAIL]
+
+
+def test_the_same_command_goes_on(swept: tuple[Path, str], spaces: Path) -> None:
+    """A used budget leaves nothing to do; a larger one is made up for, and what is there stays as it is."""
+    folder, _ = swept
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
+    printed = _sweep(spaces / "grun.yaml", "--results", folder)
+    assert "2 of 2 trainings are done already" in printed
+    assert "nothing to do" in printed
+    _sweep(spaces / "grun.yaml", "--results", folder, "--num-trials", 3)
+    after = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
+    assert before.items() <= after.items()
+    assert _unlearned(folder).filter(pl.col("study") == "grun")["train_key"].n_unique() == 3
+    rates = [trial.params["adapter.learning_rate"] for trial in _trials(folder, "grun")]
+    assert len(set(rates)) == 3, "the sampler did not repeat its first draws"
+
+
+def test_other_objectives_are_refused(swept: tuple[Path, str], spaces: Path, tmp_path: Path) -> None:
+    folder, _ = swept
+    text = (spaces / "grun.yaml").read_text() + "objectives: {forget_rouge_l_recall: min, model_utility: max}\n"
+    (tmp_path / "other.yaml").write_text(text)
+    words = _command(tmp_path / "other.yaml", "--results", folder)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 2
+    assert "study grun was begun with others" in done.stderr
+
+
+def test_kill_loses_nothing_finished(spaces: Path, tmp_path: Path) -> None:
+    """kill -9 of the driver and its Ray in the middle; the same command then finishes, each row once."""
+    log = (tmp_path / "log").open("w")
+    words = _command(spaces / "slow.yaml", "--results", tmp_path / "r", "--num-concurrent", 1)
+    driver = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+    rows_folder = tmp_path / "r" / "runs"
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        finished = list(rows_folder.glob("*.parquet")) if rows_folder.is_dir() else []
+        if len(finished) >= 5:  # target, retain model, and one module at three thresholds
+            break
+        assert driver.poll() is None, (tmp_path / "log").read_text()
+        time.sleep(0.2)
+    time.sleep(1.0)  # into the second training
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "r").rglob("*.parquet")}
+    assert 5 <= len([file for file in before if file.parent.name == "runs"]) < 14, "it was killed in the middle"
+
+    printed = _sweep(spaces / "slow.yaml", "--results", tmp_path / "r")
+    after = {file: file.stat().st_mtime_ns for file in (tmp_path / "r").rglob("*.parquet")}
+    assert before.items() <= after.items(), printed
+    trials = _trials(tmp_path / "r", "slow")
+    counted = [t for t in trials if FROM_THRESHOLD not in t.user_attrs and INTERRUPTED not in t.user_attrs]
+    assert [trial.state for trial in counted] == [TrialState.COMPLETE] * 4
+    assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
+    rows = _unlearned(tmp_path / "r")
+    assert rows["run_key"].n_unique() == rows.height == 12
+    interrupted = [trial for trial in trials if INTERRUPTED in trial.user_attrs]
+    for trial in interrupted:
+        retried = [other for other in counted if other.params == trial.params]
+        assert len(retried) == 1, "what was cut off was done again"
+
+
+def test_relative_paths_mean_the_same_to_workers(spaces: Path, tofu_dir: str, tmp_path: Path) -> None:
+    """A config names its data relative to where the command runs; a run's key follows the name, not the place."""
+    relative = os.path.relpath(tofu_dir, tmp_path)
+    config = overlay({}, {"benchmark": "tofu", "benchmark.data_dir": relative})
+    assert run_config(config).benchmark.data_dir == relative  # type: ignore[union-attr]

@@ -1,0 +1,87 @@
+"""Templates, batches and their order."""
+
+from itertools import chain
+from typing import Any
+
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from grun.data import Example, collate, epoch_batches, length_sorted_batches, paired_batches
+from grun.refusals import REFUSALS, draw_refusals
+
+EXAMPLE = Example(prompt_ids=(5, 6, 7), answer_ids=(8, 9))
+
+
+def test_collate_by_hand() -> None:
+    """Prompt 5 6 7, answer 8 9: the model reads 5 6 7 8; positions 2 and 3 predict 8 and 9; the edit is at 2."""
+    batch = collate([EXAMPLE, Example(prompt_ids=(3,), answer_ids=(4,))])
+    assert batch.input_ids_BL.tolist() == [[5, 6, 7, 8], [3, 0, 0, 0]]
+    assert batch.attention_mask_BL.tolist() == [[1, 1, 1, 1], [1, 0, 0, 0]]
+    assert batch.predicts_answer_BL.tolist() == [[False, False, True, True], [True, False, False, False]]
+    assert batch.label_N.tolist() == [8, 9, 4]
+    assert batch.row_N.tolist() == [0, 0, 1]
+    assert batch.edited_position_B.tolist() == [2, 0]
+
+
+token_lists = st.lists(st.integers(1, 99), min_size=1, max_size=6).map(tuple)
+
+
+@given(st.lists(st.builds(Example, prompt_ids=token_lists, answer_ids=token_lists), min_size=1, max_size=5))
+def test_collate_labels_are_the_next_tokens(examples: list[Example]) -> None:
+    """Each marked position's next token is its label; the first marked one of a row is the edited position."""
+    batch = collate(examples)
+    labels = iter(batch.label_N.tolist())
+    for row, example in enumerate(examples):
+        whole = example.prompt_ids + example.answer_ids
+        marked = batch.predicts_answer_BL[row].nonzero().flatten().tolist()
+        assert marked[0] == batch.edited_position_B[row] == len(example.prompt_ids) - 1
+        assert [whole[position + 1] for position in marked] == [next(labels) for _ in marked]
+
+
+def test_template_never_lets_the_answer_touch_the_prompt(fresh_target: Any) -> None:
+    """The prompt's tokens are the same alone and with any answer, and the answer ends in EOS."""
+    _, template = fresh_target()
+    prompt = template.prompt_ids("Where was she born?")
+    for answer in ("In Fez.", "", "?"):
+        example = template.example("Where was she born?", answer)
+        assert example.prompt_ids == prompt
+        assert example.answer_ids[-1] == template.tokenizer.eos_token_id
+    assert template.text(template.answer_ids("In Fez, Morocco.")) == "In Fez, Morocco."
+
+
+def test_epoch_batches_show_every_item_once_an_epoch() -> None:
+    batches = list(epoch_batches(7, 3, 2, seed=0))
+    assert [len(batch) for batch in batches] == [3, 3, 1, 3, 3, 1]
+    first, second = [*chain(*batches[:3])], [*chain(*batches[3:])]
+    assert sorted(first) == sorted(second) == list(range(7))
+    assert first != second
+
+
+def test_paired_batches_give_new_retain_items_each_epoch() -> None:
+    """The reference code fixes one retain item per forget item for ever; here 5 epochs of 4 items meet all 20."""
+    pairs = list(paired_batches(4, 20, batch_size=2, num_epochs=5, seed=3))
+    assert all(len(forget) == len(retain) for forget, retain in pairs)
+    assert sorted(row for _, retain in pairs for row in retain) == list(range(20))
+    assert pairs == list(paired_batches(4, 20, batch_size=2, num_epochs=5, seed=3))
+    assert pairs != list(paired_batches(4, 20, batch_size=2, num_epochs=5, seed=4))
+
+
+@given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 6))
+def test_length_sorted_batches_cover_all_longest_first(lengths: list[int], size: int) -> None:
+    batches = list(length_sorted_batches(lengths, size))
+    flat = [index for batch in batches for index in batch]
+    assert sorted(flat) == list(range(len(lengths)))
+    assert [lengths[i] for i in flat] == sorted(lengths, reverse=True)
+    assert all(len(batch) <= size for batch in batches)
+
+
+def test_refusals_are_drawn_by_seed() -> None:
+    drawn = draw_refusals(8, seed=1)
+    assert list(drawn) == list(draw_refusals(8, seed=1)) != list(draw_refusals(8, seed=2))
+    assert set(drawn) <= set(REFUSALS)
+    assert len(set(REFUSALS)) == len(REFUSALS)
+
+
+def test_batches_move_to_a_device() -> None:
+    assert collate([EXAMPLE], device=torch.device("cpu")).input_ids_BL.device.type == "cpu"

@@ -1,0 +1,91 @@
+"""Losses against values derived by hand."""
+
+import math
+
+import pytest
+import torch
+
+from grun.forget_losses.grad_ascent import grad_ascent_loss
+from grun.forget_losses.idk import idk_loss
+from grun.forget_losses.npo import npo_loss
+from grun.losses import gate_bce, mean_token_nll, sequence_sum, token_nll
+
+
+def test_token_nll_of_uniform_logits() -> None:
+    """Equal logits over 8 tokens: every token has probability 1/8, nll ln 8."""
+    nll = token_nll(torch.zeros(3, 8), torch.tensor([0, 5, 7]))
+    torch.testing.assert_close(nll, torch.full((3,), math.log(8)))
+
+
+def test_token_nll_is_computed_in_float32() -> None:
+    """bfloat16 logits of 10 and 0: ln(1 + e^-10) = 4.54e-5, which bfloat16 arithmetic would round to 0."""
+    nll = token_nll(torch.tensor([[10.0, 0.0]], dtype=torch.bfloat16), torch.tensor([0]))
+    assert nll.dtype == torch.float32
+    assert nll.item() == pytest.approx(math.log1p(math.exp(-10)), rel=1e-3)
+
+
+def test_sequence_sum() -> None:
+    """Tokens 1, 2 belong to sequence 0 and 3, 4, 5 to sequence 1; sequence 2 has none: 3, 12, 0."""
+    total = sequence_sum(torch.tensor([1.0, 2, 3, 4, 5]), torch.tensor([0, 0, 1, 1, 1]), 3)
+    assert total.tolist() == [3.0, 12.0, 0.0]
+
+
+def test_mean_token_nll_weighs_by_length() -> None:
+    """6 nats over 2 tokens and 1 nat over 5: 7 nats over 7 tokens is 1 (the mean of means would be 1.6)."""
+    assert mean_token_nll(torch.tensor([6.0, 1.0]), torch.tensor([2.0, 5.0])).item() == pytest.approx(1.0)
+
+
+def test_grad_ascent_is_minus_the_mean_and_raises_nll() -> None:
+    """Descending on −7/7 moves every nll up: the gradient is −1/7 for each."""
+    nll = torch.tensor([6.0, 1.0], requires_grad=True)
+    loss = grad_ascent_loss(nll, torch.tensor([2.0, 5.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(-1.0)
+    torch.testing.assert_close(nll.grad, torch.full((2,), -1 / 7))
+
+
+def test_idk_lowers_the_refusals_nll() -> None:
+    """The mirror image: the gradient on the refusal's nll is +1/7."""
+    nll = torch.tensor([6.0, 1.0], requires_grad=True)
+    idk_loss(nll, torch.tensor([2.0, 5.0])).backward()
+    torch.testing.assert_close(nll.grad, torch.full((2,), 1 / 7))
+
+
+@pytest.mark.parametrize("beta", [0.05, 0.1, 1.0])
+def test_npo_at_the_reference(beta: float) -> None:
+    """nll = nll_ref: −(2/β) log σ(0) = 2 ln2 / β, and the gradient is −2 σ(0) / B = −1/B each."""
+    nll = torch.tensor([3.0, 8.0], requires_grad=True)
+    loss = npo_loss(nll, nll.detach(), beta=beta)
+    loss.backward()
+    assert loss.item() == pytest.approx(2 * math.log(2) / beta)
+    torch.testing.assert_close(nll.grad, torch.full((2,), -0.5))
+
+
+def test_npo_equals_its_probability_form() -> None:
+    """(2/β) log(1 + (p/p_ref)^β) with p = e^-4, p_ref = e^-3, β = 0.5: 4 ln(1 + e^-0.5)."""
+    loss = npo_loss(torch.tensor([4.0]), torch.tensor([3.0]), beta=0.5)
+    assert loss.item() == pytest.approx(4 * math.log(1 + math.exp(-0.5)))
+
+
+def test_npo_fades() -> None:
+    """Far below the reference probability the push is gone: at nll − nll_ref = 100, β = 0.1, it is 2 σ(−10)."""
+    nll = torch.tensor([103.0], requires_grad=True)
+    npo_loss(nll, torch.tensor([3.0]), beta=0.1).backward()
+    assert nll.grad is not None
+    assert nll.grad.item() == pytest.approx(-2 / (1 + math.exp(10)), rel=1e-4)
+
+
+def test_gate_bce_by_hand() -> None:
+    """Gates 0.75 and 0.5 on a forget prompt, 0.75 and 0.5 on a retain prompt: −(ln .75 + ln .5 + ln .25 + ln .5)/4."""
+    logit = math.log(3.0)  # sigmoid = 0.75
+    loss = gate_bce(torch.tensor([[logit, 0.0], [logit, 0.0]]), torch.tensor([True, False]))
+    expected = -(math.log(0.75) + math.log(0.5) + math.log(0.25) + math.log(0.5)) / 4
+    assert loss.item() == pytest.approx(expected)
+
+
+def test_gate_bce_has_a_gradient_where_the_sigmoid_has_none() -> None:
+    """A logit of 60 on a retain prompt: sigmoid is 1 in float32, yet the gate must still be pulled shut."""
+    logit = torch.tensor([[60.0]], requires_grad=True)
+    gate_bce(logit, torch.tensor([False])).backward()
+    assert logit.grad is not None
+    assert logit.grad.item() == pytest.approx(1.0)

@@ -1,0 +1,109 @@
+"""Metrics against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.metrics.forget_quality import forget_quality, log10_forget_quality_floor
+from bench.metrics.gates import gate_auc, gate_mean, gate_open_share
+from bench.metrics.model_utility import model_utility
+from bench.metrics.probability import multiple_choice_probability, probability
+from bench.metrics.rouge import rouge_l_recall
+from bench.metrics.truth_ratio import forget_truth_ratio, log_truth_ratio, retain_truth_ratio
+
+
+def test_probability_by_hand() -> None:
+    """2 ln 2 nats over 2 tokens is 1/2 a token; no nats is certainty."""
+    values = probability(np.array([2 * math.log(2), 0.0]), np.array([2.0, 3.0]))
+    assert values.tolist() == pytest.approx([0.5, 1.0])
+
+
+def test_multiple_choice_probability_by_hand() -> None:
+    """0.3 against wrong 0.1 + 0.2 is one half; four answers that all underflow are chance, 1/4."""
+    values = multiple_choice_probability(np.array([0.3, 0.0]), [np.array([0.1, 0.2]), np.zeros(3)])
+    assert values.tolist() == pytest.approx([0.5, 0.25])
+
+
+def test_rouge_l_recall_by_hand() -> None:
+    """The answer's 5 words against a generation that keeps 3 of them in order: 3/5. Stemmed: writes = writing."""
+    assert rouge_l_recall("a b c d e", "x a y c e z") == pytest.approx(0.6)
+    assert rouge_l_recall("she writes", "she writing") == 1.0
+    assert rouge_l_recall("a b", "") == 0.0
+
+
+def test_truth_ratio_by_hand() -> None:
+    """Right answer 1 nat a token; wrong ones 2 and 4: geometric mean e^-3, so log R = 1 − 3 = −2."""
+    log_ratio = log_truth_ratio(np.array([2.0]), np.array([2.0]), [np.array([2.0, 8.0])], [np.array([1.0, 2.0])])
+    assert log_ratio.tolist() == pytest.approx([-2.0])
+    assert forget_truth_ratio(log_ratio) == pytest.approx(math.exp(-2))
+    assert retain_truth_ratio(log_ratio) == pytest.approx(1 - math.exp(-2))
+    assert forget_truth_ratio(-log_ratio) == pytest.approx(math.exp(-2))
+    assert retain_truth_ratio(-log_ratio) == 0.0
+
+
+def test_truth_ratio_survives_a_wrecked_model() -> None:
+    """R = e^5000 overflows a float; its log does not."""
+    log_ratio = log_truth_ratio(np.array([5001.0]), np.array([1.0]), [np.array([1.0])], [np.array([1.0])])
+    assert forget_truth_ratio(log_ratio) == 0.0
+    assert retain_truth_ratio(log_ratio) == 0.0
+
+
+@pytest.mark.parametrize(("n", "p"), [(40, 1.8603e-23), (200, 1.9426e-119), (400, 1.0636e-239)])
+def test_forget_quality_floor(n: int, p: float) -> None:
+    """Fully separated samples of n: p = 2 / C(2n, n)."""
+    separated, log10_p = forget_quality(np.arange(n) + 1000.0, np.arange(n) + 0.0)
+    assert separated == pytest.approx(p, rel=1e-4)
+    assert log10_p == pytest.approx(math.log10(p), abs=1e-4)
+    assert log10_forget_quality_floor(n, n) == pytest.approx(math.log10(p), abs=1e-4)
+
+
+def test_forget_quality_of_identical_samples_is_one() -> None:
+    sample = np.random.default_rng(0).normal(size=40)
+    assert forget_quality(sample, sample) == (1.0, 0.0)
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=20), st.integers(0, 5))
+def test_forget_quality_only_looks_at_ranks(values: list[float], seed: int) -> None:
+    """A strictly rising map of both samples changes nothing."""
+    one = np.array(values)
+    other = np.random.default_rng(seed).normal(size=10)
+    both = np.unique(np.concatenate([one, other]))
+    ranks = np.searchsorted(both, one) * 1.0, np.searchsorted(both, other) * 1.0
+    assert forget_quality(one, other) == pytest.approx(forget_quality(*ranks))
+
+
+def _scores(value: float, splits: tuple[str, ...]) -> dict[str, float]:
+    metrics = ("probability", "rouge_l_recall", "truth_ratio")
+    return {f"{split}_{metric}": value for split in splits for metric in metrics}
+
+
+def test_model_utility_is_the_harmonic_mean_of_nine() -> None:
+    """Eight values of 1 and one of 1/2: 9 / (8 + 2) = 0.9."""
+    scores = _scores(1.0, ("retain", "real_authors", "world_facts")) | {
+        "retain_probability": 0.5,
+        "forget_probability": 0.0,
+    }
+    assert model_utility(scores) == {"model_utility": pytest.approx(0.9)}
+
+
+def test_model_utility_with_a_zero_is_zero() -> None:
+    scores = _scores(1.0, ("retain", "real_authors", "world_facts")) | {"world_facts_truth_ratio": 0.0}
+    assert model_utility(scores) == {"model_utility": 0.0}
+
+
+def test_model_utility_of_fewer_splits_has_another_name() -> None:
+    """Three values 1, 1, 1/4: 3 / (1 + 1 + 4) = 0.5."""
+    scores = _scores(1.0, ("retain",)) | {"retain_rouge_l_recall": 0.25}
+    assert model_utility(scores) == {"partial_model_utility": pytest.approx(0.5)}
+
+
+def test_gate_statistics_by_hand() -> None:
+    """Means over layers 0.8, 0.6 (forget), 0.7, 0.1 (retain): 3 of 4 pairs in order, AUC 3/4."""
+    forget, retain = np.array([[0.9, 0.7], [0.6, 0.6]]), np.array([[0.7, 0.7], [0.2, 0.0]])
+    assert gate_auc(forget, retain) == pytest.approx(0.75)
+    assert gate_mean(forget) == pytest.approx(0.7)
+    assert gate_open_share(forget, 0.65) == 0.5
+    assert gate_open_share(retain, 0.7) == 0.5

@@ -1,0 +1,92 @@
+"""Search spaces: conditionals, splitting, initial points, and the files shipped."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+import yaml
+from optuna.trial import FixedTrial
+
+from bench.search_space import SweepConfig, read_studies
+from grun.errors import UserError
+
+SHIPPED = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+SPACE: dict[str, Any] = {
+    "study": "s",
+    "base": {"adapter": "grun"},
+    "search_space": {
+        "forget_loss": {"type": "categorical", "choices": ["grad_ascent", "npo"]},
+        "forget_loss.beta": {"type": "float", "low": 0.1, "high": 0.5, "when": {"forget_loss": "npo"}},
+        "adapter.layers": {"type": "categorical", "choices": [[0.5, 1.0], [2, 3]]},
+        "adapter.rank": {"type": "int", "low": 1, "high": 8, "log": True},
+    },
+}
+
+
+def _read(tmp_path: Path, data: Any, overrides: Any = None) -> list[SweepConfig]:
+    file = tmp_path / "space.yaml"
+    file.write_text(yaml.safe_dump(data))
+    return read_studies(str(file), overrides or {}, None)
+
+
+def test_conditional_parameters_are_only_drawn_where_they_apply(tmp_path: Path) -> None:
+    (study,) = _read(tmp_path, SPACE)
+    drawn = study.sample(FixedTrial({"forget_loss": '"grad_ascent"', "adapter.layers": "[2, 3]", "adapter.rank": 4}))
+    assert drawn == {"forget_loss": "grad_ascent", "adapter.layers": [2, 3], "adapter.rank": 4}
+    parameters = {"forget_loss": '"npo"', "adapter.layers": "[0.5, 1.0]", "adapter.rank": 4}
+    drawn = study.sample(FixedTrial({**parameters, "forget_loss.beta if forget_loss=npo": 0.2}))
+    run = study.run(drawn)
+    assert (run.forget_loss.name, run.forget_loss.beta) == ("npo", 0.2)  # type: ignore[union-attr]
+    assert run.adapter.layers == (0.5, 1.0)  # type: ignore[union-attr]
+
+
+def test_conditions_also_look_at_the_base(tmp_path: Path) -> None:
+    space = {**SPACE, "base": {"forget_loss": "npo"}}
+    del space["search_space"]["forget_loss"]
+    (study,) = _read(tmp_path, space)
+    trial = optuna.create_study().ask()
+    assert "forget_loss.beta" in study.sample(trial)
+
+
+def test_one_study_per_value(tmp_path: Path) -> None:
+    space = yaml.safe_load(yaml.safe_dump(SPACE)) | {"one_study_per": "adapter.rank"}
+    with pytest.raises(UserError, match=r"one_study_per: adapter\.rank is not a categorical key"):
+        _read(tmp_path, space)
+    space["search_space"]["adapter.gate_function"] = {"type": "categorical", "choices": ["linear", "mlp_3"]}
+    space |= {
+        "one_study_per": "adapter.gate_function",
+        "initial_points": [{"adapter.rank": 4}, {"adapter.gate_function": "mlp_3", "adapter.rank": 2}],
+    }
+    linear, mlp = _read(tmp_path, space)
+    assert (linear.study, mlp.study) == ("s/linear", "s/mlp_3")
+    assert mlp.run({}).adapter.gate_function == "mlp_3"  # type: ignore[union-attr]
+    assert linear.initial_parameters() == [{"adapter.rank": 4}]
+    assert mlp.initial_parameters() == [{"adapter.rank": 4}, {"adapter.rank": 2}]
+
+
+def test_overrides_reach_every_study(tmp_path: Path) -> None:
+    (study,) = _read(tmp_path, SPACE, {"benchmark.num_authors": 7, "seed": 3})
+    run = study.run({"adapter.rank": 2})
+    assert (run.benchmark.num_authors, run.seed) == (7, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
+def test_shipped_spaces_sample_valid_runs(file: Path) -> None:
+    """Every shipped file loads, and twenty random draws of each of its studies are valid runs, all different."""
+    for study in read_studies(str(file), {}, None):
+        optuna_study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+        runs = {study.run(study.sample(optuna_study.ask())).run_key for _ in range(20)}
+        assert len(runs) > 10
+        for parameters in study.initial_parameters():
+            optuna_study.enqueue_trial(parameters)
+            trial = optuna_study.ask()
+            study.run(study.sample(trial))
+            assert parameters.items() <= trial.params.items(), "Optuna took the initial point"
+
+
+def test_shipped_studies_have_names_of_their_own() -> None:
+    names = [study.study for file in SHIPPED for study in read_studies(str(file), {}, None)]
+    assert len(set(names)) == len(names)
+    assert json.dumps(names)
