@@ -77,11 +77,12 @@ class StudySearch(Searcher):
             line = f"{rows[0]['method']}  {scores}  {rows[0]['train_seconds']:.0f} s"
         else:
             self._searches[name].on_trial_complete(trial_id, error=True)
-            row = result.get("failed_row")
-            if row is None:  # the worker died, and its replacements too
-                row = failed_row(run_config(json.loads(suggested["run_json"])), RuntimeError("the worker died"), name)
-                results.write_run(self._results, row)
-            line = f"failed: {row['error']}"
+            problem = result.get("error")
+            if problem is None:  # the worker died, and its replacements too: nobody else has written a row
+                problem = "the worker died"
+                config = run_config(json.loads(suggested["run_json"]))
+                results.write_run(self._results, failed_row(config, RuntimeError(problem), name))
+            line = f"failed: {problem}"
         elapsed = time.perf_counter() - self._started
         left = elapsed / self._num_done * (self.num_trials_left - self._num_done)
         self._log(f"[{self._num_done}/{self.num_trials_left}, {left / 60:.0f} min left] {name}: {line}")

@@ -120,7 +120,7 @@ def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, Swe
     except Exception as error:
         row = failed_row(config, error, study.study)
         results.write_run(execution.results, row)
-        tune.report({"failed_row": row, "rows": []})
+        tune.report({"error": row["error"], "rows": []})
         return
     kept = (*study.objectives, "run_key", "method", "gate_threshold", "train_seconds")
     tune.report({"rows": [{name: row[name] for name in kept} for row in rows]})

