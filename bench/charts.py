@@ -73,26 +73,25 @@ def _front_panel(comparison: Comparison, x: str, x_way: Direction, y: str, y_way
 
 def gate_histograms(items: pl.DataFrame, gate_threshold: float) -> Any:
     """How open one module's gates are, split by split: mean over layers of each prompt."""
-    gates = items.filter(pl.col("gate").is_not_null()).select(
-        pl.when(pl.col("split") == "forget")
-        .then(pl.lit("forget"))
-        .when(pl.col("split") == "retain")
-        .then(pl.lit("retain"))
-        .otherwise(pl.lit("the rest"))
-        .alias("split"),
-        pl.col("gate").list.mean().alias("gate"),
-    )
-    bars = (
-        alt.Chart(gates)
-        .mark_bar()
-        .encode(
-            x=alt.X("gate:Q", bin=alt.Bin(step=0.05, extent=[0, 1]), title="gate, mean over layers"),
-            y=alt.Y("count():Q", title="prompts"),
-            color=alt.Color("split:N", sort=["forget", "retain", "the rest"], legend=None),
-        )
-    )
-    rule = alt.Chart(pl.DataFrame({"gate_threshold": [gate_threshold]})).mark_rule(strokeDash=[4, 4])
-    both = alt.layer(bars, rule.encode(x="gate_threshold:Q"), data=gates).properties(width=700, height=90)
-    return both.facet(row=alt.Row("split:N", sort=["forget", "retain", "the rest"], title=None)).resolve_scale(
-        y="independent"
-    )
+    gates = items.filter(pl.col("gate").is_not_null()).with_columns(pl.col("gate").list.mean())
+    is_rest = ~pl.col("split").is_in(["forget", "retain"])
+    members = {
+        "forget": gates.filter(pl.col("split") == "forget"),
+        "retain": gates.filter(pl.col("split") == "retain"),
+        "the rest": gates.filter(is_rest),
+    }
+    rule = alt.Chart(pl.DataFrame({"gate": [gate_threshold]})).mark_rule(strokeDash=[4, 4]).encode(x="gate:Q")
+    rows = [
+        alt.layer(
+            alt.Chart(rows.select("gate"))
+            .mark_bar()
+            .encode(
+                x=alt.X("gate:Q", bin=alt.Bin(step=0.05, extent=[0, 1]), title="gate, mean over layers"),
+                y=alt.Y("count():Q", title=f"{name} prompts"),
+            ),
+            rule,
+        ).properties(width=700, height=80)
+        for name, rows in members.items()
+        if rows.height
+    ]
+    return alt.vconcat(*rows)

@@ -137,7 +137,7 @@ def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
         gpus_per_trial=options.gpus_per_trial,
     )
     sweep(studies, _execution(options), pool, _log)
-    _print_comparison(compare(options.results, dict(studies[0].objectives)))
+    _print_methods(compare(options.results, dict(studies[0].objectives)))
 
 
 def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
@@ -148,7 +148,8 @@ def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     if options.format == "json":
         print(as_json(comparison))
         return
-    _print_comparison(comparison)
+    _print_front(comparison)
+    _print_methods(comparison)
     console.print(f"{len(configs)} ready-to-run configs in {options.folder / 'front'}; grun-bench train FILE runs one")
 
 
@@ -219,7 +220,7 @@ def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     console.print(table)
 
 
-def _print_comparison(comparison: Comparison) -> None:
+def _print_front(comparison: Comparison) -> None:
     names = list(comparison.objectives)
     table = Table("method", *(name.replace("_", " ") for name in names), "gate threshold", "run_key", title="Fronts")
     on_front = {row["run_key"] for row in comparison.front}
@@ -229,34 +230,39 @@ def _print_comparison(comparison: Comparison) -> None:
             marks = ("*" if row["run_key"] in on_front else "") + ("k" if recommended else "")
             cells = [_number(row[name]) for name in names]
             table.add_row(row["method"], *cells, _number(row["gate_threshold"]), f"{row['run_key']} {marks}")
-    references = [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
-    for row in references:
+    for row in _references(comparison):
         table.add_row(row["method"], *(_number(row[name]) for name in names), "", "")
     console.print(table)
     console.print("* on the front of all methods; k knee of its own method's front, the balanced choice\n")
 
+
+def _print_methods(comparison: Comparison) -> None:
     table = Table("method", "runs", "failed", "hypervolume", "best forget ROUGE-L", "utility", title="Methods")
     for heading in ("retain ROUGE-L", "trainable", "train s"):
         table.add_column(heading, justify="right")
+    scores = ("forget_rouge_l_recall", comparison.utility, "retain_rouge_l_recall")
     for summary in comparison.methods:
         cells = ["none keeps it", "", "", "", ""]
         if summary.best is not None:
-            scores = ("forget_rouge_l_recall", comparison.utility, "retain_rouge_l_recall")
             cells = [_number(summary.best[name]) for name in scores]
             cells += [f"{summary.best['trainable_parameters']:,}", f"{summary.best['train_seconds']:.1f}"]
         counts = [str(summary.num_runs), str(summary.num_failed), f"{summary.hypervolume:.3f}"]
         table.add_row(summary.method, *counts, *cells)
-    for row in references:
-        shown = (row["forget_rouge_l_recall"], row[comparison.utility], row["retain_rouge_l_recall"])
-        table.add_row(row["method"], "", "", "", *map(_number, shown), "", "")
+    for row in _references(comparison):
+        table.add_row(row["method"], "", "", "", *(_number(row[name]) for name in scores), "", "")
     console.print(table)
-    corner = ", ".join(f"{name} {value:.3f}" for name, value in zip(names, comparison.reference_point, strict=True))
+    corner = zip(comparison.objectives, comparison.reference_point, strict=True)
     console.print(
         f"best: least forget ROUGE-L among runs with at least 95 % of the target's {comparison.utility}\n"
-        f"hypervolume of all runs {comparison.hypervolume:.3f}, reference point {corner}"
+        f"hypervolume of all runs {comparison.hypervolume:.3f}, "
+        f"reference point {', '.join(f'{name} {value:.3f}' for name, value in corner)}"
     )
     if comparison.num_damaged:
         console.print(f"{comparison.num_damaged} damaged files were left out; the same sweep does their runs again")
+
+
+def _references(comparison: Comparison) -> list[dict[str, Any]]:
+    return [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
 
 
 def _number(value: float | None) -> str:
