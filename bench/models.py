@@ -125,6 +125,10 @@ def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: 
     except Exception as error:  # transformers raises many kinds for an unreadable model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError("model.name", f"{name!r} cannot be read ({reason})") from error
+    if "gguf_file" in files:
+        # Its weights are plain floats by now, but the model still calls itself quantized and would not be saved.
+        model.hf_quantizer = None
+        del model.config.quantization_config
     prepare_for_answers(model, tokenizer)
     return model.to(device).eval(), tokenizer
 

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from bench import results
+from bench.benchmarks.authors import AuthorsConfig
 from bench.config import RunConfig, overlay, run_config
 from bench.models import load_pretrained
 from bench.prepare import prepared_model
@@ -50,6 +52,21 @@ def test_grun_on_smollm2(tmp_path: Path) -> None:
     items = results.scan_items(tmp_path, [row["run_key"]])
     assert items.height == 8
     assert items["gate"].list.len().unique().to_list() == [3]
+
+
+@needs_smollm2
+def test_a_gguf_model_can_be_fine_tuned_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Target model of SmolLM2 on four items of a made-up benchmark: one step, stored, and loaded as a plain folder."""
+    monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path))
+    changes = {"model": "smollm2", "model.fine_tuning.num_epochs": 1, "model.fine_tuning.learning_rate": 1e-4}
+    model = run_config(overlay({}, changes)).model
+    whole = AuthorsConfig(num_authors=5).load()
+    few = replace(whole, forget_set=whole.forget_set[:2], retain_set=whole.retain_set[:2])
+    folder = prepared_model(model, few, "target_model", lambda done, total: None)
+    assert Path(folder).is_relative_to(tmp_path)
+    loaded, tokenizer = load_pretrained(folder, "cpu")
+    assert sum(parameter.numel() for parameter in loaded.parameters()) == 134_515_008
+    assert PromptTemplate.of(tokenizer).style == "chat"
 
 
 @needs_smollm2
