@@ -12,14 +12,14 @@ from typing import Any, Literal
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from bench import results
 from bench.config import run_config
 from bench.search_space import THRESHOLD, SweepConfig
-from bench.train import Row, failed_row
+from bench.train import Row, at_thresholds, failed_row
 from grun.errors import UserError
 
 Log = Callable[[str], None]
@@ -137,11 +137,15 @@ class StudySearch(Searcher):
         )
 
     def _settle(self, study: optuna.Study, config: SweepConfig, trial: FrozenTrial) -> None:
-        """A trial that was running when its process ended: told where its row was written, else tried again."""
-        row = results.read_run(self._results, trial.user_attrs.get(RUN_KEY, "none"))
-        if row is not None:
-            study.tell(trial.number, [row[metric] for metric in config.objectives])
-            return
+        """A trial that was running when its process ended: told where all its rows were written, else tried again."""
+        if RUN_KEY in trial.user_attrs:  # else it was cut off before all its parameters were drawn
+            runs = at_thresholds(config.run(config.sample(FixedTrial(trial.params))), config.gate_thresholds)
+            rows = [results.read_run(self._results, run.run_key) for run in runs]
+            written = [row for row in rows if row is not None]
+            if len(written) == len(rows):
+                study.tell(trial.number, [written[0][metric] for metric in config.objectives])
+                self._add_thresholds(config.study, trial.number, written[1:])
+                return
         self._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:

@@ -84,6 +84,17 @@ def evaluate_references(config: RunConfig, execution: Execution, progress: Progr
     ]
 
 
+def at_thresholds(config: RunConfig, gate_thresholds: Sequence[float]) -> list[RunConfig]:
+    """The config, then the same module at each other gate threshold; just the config where there are no gates."""
+    adapter = config.adapter
+    if not isinstance(adapter, GrunConfig):
+        return [config]
+    others = [tau for tau in dict.fromkeys(gate_thresholds) if tau != adapter.gate_threshold]
+    return [config] + [
+        dataclasses.replace(config, adapter=dataclasses.replace(adapter, gate_threshold=tau)) for tau in others
+    ]
+
+
 def run(
     config: RunConfig,
     execution: Execution,
@@ -97,10 +108,7 @@ def run(
     The first row is that of `config`; a GRUN run has a further one for each other of `gate_thresholds`, all from
     one trained module. What is in the results already is not computed again.
     """
-    configs = [config]
-    if isinstance(config.adapter, GrunConfig):
-        own = config.adapter.gate_threshold
-        configs += [_at_threshold(config, tau) for tau in dict.fromkeys(gate_thresholds) if tau != own]
+    configs = at_thresholds(config, gate_thresholds)
     found = [results.read_run(execution.results, each.run_key) for each in configs]
     if all(row is not None for row in found):
         return [row for row in found if row is not None]
@@ -277,11 +285,6 @@ def _config_columns(config: RunConfig) -> Row:
 def row_threshold(config: RunConfig) -> float:
     """The gate threshold in force, 0 where there are no gates."""
     return config.adapter.gate_threshold if isinstance(config.adapter, GrunConfig) else 0.0
-
-
-def _at_threshold(config: RunConfig, gate_threshold: float) -> RunConfig:
-    assert isinstance(config.adapter, GrunConfig)
-    return dataclasses.replace(config, adapter=dataclasses.replace(config.adapter, gate_threshold=gate_threshold))
 
 
 def _now() -> datetime:

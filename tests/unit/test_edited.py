@@ -56,7 +56,7 @@ def test_half_open_gate_edits_half() -> None:
 def test_threshold_shuts_the_gate_exactly_and_only_at_inference() -> None:
     edit, h = _edit(), torch.randn(64, 1, 16)
     gates = torch.sigmoid(edit.gate_logit(h)).flatten()
-    edit.gate_threshold = float(gates.median())
+    edit.gate_threshold = gates.median().item()
     shut = gates < edit.gate_threshold
     assert 0 < shut.sum() < 64
     edit.eval()

@@ -1,0 +1,76 @@
+"""Going on after a crash: what becomes of a trial that was running, by how many of its rows were written."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from bench import results
+from bench.search_space import Categorical, FloatRange, SweepConfig
+from bench.study_search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch, study_storage
+from bench.train import at_thresholds
+
+STUDY = SweepConfig(
+    study="s",
+    search_space={
+        "adapter.gate_threshold": (FloatRange(type="float", low=0.0, high=0.9),),
+        "adapter.rank": (Categorical(type="categorical", choices=(2, 4)),),
+    },
+    gate_thresholds=(0.25, 0.5, 0.95),
+    num_trials=2,
+)
+
+
+def _crashed(folder: Path, rows_written: int, keyed: bool = True) -> None:
+    """A study with one running trial, of whose four rows some were written."""
+    results.create(folder)
+    study = optuna.create_study(study_name="s", storage=study_storage(folder), directions=["maximize", "maximize"])
+    trial = study.ask()
+    run = STUDY.run(STUDY.sample(trial))
+    if keyed:
+        trial.set_user_attr(RUN_KEY, run.run_key)
+    for number, each in enumerate(at_thresholds(run, STUDY.gate_thresholds)[:rows_written]):
+        scores: dict[str, Any] = {"log10_forget_quality": -1.0 - number, "model_utility": 0.5}
+        threshold = each.adapter.gate_threshold  # type: ignore[union-attr]
+        row = {"run_key": each.run_key, "status": "ok", "gate_threshold": threshold, "created_at": datetime.now(UTC)}
+        results.write_run(folder, row | scores)
+
+
+def _reopened(folder: Path) -> tuple[StudySearch, list[optuna.trial.FrozenTrial]]:
+    search = StudySearch([STUDY], folder, lambda line: None)
+    return search, optuna.load_study(study_name="s", storage=study_storage(folder)).trials
+
+
+def test_all_rows_written_counts_as_done(tmp_path: Path) -> None:
+    """Its values are told, and its thresholds within the range (0.95 is not) become trials too."""
+    _crashed(tmp_path, rows_written=4)
+    search, trials = _reopened(tmp_path)
+    assert search.num_trials_left == 1
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+    assert trials[0].values == [-1.0, 0.5]
+    assert [trial.params["adapter.gate_threshold"] for trial in trials[1:]] == [0.25, 0.5]
+    assert all(trial.user_attrs[FROM_THRESHOLD] == 0 for trial in trials[1:])
+
+
+@pytest.mark.parametrize("rows_written", [0, 1, 3])
+def test_anything_less_is_done_again(tmp_path: Path, rows_written: int) -> None:
+    """Missing thresholds must not be lost: the same parameters are tried again, and only then count."""
+    _crashed(tmp_path, rows_written)
+    search, trials = _reopened(tmp_path)
+    assert search.num_trials_left == 2
+    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.WAITING]
+    assert INTERRUPTED in trials[0].user_attrs
+    suggested = search.suggest("new")
+    assert isinstance(suggested, dict)
+    _, after = _reopened(tmp_path)
+    assert after[1].params == trials[0].params
+
+
+def test_a_trial_cut_off_while_it_was_drawn_is_dropped(tmp_path: Path) -> None:
+    _crashed(tmp_path, rows_written=4, keyed=False)
+    search, trials = _reopened(tmp_path)
+    assert search.num_trials_left == 2
+    assert trials[0].state == TrialState.FAIL
