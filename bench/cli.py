@@ -24,7 +24,8 @@ from grun.errors import UserError
 
 if TYPE_CHECKING:
     from bench.comparison import Comparison
-    from bench.train import Execution, Progress
+    from bench.evaluate import Progress
+    from bench.train import Execution
 
 CONFIG_SECTIONS = (
     "benchmark",

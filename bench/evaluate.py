@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from annotated_types import Ge
 
 from bench.benchmarks.items import Item
@@ -16,12 +18,31 @@ from bench.metrics.model_utility import model_utility
 from bench.metrics.probability import Floats, multiple_choice_probability, probability
 from bench.metrics.rouge import rouge_l_recall
 from bench.metrics.truth_ratio import forget_truth_ratio, log_truth_ratio, retain_truth_ratio
+from grun.adapters.grun import set_gate_threshold
 from grun.data import Example, PromptTemplate, length_sorted_batches
+from grun.edited import EditedModel
 from grun.errors import UserError
 from grun.forward import Adapted
 from grun.unlearn import answer_nll
 
 ItemRow = dict[str, Any]
+Progress = Callable[[str, int, int], None]
+"""Called with (what is being done, done, total)."""
+ITEM_COLUMNS = (
+    "split",
+    "item_index",
+    "question",
+    "answer",
+    "generation",
+    "rouge_l_recall",
+    "answer_nll",
+    "answer_tokens",
+    "paraphrase_nll",
+    "paraphrase_tokens",
+    "wrong_nll",
+    "wrong_tokens",
+    "gate",
+)
 MULTIPLE_CHOICE_SPLITS = ("real_authors", "world_facts")
 
 
@@ -37,12 +58,26 @@ class EvaluationConfig:
     """Evaluate only so many items of each split, evenly spread over it. None: all."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    """One item, tokenized: its prompt, and the prompt with each answer to be scored."""
+
+    index: int
+    item: Item
+    answers: list[tuple[str, Example]]
+    """(`answer`, `paraphrase` or `wrong`, example); `answer` comes first."""
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        return self.answers[0][1].prompt_ids
+
+
 def evaluate(
     adapted: Adapted,
     template: PromptTemplate,
     splits: Mapping[str, Sequence[Item]],
     config: EvaluationConfig,
-    progress: Callable[[str, int, int], None],
+    progress: Progress,
 ) -> list[ItemRow]:
     """Raw values of every item, as rows of the `items` table without their run_key.
 
@@ -51,50 +86,106 @@ def evaluate(
     """
     rows: list[ItemRow] = []
     for split, items in splits.items():
-        indices = _evenly_spread(len(items), config.max_items_per_split)
-        rows += _evaluate_split(adapted, template, split, {i: items[i] for i in indices}, config, progress)
+        questions = _prepare(adapted, template, split, items, config, progress)
+        rows += _measure(adapted, template, split, questions, config, progress)
     return rows
 
 
-def _evaluate_split(
+def evaluate_thresholds(
+    adapted: EditedModel,
+    template: PromptTemplate,
+    splits: Mapping[str, Sequence[Item]],
+    config: EvaluationConfig,
+    gate_thresholds: Sequence[float],
+    base_rows: Sequence[ItemRow],
+    progress: Progress,
+) -> list[list[ItemRow]]:
+    """What `evaluate` gives at each gate threshold, for little more than one evaluation.
+
+    What a gated model answers depends only on which gates are open. A prompt whose gates are all shut is answered by
+    the base model, whose rows are there already (base_rows, of the same splits); each other pattern of gates is
+    evaluated once, at the first threshold that shows it.
+    """
+    base = {(row["split"], row["item_index"]): row for row in base_rows}
+    curve: list[list[ItemRow]] = [[] for _ in gate_thresholds]
+    for split, items in splits.items():
+        questions = _prepare(adapted, template, split, items, config, progress)
+        measured: dict[tuple[int, tuple[bool, ...]], ItemRow] = {}
+        for rows, gate_threshold in zip(curve, gate_thresholds, strict=True):
+            set_gate_threshold(adapted, gate_threshold)
+            gates, patterns = _gates_of(adapted, questions, gate_threshold, config.batch_size)
+            unseen = []
+            for question, pattern in zip(questions, patterns, strict=True):
+                if not any(pattern):
+                    measured[question.index, pattern] = base[split, question.index]
+                elif (question.index, pattern) not in measured:
+                    unseen.append(question)
+            of_index = {question.index: pattern for question, pattern in zip(questions, patterns, strict=True)}
+            for row in _measure(adapted, template, split, unseen, config, progress):
+                measured[row["item_index"], of_index[row["item_index"]]] = row
+            for question, pattern, gate in zip(questions, patterns, gates, strict=True):
+                row = measured[question.index, pattern]
+                rows.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": gate})
+    return curve
+
+
+def _prepare(
     adapted: Adapted,
     template: PromptTemplate,
     split: str,
-    items: Mapping[int, Item],
+    items: Sequence[Item],
     config: EvaluationConfig,
-    progress: Callable[[str, int, int], None],
-) -> list[ItemRow]:
-    prompts = {index: template.prompt_ids(item.question) for index, item in items.items()}
-    answers: list[tuple[int, str, Example]] = []
-    for index, item in items.items():
+    progress: Progress,
+) -> list[_Question]:
+    """The split's questions, announced to the model."""
+    questions = []
+    for index in _evenly_spread(len(items), config.max_items_per_split):
+        item = items[index]
         texts = [("answer", item.answer), *(("wrong", text) for text in item.perturbed_answers)]
         if item.paraphrased_answer is not None:
             texts.append(("paraphrase", item.paraphrased_answer))
-        for kind, text in texts:
-            example = Example(prompt_ids=prompts[index], answer_ids=template.answer_ids(text))
-            answers.append((index, kind, example))
+        prompt_ids = template.prompt_ids(item.question)
+        answers = [(kind, Example(prompt_ids=prompt_ids, answer_ids=template.answer_ids(text))) for kind, text in texts]
+        questions.append(_Question(index=index, item=item, answers=answers))
+    adapted.prepare(
+        [example for question in questions for _, example in question.answers],
+        generate=True,
+        progress=partial(progress, f"prefix cache, {split}"),
+    )
+    return questions
 
+
+def _measure(
+    adapted: Adapted,
+    template: PromptTemplate,
+    split: str,
+    questions: Sequence[_Question],
+    config: EvaluationConfig,
+    progress: Progress,
+) -> list[ItemRow]:
+    """Likelihoods and generations of some questions."""
     rows = {
-        index: ItemRow(
+        question.index: ItemRow(
             split=split,
-            item_index=index,
-            question=item.question,
-            answer=item.answer,
+            item_index=question.index,
+            question=question.item.question,
+            answer=question.item.answer,
             paraphrase_nll=None,
             paraphrase_tokens=None,
             wrong_nll=[],
             wrong_tokens=[],
             gate=None,
         )
-        for index, item in items.items()
+        for question in questions
     }
+    answers = [(question, kind, example) for question in questions for kind, example in question.answers]
     all_nll, gates = answer_nll(adapted, [example for _, _, example in answers], batch_size=config.batch_size)
     if not np.isfinite(all_nll).all():
         raise UserError(
             "adapter.learning_rate", "training left a model whose likelihoods are not finite; use a smaller one"
         )
-    for position, ((index, kind, example), nll) in enumerate(zip(answers, all_nll, strict=True)):
-        row, num_tokens = rows[index], len(example.answer_ids)
+    for position, ((question, kind, example), nll) in enumerate(zip(answers, all_nll, strict=True)):
+        row, num_tokens = rows[question.index], len(example.answer_ids)
         if kind == "wrong":
             row["wrong_nll"].append(nll)
             row["wrong_tokens"].append(num_tokens)
@@ -103,17 +194,32 @@ def _evaluate_split(
         if kind == "answer" and gates is not None:
             row["gate"] = gates[position]
 
-    indices, done = list(items), 0
-    for batch in length_sorted_batches([len(prompts[index]) for index in indices], config.batch_size):
-        progress(f"evaluate {split}", done, len(items))
-        generated = adapted.generate([prompts[indices[at]] for at in batch], config.max_new_tokens)
+    done = 0
+    for batch in length_sorted_batches([len(question.prompt_ids) for question in questions], config.batch_size):
+        progress(f"evaluate {split}", done, len(questions))
+        generated = adapted.generate([questions[at].prompt_ids for at in batch], config.max_new_tokens)
         for at, answer_ids in zip(batch, generated.answers, strict=True):
-            row = rows[indices[at]]
+            row = rows[questions[at].index]
             row["generation"] = template.text(answer_ids)
             row["rouge_l_recall"] = rouge_l_recall(row["answer"], row["generation"])
         done += len(batch)
-    progress(f"evaluate {split}", done, len(items))
+    progress(f"evaluate {split}", done, len(questions))
     return list(rows.values())
+
+
+def _gates_of(
+    adapted: EditedModel, questions: Sequence[_Question], gate_threshold: float, batch_size: int
+) -> tuple[list[list[float]], list[tuple[bool, ...]]]:
+    """Each prompt's gates by layer, and which of them the model holds to be open."""
+    gates: list[list[float]] = [[] for _ in questions]
+    patterns: list[tuple[bool, ...]] = [() for _ in questions]
+    for batch in length_sorted_batches([len(question.prompt_ids) for question in questions], batch_size):
+        logits_BK = adapted.prompt_gates([questions[at].prompt_ids for at in batch])
+        assert logits_BK is not None, "only gated models have thresholds"
+        gate_BK = torch.sigmoid(logits_BK)
+        for at, values, is_open in zip(batch, gate_BK.tolist(), (gate_BK >= gate_threshold).tolist(), strict=True):
+            gates[at], patterns[at] = values, tuple(is_open)
+    return gates, patterns
 
 
 def score(

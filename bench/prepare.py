@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from bench.benchmarks.items import Benchmark
 from bench.models import FineTuningConfig, ModelConfig, TinyConfig, load_pretrained, new_tiny_model, quiet_transformers
-from grun.data import PromptTemplate, collate, epoch_batches
+from grun.data import PromptTemplate, epoch_batches
 from grun.errors import UserError
 from grun.forward import CausalLM, PlainModel, prepare_for_answers
 from grun.losses import token_nll
@@ -115,8 +115,8 @@ def fine_tune(
     plain.train(True)
     batches = epoch_batches(len(examples), config.batch_size, config.num_epochs, config.seed)
     for step, rows in enumerate(batches, start=1):
-        batch = collate([examples[row] for row in rows], device=plain.device)
-        loss = token_nll(plain.answer_output(batch).logits_NV, batch.label_N).mean()
+        output = plain.answer_output([examples[row] for row in rows])
+        loss = token_nll(output.logits_NV, output.label_N).mean()
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -63,6 +63,7 @@ RUNS_SCHEMA = pa.schema(
         *((metric, pa.float64()) for metric in METRICS),
         ("trainable_parameters", pa.int64()),
         *((cost, pa.float64()) for cost in COSTS),
+        ("engine", pa.string()),
         ("device", pa.string()),
         ("num_threads", pa.int64()),
         ("versions", pa.string()),

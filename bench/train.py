@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import os
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,21 +19,23 @@ import torch
 from bench import costs, results
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, run_config
-from bench.evaluate import evaluate, score
+from bench.evaluate import Progress, evaluate, evaluate_thresholds, score
 from bench.files import write_yaml
 from bench.models import load_pretrained
-from bench.prepare import StartFrom, prepared_model
-from grun.adapters.grun import GrunConfig, set_gate_threshold
+from bench.prepare import StartFrom, cache_dir, prepared_model
+from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
 from grun.data import PromptTemplate
-from grun.edited import EditedModel
+from grun.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.forward import Adapted, PlainModel
 from grun.unlearn import answer_nll, unlearn
 from grun.unlearned import save
 
 Row = dict[str, Any]
-Progress = Callable[[str, int, int], None]
+DEFAULT_CACHE_GB = 20.0
+"""Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,21 +128,25 @@ def run(
         config.start_from,
         lambda done, total: progress(f"prepare {config.start_from}", done, total),
     )
+    missing = [each for each, row in zip(configs, found, strict=True) if row is None]
     try:
         adapted, template, trained = _train_or_load(config, execution, benchmark, source, device, progress)
+        started = time.perf_counter()
+        measured = _measure(missing, execution, benchmark, adapted, template, progress)
+        cost = {
+            # A curve of thresholds is one evaluation: its rows share the seconds.
+            "eval_seconds": (time.perf_counter() - started) / len(missing),
+            "peak_memory_gb": costs.peak_memory_gb(device),
+        }
         retain_model_items = _retain_model_items(config, execution, progress)
-        for position, (each, row) in enumerate(zip(configs, found, strict=True)):
-            if row is None:
-                if isinstance(each.adapter, GrunConfig) and isinstance(adapted, EditedModel):
-                    set_gate_threshold(adapted, each.adapter.gate_threshold)
-                found[position] = _evaluate(
-                    each, execution, benchmark, adapted, template, retain_model_items, trained, study, progress
-                )
+        new = {
+            each.run_key: _write(each, execution, adapted, items, retain_model_items, trained | cost, study)
+            for each, items in zip(missing, measured, strict=True)
+        }
     except Exception as error:
-        unfinished = next(each for each, row in zip(configs, found, strict=True) if row is None)
-        results.write_run(execution.results, failed_row(unfinished, error, study))
+        results.write_run(execution.results, failed_row(missing[0], error, study))
         raise
-    return [row for row in found if row is not None]
+    return [new[each.run_key] if row is None else row for each, row in zip(configs, found, strict=True)]
 
 
 def failed_row(config: RunConfig, error: BaseException, study: str | None) -> Row:
@@ -162,7 +169,7 @@ def _train_or_load(
     template = PromptTemplate.of(tokenizer)
     folder = execution.results / "modules" / config.train_key
     if (folder / "training.json").is_file():
-        adapted: Adapted = config.adapter.load(model, folder)
+        adapted = _cached(config.adapter.load(model, folder))
         return adapted, template, json.loads((folder / "training.json").read_text())
 
     forget = [item.pair for item in benchmark.forget_set]
@@ -170,7 +177,7 @@ def _train_or_load(
     if config.forget_loss.needs_reference and not isinstance(config.adapter, NoneConfig):
         examples = [template.example(question, answer) for question, answer in forget]
         reference_nll, _ = answer_nll(PlainModel(model), examples, batch_size=config.evaluation.batch_size)
-    adapted = config.adapter.attach(model, config.seed)
+    adapted = _cached(config.adapter.attach(model, config.seed))
     parameters = adapted.trainable_parameters()
     trained: Row = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
     if not isinstance(config.adapter, NoneConfig):
@@ -188,10 +195,27 @@ def _train_or_load(
             reference_nll=reference_nll,
             seed=config.seed,
             report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
+            progress=progress,
         )
         if execution.save_module:
             _save_module(config, adapted, trained, source, folder)
     return adapted, template, trained
+
+
+def _cached(adapted: Adapted) -> Adapted:
+    """With the node's prefix caches behind it, where the adapter leaves the model frozen."""
+    if isinstance(adapted, EditedModel):
+        max_bytes = int(_max_cache_gb() * 1e9)
+        adapted.use_prefix_caching(PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning))
+    return adapted
+
+
+def _max_cache_gb() -> float:
+    text = os.environ.get("GRUN_BENCH_CACHE_GB", "")
+    try:
+        return float(text) if text else DEFAULT_CACHE_GB
+    except ValueError:
+        raise UserError("GRUN_BENCH_CACHE_GB", f"{text!r} is not a number of gigabytes") from None
 
 
 def _retain_model_items(config: RunConfig, execution: Execution, progress: Progress) -> list[Row] | None:
@@ -213,34 +237,53 @@ def _save_module(config: RunConfig, adapted: Adapted, trained: Row, source: str,
     os.replace(scratch, folder)
 
 
-def _evaluate(
-    config: RunConfig,
+def _measure(
+    configs: Sequence[RunConfig],
     execution: Execution,
     benchmark: Benchmark,
     adapted: Adapted,
     template: PromptTemplate,
-    retain_model_items: list[Row] | None,
-    trained: Row,
-    study: str | None,
     progress: Progress,
-) -> Row:
-    started = time.perf_counter()
+) -> list[list[Row]]:
+    """Item rows of each config; the configs differ in their gate threshold alone."""
     adapted.train(False)
-    items = evaluate(adapted, template, benchmark.evaluation, config.evaluation, progress)
+    first = configs[0]
+    if not isinstance(first.adapter, GrunConfig) or not isinstance(adapted, EditedModel):
+        return [evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress)]
+    base = reference_config(first, first.start_from)
+    run(base, execution, progress=progress)
+    base_items = results.read_items(execution.results, base.run_key)
+    assert base_items is not None, "it was written just now"
+    thresholds = [each.adapter.gate_threshold for each in configs if isinstance(each.adapter, GrunConfig)]
+    return evaluate_thresholds(
+        adapted, template, benchmark.evaluation, first.evaluation, thresholds, base_items, progress
+    )
+
+
+def _write(
+    config: RunConfig,
+    execution: Execution,
+    adapted: Adapted,
+    items: list[Row],
+    retain_model_items: list[Row] | None,
+    costs_so_far: Row,
+    study: str | None,
+) -> Row:
+    """Score the items and write them with the run's row."""
     if config.method == "retain_model":
         retain_model_items = items
-    device = adapted.device
+    gate_threshold = config.adapter.gate_threshold if isinstance(config.adapter, GrunConfig) else 0.0
+    edited = adapted if isinstance(adapted, EditedModel) else None
     row = (
         _config_columns(config)
-        | trained
+        | costs_so_far
+        | score(items, retain_model_items, gate_threshold)
         | {
             "study": study,
             "status": "ok",
-            **score(items, retain_model_items, row_threshold(config)),
-            "eval_seconds": time.perf_counter() - started,
-            "peak_memory_gb": costs.peak_memory_gb(device),
-            "layers": list(adapted.layers) if isinstance(adapted, EditedModel) else None,
-            "device": costs.device_name(device),
+            "layers": list(edited.layers) if edited else None,
+            "engine": edited.engine if edited else None,
+            "device": costs.device_name(adapted.device),
             "num_threads": torch.get_num_threads(),
             "versions": costs.versions(),
             "git_sha": costs.git_sha(),
@@ -280,11 +323,6 @@ def _config_columns(config: RunConfig) -> Row:
         "retain_weight": config.training.retain_weight,
         "gate_weight": settings.get("gate_weight"),
     }
-
-
-def row_threshold(config: RunConfig) -> float:
-    """The gate threshold in force, 0 where there are no gates."""
-    return config.adapter.gate_threshold if isinstance(config.adapter, GrunConfig) else 0.0
 
 
 def _now() -> datetime:

@@ -1,33 +1,43 @@
 """A frozen causal LM with ReFT or GRUN edits on the last prompt token: forward, generate, save, load.
 
-Shapes: B sequences, K edited layers.
+Two paths, equal to float rounding: the plain one runs the whole model through pyvene; the engine runs only what the
+edits can change (`grun.later_layers`), for the examples and prompts that `prepare` has been told of.
+
+Shapes: B sequences, K edited layers, D hidden size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import torch
 from annotated_types import Ge, Gt, Le
-from torch import nn
+from torch import Tensor, nn
+from transformers import GenerationConfig
 
-from grun.data import Batch
+from grun import later_layers
+from grun.data import Example, collate
 from grun.errors import UserError
 from grun.forward import (
     AnswerOutput,
     CausalLM,
     Generated,
-    answer_positions_only,
-    greedy,
+    Progress,
+    eos_ids,
+    head_at,
     left_padded,
     model_inputs,
-    new_tokens,
 )
+from grun.losses import sequence_sum, token_nll
+from grun.prefix_cache import CannotServe, PrefixCache, check_same_nll, open_or_build, weights_hash
+from pyvene_custom.edits import LoReFT
 
 if TYPE_CHECKING:
-    from pyvene_custom.interventions import LoReFT
+    from pyvene_custom.gated_model import GatedModel
 
 LayerIndex = Annotated[int, Ge(0)]
 RelativeDepth = Annotated[float, Gt(0), Le(1)]
@@ -51,15 +61,29 @@ def layer_indices(layers: Layers, num_layers: int) -> tuple[int, ...]:
     return tuple(sorted({int(layer) for layer in layers}))
 
 
+@dataclass(frozen=True, kw_only=True)
+class PrefixCaching:
+    """Where the engine may keep what never changes."""
+
+    root: Path
+    """Folder of all prefix caches of this node."""
+    max_bytes: int
+    """Size of all of them together."""
+    log: Callable[[str], None]
+    """Gets one line where the engine cannot be used."""
+
+
 class EditedModel:
-    """A frozen model and its interventions, one a layer. The edit sits on the last prompt token only."""
+    """A frozen model and its edits, one a layer. They sit on the last prompt token only."""
 
-    def __init__(self, model: CausalLM, interventions: Mapping[int, LoReFT]) -> None:
-        from pyvene_custom.gated_model import GatedModel
-
+    def __init__(self, model: CausalLM, edits: Mapping[int, LoReFT]) -> None:
         self.model = model
-        self.interventions = dict(sorted(interventions.items()))
-        self._gated = GatedModel(model, self.interventions)
+        self.edits = nn.ModuleDict({str(layer): edits[layer] for layer in sorted(edits)}).to(model.device)
+        self.layers = tuple(sorted(edits))
+        self._caching: PrefixCaching | None = None
+        self._caches: list[PrefixCache] = []
+        self._weights: str | None = None
+        self._gated: GatedModel | None = None
 
     @property
     def device(self) -> torch.device:
@@ -67,58 +91,122 @@ class EditedModel:
         return self.model.device
 
     @property
-    def layers(self) -> tuple[int, ...]:
-        """Indices of the edited layers, ascending."""
-        return tuple(self.interventions)
+    def engine(self) -> str:
+        """`prefix_cache` or `plain`: how it has been run."""
+        return "prefix_cache" if self._caches else "plain"
 
-    def answer_output(self, batch: Batch) -> AnswerOutput:
+    def use_prefix_caching(self, caching: PrefixCaching) -> None:
+        """Let `prepare` build and open prefix caches; without this call everything takes the plain path."""
+        self._caching = caching
+
+    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
+        """See `grun.forward.Adapted`. Whatever the engine cannot serve takes the plain path, and one line says so."""
+        if self._caching is None or all(self._home(example) for example in examples):
+            return
+        try:
+            self._weights = self._weights or weights_hash(self.model)
+            cache = open_or_build(
+                self.model,
+                examples,
+                first_layer=self.layers[0],
+                whole_prompts=generate,
+                weights=self._weights,
+                root=self._caching.root,
+                max_bytes=self._caching.max_bytes,
+                progress=progress,
+            )
+            self._check(cache, examples)
+        except CannotServe as error:
+            self._caching.log(f"prefix cache not used: {error}")
+            self._caching = None
+            self._caches = []
+        else:
+            self._caches.append(cache)
+
+    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
         """See `grun.forward.Adapted`."""
-        with answer_positions_only(self.model, batch):
-            outputs, gate_logit_BK = self._gated(model_inputs(batch), batch.edited_position_B)
-        return AnswerOutput(logits_NV=outputs.logits[0], gate_logit_BK=gate_logit_BK)
+        if self._caches and all(self._home(example) for example in examples):
+            return later_layers.answer_output(self.model, self._edits(), self._caches, examples)
+        batch = collate(examples, device=self.device)
+        with head_at(self.model, batch.predicts_answer_BL):
+            outputs, gate_logit_BK = self._plain()(model_inputs(batch), batch.edited_position_B)
+        return AnswerOutput(
+            logits_NV=outputs.logits[0], label_N=batch.label_N, row_N=batch.row_N, gate_logit_BK=gate_logit_BK
+        )
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generated:
+    def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """See `grun.forward.Adapted`."""
+        cache = self._cache_of(prompts)
+        if cache is not None:
+            return later_layers.generate(self.model, self._edits(), cache, prompts, max_new_tokens)
         inputs = left_padded(prompts, self.model)
-        sequences_BL, gate_logit_BK = self._gated.generate(inputs, generation_config=greedy(self.model, max_new_tokens))
-        return Generated(answers=new_tokens(sequences_BL, inputs, self.model), gate_logit_BK=gate_logit_BK)
+        length = inputs["input_ids"].shape[1]
+        ends = eos_ids(self.model)
+        sequences_BL, gate_logit_BK = self._plain().generate(
+            inputs,
+            generation_config=GenerationConfig(
+                do_sample=False,  # whatever sampling the model's own defaults ask for
+                max_new_tokens=max_new_tokens,
+                eos_token_id=ends,
+                pad_token_id=self.model.generation_config.pad_token_id,
+            ),
+        )
+        answers = [list(takewhile(lambda token: token not in ends, row)) for row in sequences_BL[:, length:].tolist()]
+        return Generated(answers=answers, gate_logit_BK=gate_logit_BK)
+
+    @torch.no_grad()
+    def prompt_gates(self, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
+        """Gate logits of some prompts, [B, K], at the thresholds in force; None where the edits have no gates."""
+        cache = self._cache_of(prompts)
+        if cache is not None:
+            return later_layers.gate_logits(self.model, self._edits(), cache, prompts)
+        return self.answer_output([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts]).gate_logit_BK
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """See `grun.forward.Adapted`."""
-        return [p for intervention in self.interventions.values() for p in intervention.parameters()]
+        return list(self.edits.parameters())
 
     def train(self, mode: bool) -> None:
         """Training only concerns the edits: the frozen model stays in evaluation mode."""
         self.model.eval()
-        for intervention in self.interventions.values():
-            intervention.train(mode)
+        self.edits.train(mode)
+
+    def _edits(self) -> dict[int, LoReFT]:
+        return {layer: cast(LoReFT, self.edits[str(layer)]) for layer in self.layers}
+
+    def _plain(self) -> GatedModel:
+        """The same edits through pyvene; made at first use, as importing it takes seconds."""
+        if self._gated is None:
+            from pyvene_custom.gated_model import GatedModel
+
+            self._gated = GatedModel(self.model, self._edits())
+        return self._gated
+
+    def _home(self, example: Example) -> PrefixCache | None:
+        return next((cache for cache in self._caches if example in cache), None)
+
+    def _cache_of(self, prompts: Sequence[tuple[int, ...]]) -> PrefixCache | None:
+        return next((cache for cache in self._caches if cache.has_prompts(prompts)), None)
+
+    @torch.no_grad()
+    def _check(self, cache: PrefixCache, examples: Sequence[Example]) -> None:
+        """Without edits the later layers must give the likelihoods the cache was built with."""
+        few = examples[:2]
+        output = later_layers.answer_output(self.model, {}, [cache], few)
+        nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(few))
+        for nll, example in zip(nll_B.tolist(), few, strict=True):
+            check_same_nll(self.model, nll, cache.reference_nll(example))
 
 
-def attach_edits(model: CausalLM, layers: Layers, seed: int, new_intervention: Callable[[int], LoReFT]) -> EditedModel:
-    """Freeze the model and put a fresh intervention on each layer.
+def attach_edits(model: CausalLM, layers: Layers, seed: int, new_edit: Callable[[int], LoReFT]) -> EditedModel:
+    """Freeze the model and put a fresh edit on each layer.
 
-    new_intervention: hidden size → intervention; its random initial values come from `seed` alone.
+    new_edit: hidden size → edit; its random initial values come from `seed` alone.
     """
     config = model.config.get_text_config()
     indices = layer_indices(layers, config.num_hidden_layers)
     model.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return EditedModel(model, {index: new_intervention(config.hidden_size) for index in indices})
-
-
-def save_edits(adapted: EditedModel, folder: Path) -> None:
-    """Write the interventions."""
-    from pyvene_custom.checkpoint import save_interventions
-
-    save_interventions(folder, adapted.interventions)
-
-
-def load_edits(adapted: EditedModel, folder: Path) -> EditedModel:
-    """Fill a freshly attached model's interventions from `folder`, bit for bit."""
-    from pyvene_custom.checkpoint import load_interventions
-
-    load_interventions(folder, adapted.interventions)
-    adapted.train(False)
-    return adapted
+        return EditedModel(model, {index: new_edit(config.hidden_size) for index in indices})

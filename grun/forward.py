@@ -1,31 +1,38 @@
 """A causal LM as training and evaluation see it: answer logits, greedy answers, what is trainable.
 
-Shapes: B sequences, L tokens, N answer tokens of the whole batch, V vocabulary, D hidden size, K edited layers.
+Shapes: B sequences, L tokens, N answer tokens of the whole batch, V vocabulary, K edited layers.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationConfig
 
-from grun.data import Batch
+from grun.data import Batch, Example, collate
+from grun.greedy import decode
+from grun.patching import patched
 
 CausalLM = Any
 """A `transformers` causal LM, or a PEFT model around one; neither is typed in a way that would help."""
+Progress = Callable[[int, int], None]
+"""Called with (done, total)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOutput:
-    """What one forward pass says about a batch's answers."""
+    """What one forward pass says about some examples' answers, sequence after sequence."""
 
     logits_NV: Tensor
-    """Logits that predict each answer token, in the order of `Batch.label_N`."""
+    """Logits that predict each answer token."""
+    label_N: Tensor
+    """The answer tokens."""
+    row_N: Tensor
+    """The example each of them belongs to."""
     gate_logit_BK: Tensor | None = None
     """Gates before the sigmoid, where the adapter has gates."""
 
@@ -47,10 +54,16 @@ class Adapted(Protocol):
     def device(self) -> torch.device:
         """Where its inputs belong."""
 
-    def answer_output(self, batch: Batch) -> AnswerOutput:
-        """One forward pass over right-padded sequences."""
+    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
+        """Announce examples that will be used many times; generate: that their prompts will be answered, too.
 
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generated:
+        Changes no result. progress: called where this takes time.
+        """
+
+    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
+        """One forward pass."""
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """Greedy answers to a batch of prompts."""
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -71,17 +84,20 @@ class PlainModel:
         """See `Adapted`."""
         return self.model.device
 
-    def answer_output(self, batch: Batch) -> AnswerOutput:
+    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
+        """See `Adapted`. Nothing here stays the same from step to step."""
+
+    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
         """See `Adapted`."""
-        with answer_positions_only(self.model, batch):
-            return AnswerOutput(logits_NV=self.model(**model_inputs(batch)).logits[0])
+        batch = collate(examples, device=self.device)
+        with head_at(self.model, batch.predicts_answer_BL):
+            outputs = self.model(**model_inputs(batch))
+        return AnswerOutput(logits_NV=outputs.logits[0], label_N=batch.label_N, row_N=batch.row_N)
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> Generated:
+    def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """See `Adapted`."""
-        inputs = left_padded(prompts, self.model)
-        sequences_BL = self.model.generate(**inputs, generation_config=greedy(self.model, max_new_tokens))
-        return Generated(answers=new_tokens(sequences_BL, inputs, self.model))
+        return Generated(answers=generate(self.model, prompts, max_new_tokens))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """See `Adapted`."""
@@ -90,6 +106,25 @@ class PlainModel:
     def train(self, mode: bool) -> None:
         """See `Adapted`."""
         self.model.train(mode)
+
+
+def generate(model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[list[int]]:
+    """Greedy answers as token ids, EOS left out: the prompts read in one pass, then token by token."""
+    inputs = left_padded(prompts, model)
+    mask_BL = inputs["attention_mask"]
+    position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
+    cache = new_cache()
+    with head_at(model, last_position(mask_BL)):
+        outputs = model(**inputs, position_ids=position_ids_BL, past_key_values=cache, use_cache=True)
+    return decode(
+        model,
+        cache,
+        outputs.logits[0],
+        mask_BL,
+        position_ids_BL[:, -1] + 1,
+        max_new_tokens=max_new_tokens,
+        eos_ids=set(eos_ids(model)),
+    )
 
 
 def prepare_for_answers(model: CausalLM, tokenizer: Any) -> None:
@@ -116,29 +151,31 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def answer_positions_only(model: CausalLM, batch: Batch) -> Iterator[None]:
-    """Inside, the LM head sees only positions that predict an answer token, so logits come out as [1, N, V].
+def head_at(model: CausalLM, positions_BL: Tensor) -> Iterator[None]:
+    """Inside, the LM head sees only the positions that are true, so logits come out as [1, positions, V].
 
     Exact: the head treats every position alone. The model's own forward still does all that follows the head
     (Gemma's soft cap, say).
     """
-
     head = model.get_output_embeddings()
     forward = head.forward
 
     def select(hidden_BLD: Tensor) -> Tensor:
-        return forward(hidden_BLD[batch.predicts_answer_BL][None])
+        return forward(hidden_BLD[positions_BL][None])
 
-    # Not a forward hook: pyvene removes every hook of the model whenever it runs.
-    head.forward = select
-    try:
+    with patched([(head, select)]):
         yield
-    finally:
-        head.forward = forward
+
+
+def last_position(mask_BL: Tensor) -> Tensor:
+    """True in the last column alone: [B, L]."""
+    last_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
+    last_BL[:, -1] = True
+    return last_BL
 
 
 def left_padded(prompts: Sequence[Sequence[int]], model: CausalLM) -> dict[str, Tensor]:
-    """Prompts as the arguments of `generate`: their last tokens stand in the last column."""
+    """Prompts as the model's arguments: their last tokens stand in the last column."""
     length = max(len(prompt) for prompt in prompts)
     input_ids_BL = torch.full((len(prompts), length), model.generation_config.pad_token_id)
     attention_mask_BL = torch.zeros((len(prompts), length), dtype=torch.long)
@@ -148,22 +185,8 @@ def left_padded(prompts: Sequence[Sequence[int]], model: CausalLM) -> dict[str, 
     return {"input_ids": input_ids_BL.to(model.device), "attention_mask": attention_mask_BL.to(model.device)}
 
 
-def greedy(model: CausalLM, max_new_tokens: int) -> GenerationConfig:
-    """Greedy decoding, whatever sampling the model's own defaults ask for; every EOS it knows ends an answer."""
-    own = model.generation_config
-    return GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=own.eos_token_id,
-        pad_token_id=own.pad_token_id,
-    )
+def new_cache() -> Any:
+    """An empty cache that keeps every token at every layer; sliding windows are left to the model's masks."""
+    from transformers import DynamicCache
 
-
-def new_tokens(sequences_BL: Tensor, inputs: dict[str, Tensor], model: CausalLM) -> list[list[int]]:
-    """What was generated behind the prompts, each up to its first EOS, EOS left out."""
-    ends = set(eos_ids(model))
-    answers = []
-    for row in sequences_BL[:, inputs["input_ids"].shape[1] :].tolist():
-        stop = next((index for index, token in enumerate(row) if token in ends), len(row))
-        answers.append(row[:stop])
-    return answers
+    return DynamicCache()

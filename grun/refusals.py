@@ -31,6 +31,12 @@ REFUSALS: tuple[str, ...] = (
 )
 
 
-def draw_refusals(num_refusals: int, seed: int) -> Sequence[str]:
-    """Independent draws, the same for the same seed."""
-    return random.Random(seed).choices(REFUSALS, k=num_refusals)
+PER_ITEM = 4
+
+
+def refusals_of(item: int) -> Sequence[str]:
+    """The few refusals that a forget item is taught, one an epoch in turn: the same in every run.
+
+    Few, so that what a frozen model makes of them can be computed once (see `grun.prefix_cache`).
+    """
+    return random.Random(item).sample(REFUSALS, PER_ITEM)

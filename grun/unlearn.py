@@ -9,18 +9,20 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from grun.data import Example, PromptTemplate, collate, length_sorted_batches, paired_batches
+from grun.data import Example, PromptTemplate, length_sorted_batches, paired_batches
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.forward import Adapted
 from grun.losses import AnswerScores, gate_bce, mean_token_nll, sequence_sum, token_nll
-from grun.refusals import draw_refusals
+from grun.refusals import refusals_of
 
 RetainLoss = Literal["ce"]
 
@@ -78,19 +80,26 @@ def unlearn(
     reference_nll: Sequence[float] | None,
     seed: int,
     report: Callable[[Step], None],
+    progress: Callable[[str, int, int], None],
 ) -> float:
     """Train what the adapter makes trainable; returns the seconds it took.
 
     forget, retain: (question, answer) pairs.
     reference_nll: token-summed nll of each forget answer under the untouched model, where the loss needs it.
+    progress: called with (what is being prepared, done, total) before the first step.
     Raises UserError where the loss stops being finite, naming the step.
     """
     started = time.perf_counter()
     num_steps = math.ceil(len(forget) / training.batch_size) * training.num_epochs
     training = training.resolved(forget_loss)
     retain_examples = [template.example(question, answer) for question, answer in retain]
-    forget_prompts = [template.prompt_ids(question) for question, _ in forget]
-    forget_answers = [template.answer_ids(answer) for _, answer in forget]
+    # What each forget item is to say, by epoch in turn: its own answer, or some refusals.
+    forget_examples = [
+        [template.example(question, target) for target in _targets(forget_loss, row, answer)]
+        for row, (question, answer) in enumerate(forget)
+    ]
+    for name, examples in (("forget", list(chain.from_iterable(forget_examples))), ("retain", retain_examples)):
+        adapted.prepare(examples, generate=False, progress=partial(progress, f"prefix cache, {name}"))
 
     parameters = adapted.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=training.weight_decay)
@@ -103,22 +112,15 @@ def unlearn(
         len(forget), len(retain), batch_size=training.batch_size, num_epochs=training.num_epochs, seed=seed
     )
     for step, (forget_rows, retain_rows) in enumerate(pairs, start=1):
-        if forget_loss.target == "answer":
-            targets = [forget_answers[row] for row in forget_rows]
-        else:
-            refusals = draw_refusals(len(forget_rows), seed=seed * 1_000_003 + step)
-            targets = [template.answer_ids(refusal) for refusal in refusals]
-        examples = [
-            Example(prompt_ids=forget_prompts[row], answer_ids=target)
-            for row, target in zip(forget_rows, targets, strict=True)
-        ] + [retain_examples[row] for row in retain_rows]
-        batch = collate(examples, device=adapted.device)
+        epoch = (step - 1) * training.num_epochs // num_steps
+        examples = [forget_examples[row][epoch % len(forget_examples[row])] for row in forget_rows]
+        examples += [retain_examples[row] for row in retain_rows]
         num_forget = len(forget_rows)
 
-        output = adapted.answer_output(batch)
-        nll_N = token_nll(output.logits_NV, batch.label_N)
-        nll_B = sequence_sum(nll_N, batch.row_N, len(batch))
-        num_tokens_B = sequence_sum(torch.ones_like(nll_N), batch.row_N, len(batch))
+        output = adapted.answer_output(examples)
+        nll_N = token_nll(output.logits_NV, output.label_N)
+        nll_B = sequence_sum(nll_N, output.row_N, len(examples))
+        num_tokens_B = sequence_sum(torch.ones_like(nll_N), output.row_N, len(examples))
         forget_scores = AnswerScores(
             nll_B=nll_B[:num_forget],
             num_tokens_B=num_tokens_B[:num_forget],
@@ -134,7 +136,7 @@ def unlearn(
         loss = warm * (training.forget_weight * forget_term + (training.retain_weight or 0.0) * retain_term)
         gate_term: Tensor | None = None
         if output.gate_logit_BK is not None:
-            is_forget_B = torch.arange(len(batch), device=adapted.device) < num_forget
+            is_forget_B = torch.arange(len(examples), device=adapted.device) < num_forget
             gate_term = gate_bce(output.gate_logit_BK, is_forget_B)
             loss = loss + gate_weight * gate_term
 
@@ -161,6 +163,10 @@ def unlearn(
     return time.perf_counter() - started
 
 
+def _targets(forget_loss: ForgetLossConfig, row: int, answer: str) -> Sequence[str]:
+    return refusals_of(row) if forget_loss.target == "refusal" else [answer]
+
+
 def learning_rate_share(steps_done: int, num_steps: int, warmup_fraction: float) -> float:
     """Learning rate as a share of its peak: linear up over the warm-up, linear down to 0 after it."""
     warmup_steps = warmup_fraction * num_steps
@@ -183,9 +189,8 @@ def answer_nll(
     nll = [0.0] * len(examples)
     gates: list[list[float]] | None = None
     for rows in length_sorted_batches([len(example) for example in examples], batch_size):
-        batch = collate([examples[row] for row in rows], device=adapted.device)
-        output = adapted.answer_output(batch)
-        nll_B = sequence_sum(token_nll(output.logits_NV, batch.label_N), batch.row_N, len(batch))
+        output = adapted.answer_output([examples[row] for row in rows])
+        nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(rows))
         for row, value in zip(rows, nll_B.tolist(), strict=True):
             nll[row] = value
         if output.gate_logit_BK is not None:

@@ -1,16 +1,5 @@
-"""Gated interventions on top of pyvene; the only package here that imports it.
+"""Edits of hidden states, and what puts them into a model through pyvene. The only package that imports pyvene.
 
-Importing pyvene takes seconds and prints about optional backends, so it happens here, once and quietly, and
-everything else imports this package only where it needs it.
+`edits` and `checkpoint` are plain torch. `interventions` and `gated_model` import pyvene, which takes seconds: import
+them where they are needed.
 """
-
-import contextlib
-import io
-import logging
-
-with contextlib.redirect_stdout(io.StringIO()):
-    import pyvene
-
-logging.getLogger("pyvene").setLevel(logging.ERROR)
-
-__all__ = ["pyvene"]

@@ -1,4 +1,4 @@
-"""A causal LM with one intervention at each of some layers, on one position of every prompt.
+"""A causal LM with one edit at each of some layers, on one position of every prompt, through pyvene.
 
 Shapes: B sequences, K edited layers, in the order the forward pass meets them.
 """
@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyvene_custom import pyvene
-from pyvene_custom.interventions import LoReFT
+from pyvene_custom.edits import LoReFT
+from pyvene_custom.interventions import EditIntervention
+from pyvene_custom.quiet import pyvene
 
 
 def decoder_layers_path(model: Any) -> str:
@@ -30,16 +31,22 @@ def decoder_layers_path(model: Any) -> str:
 class GatedModel(pyvene.IntervenableModel):
     """An IntervenableModel whose forward and generate also return the gates, layer by layer."""
 
-    def __init__(self, model: Any, interventions: Mapping[int, LoReFT]) -> None:
-        """interventions: layer index → intervention on that layer's output. Freezes the model's weights."""
+    def __init__(self, model: Any, edits: Mapping[int, LoReFT]) -> None:
+        """edits: layer index → edit of that layer's output. Freezes the model's weights."""
         path = decoder_layers_path(model)
-        self.layers = tuple(sorted(interventions))
-        representations = [
-            pyvene.RepresentationConfig(component=f"{path}[{layer}].output", intervention=interventions[layer])
-            for layer in self.layers
-        ]
-        super().__init__(pyvene.IntervenableConfig(representations=representations), model)
-        self.interventions.to(model.device)
+        layers = sorted(edits)
+        super().__init__(
+            pyvene.IntervenableConfig(
+                representations=[
+                    pyvene.RepresentationConfig(
+                        component=f"{path}[{layer}].output", intervention=EditIntervention(edits[layer])
+                    )
+                    for layer in layers
+                ]
+            ),
+            model,
+        )
+        self.num_edits = len(layers)
 
     def forward(self, inputs: dict[str, Any], edited_position_B: Tensor) -> tuple[Any, Tensor | None]:
         """inputs: the model's own arguments. Returns (the model's output, gate logits [B, K] or None)."""
@@ -62,7 +69,7 @@ class GatedModel(pyvene.IntervenableModel):
         return sequences, self._gate_logits()
 
     def _unit_locations(self, positions: Sequence[int]) -> dict[str, Any]:
-        return {"base": [[[position] for position in positions]] * len(self.layers)}
+        return {"base": [[[position] for position in positions]] * self.num_edits}
 
     def _gate_logits(self) -> Tensor | None:
         logits = [output.latent for output in self.full_intervention_outputs]

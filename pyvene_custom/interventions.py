@@ -1,92 +1,26 @@
-"""LoReFT and gated LoReFT edits of a hidden state, as pyvene interventions.
-
-Shapes: P edited positions, D hidden size, R rank. Everything before D is a batch dimension.
-"""
+"""An edit as a pyvene intervention; the gate travels in its InterventionOutput."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
-import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch import Tensor
 
-from pyvene_custom import pyvene
-
-GateFunction = Literal["linear", "mlp_3", "mlp_5"]
-GATE_HIDDEN_WIDTHS: dict[str, tuple[int, ...]] = {
-    "linear": (),
-    "mlp_3": (256, 64),
-    "mlp_5": (1024, 512, 256, 64),
-}
+from pyvene_custom.edits import LoReFT
+from pyvene_custom.quiet import pyvene
 
 
-class _OrthonormalRows(nn.Module):
-    """Any full-rank [R, D] matrix → the orthonormal rows that span the same space, through a QR.
+class EditIntervention(pyvene.SourcelessIntervention, pyvene.TrainableIntervention):
+    """Applies a LoReFT or gated LoReFT edit to what pyvene selects."""
 
-    Unlike torch's householder map it has no cliff: scaling the parameter (weight decay) changes nothing.
-    """
-
-    def forward(self, weight_RD: Tensor) -> Tensor:
-        q_DR, r_RR = torch.linalg.qr(weight_RD.T)
-        # QR leaves the signs of Q's columns open; fixing diag(r) > 0 makes the map continuous.
-        return (q_DR * torch.sign(torch.diagonal(r_RR))).T
-
-    def right_inverse(self, rows_RD: Tensor) -> Tensor:
-        return rows_RD
-
-
-class LoReFT(pyvene.SourcelessIntervention, pyvene.TrainableIntervention):
-    """h' = h + Rᵀ(W h + b − R h), the rows of R orthonormal. Eq. 2 of arXiv 2404.03592."""
-
-    def __init__(self, *, hidden_size: int, rank: int) -> None:
+    def __init__(self, edit: LoReFT) -> None:
         super().__init__()
-        self.rotation = nn.Linear(hidden_size, rank, bias=False)
-        nn.init.orthogonal_(self.rotation.weight)
-        parametrize.register_parametrization(self.rotation, "weight", _OrthonormalRows())
-        self.learned_source = nn.Linear(hidden_size, rank)
-
-    def edit(self, h_PD: Tensor) -> Tensor:
-        """What is added to a fully edited hidden state, in float32: [P, D]."""
-        rotation_RD = self.rotation.weight
-        h_PD = h_PD.to(rotation_RD.dtype)
-        return (self.learned_source(h_PD) - h_PD @ rotation_RD.T) @ rotation_RD
+        self.edit = edit
 
     def forward(self, base: Tensor, source: None = None, subspaces: None = None) -> Any:
-        """base: hidden states [B, P, D]; returns them edited. `source` and `subspaces` are pyvene's, unused."""
-        return pyvene.InterventionOutput(output=(base + self.edit(base)).to(base.dtype))
+        """base: hidden states [B, P, D]; `latent` holds the gate logits [B, P, 1], None where there is no gate.
 
-
-class GatedLoReFT(LoReFT):
-    """h' = h + g(h) · Rᵀ(W h + b − R h), g = sigmoid(gate(h)). GRUN, arXiv 2502.17823.
-
-    gate_threshold applies at inference only: where g is below it the edit is skipped, so h' is h bit for bit.
-    """
-
-    def __init__(self, *, hidden_size: int, rank: int, gate_function: GateFunction) -> None:
-        super().__init__(hidden_size=hidden_size, rank=rank)
-        widths = (hidden_size, *GATE_HIDDEN_WIDTHS[gate_function], 1)
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        self.gate = nn.Sequential(*layers[:-1])
-        self.gate_threshold = 0.0
-
-    def gate_logit(self, h_PD: Tensor) -> Tensor:
-        """How open the gate is, before the sigmoid: [P, 1], float32."""
-        return self.gate(h_PD.to(self.learned_source.weight.dtype))
-
-    def gated_edit(self, h_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """The edited hidden states [P, D], in h's own dtype, and the gate logits [P, 1]."""
-        logit_P1 = self.gate_logit(h_PD)
-        gate_P1 = torch.sigmoid(logit_P1)
-        edited_PD = (h_PD + gate_P1 * self.edit(h_PD)).to(h_PD.dtype)
-        if not self.training and self.gate_threshold > 0:
-            edited_PD = torch.where(gate_P1 >= self.gate_threshold, edited_PD, h_PD)
-        return edited_PD, logit_P1
-
-    def forward(self, base: Tensor, source: None = None, subspaces: None = None) -> Any:
-        """base: hidden states [B, P, D]. The gate logits [B, P, 1] travel as the output's `latent`."""
-        edited, logit = self.gated_edit(base)
-        return pyvene.InterventionOutput(output=edited, latent=logit)
+        `source` and `subspaces` are pyvene's, unused.
+        """
+        edited, gate_logit = self.edit(base)
+        return pyvene.InterventionOutput(output=edited, latent=gate_logit)

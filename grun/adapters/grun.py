@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from grun.edited import EditedModel, Layers, attach_edits, load_edits, save_edits
+from grun.edited import EditedModel, Layers, attach_edits
 from grun.forward import CausalLM
-
-GateFunction = Literal["linear", "mlp_3", "mlp_5"]
+from pyvene_custom.checkpoint import load_edits, save_edits
+from pyvene_custom.edits import GatedLoReFT, GateFunction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +36,6 @@ class GrunConfig:
 
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh gated edit on each layer."""
-        from pyvene_custom.interventions import GatedLoReFT
-
         adapted = attach_edits(
             model,
             self.layers,
@@ -49,14 +47,18 @@ class GrunConfig:
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write gates and edits (safetensors)."""
-        save_edits(adapted, folder)
+        save_edits(folder, adapted.edits)
 
     def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the gates and edits saved in `folder`, bit for bit, at this config's threshold."""
-        return load_edits(self.attach(model, seed=0), folder)
+        adapted = self.attach(model, seed=0)
+        load_edits(folder, adapted.edits)
+        adapted.train(False)
+        return adapted
 
 
 def set_gate_threshold(adapted: EditedModel, gate_threshold: float) -> None:
     """Move the inference threshold of every gate; nothing is retrained."""
-    for intervention in adapted.interventions.values():
-        intervention.gate_threshold = gate_threshold
+    for edit in adapted.edits.values():
+        assert isinstance(edit, GatedLoReFT)
+        edit.gate_threshold = gate_threshold

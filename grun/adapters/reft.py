@@ -8,8 +8,10 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
-from grun.edited import EditedModel, Layers, attach_edits, load_edits, save_edits
+from grun.edited import EditedModel, Layers, attach_edits
 from grun.forward import CausalLM
+from pyvene_custom.checkpoint import load_edits, save_edits
+from pyvene_custom.edits import LoReFT
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +28,15 @@ class ReftConfig:
 
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh edit on each layer."""
-        from pyvene_custom.interventions import LoReFT
-
         return attach_edits(model, self.layers, seed, lambda size: LoReFT(hidden_size=size, rank=self.rank))
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write the edits (safetensors)."""
-        save_edits(adapted, folder)
+        save_edits(folder, adapted.edits)
 
     def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the edits saved in `folder`, bit for bit."""
-        return load_edits(self.attach(model, seed=0), folder)
+        adapted = self.attach(model, seed=0)
+        load_edits(folder, adapted.edits)
+        adapted.train(False)
+        return adapted

@@ -9,7 +9,7 @@ import torch
 
 from bench.benchmarks.items import Benchmark
 from grun.adapters import AdapterConfig
-from grun.data import Batch, PromptTemplate, collate
+from grun.data import Example, PromptTemplate
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forward import PlainModel
 from grun.unlearn import TrainingConfig, unlearn
@@ -25,9 +25,9 @@ def config(request: pytest.FixtureRequest) -> Any:
 
 
 @pytest.fixture
-def batch(fresh_target: Fresh, small_benchmark: Benchmark) -> Batch:
+def batch(fresh_target: Fresh, small_benchmark: Benchmark) -> list[Example]:
     _, template = fresh_target()
-    return collate([template.example(item.question, item.answer) for item in small_benchmark.forget_set])
+    return [template.example(item.question, item.answer) for item in small_benchmark.forget_set]
 
 
 def _train(config: Any, adapted: Any, template: PromptTemplate, benchmark: Benchmark) -> None:
@@ -44,10 +44,11 @@ def _train(config: Any, adapted: Any, template: PromptTemplate, benchmark: Bench
         reference_nll=None,
         seed=0,
         report=lambda step: None,
+        progress=lambda phase, done, total: None,
     )
 
 
-def _logits(adapted: Any, batch: Batch) -> torch.Tensor:
+def _logits(adapted: Any, batch: list[Example]) -> torch.Tensor:
     with torch.no_grad():
         return adapted.answer_output(batch).logits_NV
 
@@ -69,7 +70,12 @@ def test_only_its_own_parameters_train(config: Any, fresh_target: Fresh, small_b
 
 
 def test_save_and_load_are_bit_exact(
-    config: Any, fresh_target: Fresh, small_benchmark: Benchmark, batch: Batch, tmp_path: Path, target_folder: str
+    config: Any,
+    fresh_target: Fresh,
+    small_benchmark: Benchmark,
+    batch: list[Example],
+    tmp_path: Path,
+    target_folder: str,
 ) -> None:
     model, template = fresh_target()
     adapted = config.attach(model, 0)
@@ -85,7 +91,7 @@ def test_save_and_load_are_bit_exact(
     assert not list((tmp_path / "module").glob("*.bin")), "nothing is pickled"
 
 
-def test_attach_depends_on_its_seed_alone(config: Any, fresh_target: Fresh, batch: Batch) -> None:
+def test_attach_depends_on_its_seed_alone(config: Any, fresh_target: Fresh, batch: list[Example]) -> None:
     def attached(seed: int) -> torch.Tensor:
         torch.manual_seed(torch.seed() % 1000)
         model, _ = fresh_target()
@@ -94,7 +100,7 @@ def test_attach_depends_on_its_seed_alone(config: Any, fresh_target: Fresh, batc
     assert torch.equal(attached(1), attached(1))
 
 
-def test_evaluation_mode_is_deterministic(config: Any, fresh_target: Fresh, batch: Batch) -> None:
+def test_evaluation_mode_is_deterministic(config: Any, fresh_target: Fresh, batch: list[Example]) -> None:
     model, _ = fresh_target()
     adapted = config.attach(model, 0)
     adapted.train(True)
@@ -110,8 +116,8 @@ def test_a_batch_gives_what_its_sequences_give_alone(
     adapted = config.attach(model, 0)
     adapted.train(False)
     examples = [template.example(item.question, item.answer) for item in small_benchmark.forget_set]
-    together = _logits(adapted, collate(examples))
-    alone = torch.cat([_logits(adapted, collate([example])) for example in examples])
+    together = _logits(adapted, examples)
+    alone = torch.cat([_logits(adapted, [example]) for example in examples])
     torch.testing.assert_close(together, alone, rtol=1e-5, atol=1e-4)
     prompts = [example.prompt_ids for example in examples]
     apart = [adapted.generate([prompt], 20).answers[0] for prompt in prompts]
@@ -119,7 +125,7 @@ def test_a_batch_gives_what_its_sequences_give_alone(
 
 
 @pytest.mark.parametrize("name", ["full", "lora", "none"])
-def test_before_the_first_step_nothing_changes(name: str, fresh_target: Fresh, batch: Batch) -> None:
+def test_before_the_first_step_nothing_changes(name: str, fresh_target: Fresh, batch: list[Example]) -> None:
     """LoRA's updates start at zero and full fine-tuning at the model itself: base logits exactly."""
     kind = next(kind for kind in get_args(AdapterConfig) if kind.name == name)
     model, _ = fresh_target()

@@ -59,6 +59,7 @@ def test_trajectory(name: str) -> None:
         reference_nll=reference_nll,
         seed=0,
         report=steps.append,
+        progress=lambda phase, done, total: None,
     )
     losses = [step.loss for step in steps]
     assert len(losses) == 6, "10 forget items in batches of 4, twice"

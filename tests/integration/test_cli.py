@@ -73,7 +73,7 @@ def test_front_configs_reproduce_their_rows(
 
 def test_evaluate_a_module_at_another_threshold(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    module = next(path for path in (copy / "modules").iterdir() if (path / "interventions.safetensors").exists())
+    module = next(path for path in (copy / "modules").iterdir() if (path / "edits.safetensors").exists())
     main(["evaluate", str(module), "--adapter.gate_threshold", "0.8"])
     rows = results.scan_runs(copy).to_dicts()
     assert [row["gate_threshold"] for row in rows if row["gate_threshold"] == 0.8] == [0.8]

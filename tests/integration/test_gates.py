@@ -21,7 +21,7 @@ def _examples(template: PromptTemplate, benchmark: Benchmark) -> list[Example]:
 
 @torch.no_grad()
 def _logits(adapted: Any, examples: list[Example]) -> torch.Tensor:
-    return adapted.answer_output(collate(examples)).logits_NV
+    return adapted.answer_output(examples).logits_NV
 
 
 def test_shut_gates_are_the_base_model_bit_for_bit(fresh_target: Fresh, small_benchmark: Benchmark) -> None:
@@ -46,11 +46,11 @@ def test_the_gates_are_reported_by_layer(fresh_target: Fresh, small_benchmark: B
         hidden = model(input_ids=batch.input_ids_BL, attention_mask=batch.attention_mask_BL, output_hidden_states=True)
     adapted = GrunConfig(layers=(3, 1)).attach(model, 0)
     adapted.train(False)
-    gates = adapted.answer_output(batch).gate_logit_BK
+    gates = adapted.answer_output(examples).gate_logit_BK
     assert gates.shape == (len(examples), 2)
     rows = torch.arange(len(examples))
     at_edit = hidden.hidden_states[2][rows, batch.edited_position_B]  # the output of block 1
-    expected = adapted.interventions[1].gate_logit(at_edit)[:, 0]
+    expected = adapted.edits["1"].gate_logit(at_edit)[:, 0]
     torch.testing.assert_close(gates[:, 0], expected)
     generated = adapted.generate([example.prompt_ids for example in examples], 3)
     torch.testing.assert_close(generated.gate_logit_BK, gates, rtol=1e-4, atol=1e-4)
@@ -81,7 +81,7 @@ def test_earlier_positions_are_untouched(fresh_target: Fresh, small_benchmark: B
         base = model(**inputs).logits
         adapted = GrunConfig(layers=(1, 3)).attach(model, 0)
         adapted.train(False)
-        edited = adapted._gated(inputs, batch.edited_position_B)[0].logits
+        edited = adapted._plain()(inputs, batch.edited_position_B)[0].logits
     assert torch.equal(edited[:, :edited_at], base[:, :edited_at])
     assert not torch.allclose(edited[:, edited_at], base[:, edited_at])
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grun.data import Example, collate, epoch_batches, length_sorted_batches, paired_batches
-from grun.refusals import REFUSALS, draw_refusals
+from grun.refusals import PER_ITEM, REFUSALS, refusals_of
 
 EXAMPLE = Example(prompt_ids=(5, 6, 7), answer_ids=(8, 9))
 
@@ -76,10 +76,11 @@ def test_length_sorted_batches_cover_all_longest_first(lengths: list[int], size:
     assert all(len(batch) <= size for batch in batches)
 
 
-def test_refusals_are_drawn_by_seed() -> None:
-    drawn = draw_refusals(8, seed=1)
-    assert list(drawn) == list(draw_refusals(8, seed=1)) != list(draw_refusals(8, seed=2))
-    assert set(drawn) <= set(REFUSALS)
+def test_each_item_has_a_few_refusals_of_its_own() -> None:
+    assert refusals_of(3) == refusals_of(3)
+    assert len(set(refusals_of(3))) == PER_ITEM
+    assert len({tuple(refusals_of(item)) for item in range(20)}) > 15
+    assert {refusal for item in range(200) for refusal in refusals_of(item)} == set(REFUSALS)
     assert len(set(REFUSALS)) == len(REFUSALS)
 
 

@@ -5,7 +5,7 @@ import torch
 
 from grun.edited import layer_indices
 from grun.errors import UserError
-from pyvene_custom.interventions import GatedLoReFT, LoReFT
+from pyvene_custom.edits import GatedLoReFT, LoReFT
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_edit_replaces_the_subspace() -> None:
     """Within the span of R's rows the fully edited state is W h + b; outside it nothing moves."""
     edit, h = _edit(), torch.randn(5, 16)
     rotation = edit.rotation.weight
-    edited = h + edit.edit(h)
+    edited = h + edit.difference(h)
     torch.testing.assert_close(edited @ rotation.T, edit.learned_source(h), atol=1e-5, rtol=1e-5)
     outside = torch.eye(16) - rotation.T @ rotation
     torch.testing.assert_close(edited @ outside, h @ outside, atol=1e-5, rtol=1e-5)
@@ -49,8 +49,8 @@ def test_half_open_gate_edits_half() -> None:
     with torch.no_grad():
         for parameter in edit.gate.parameters():
             parameter.zero_()
-    torch.testing.assert_close(edit(h).output, h + 0.5 * edit.edit(h))
-    assert torch.sigmoid(edit(h).latent).flatten().tolist() == [0.5, 0.5]
+    torch.testing.assert_close(edit(h)[0], h + 0.5 * edit.difference(h))
+    assert torch.sigmoid(edit(h)[1]).flatten().tolist() == [0.5, 0.5]
 
 
 def test_threshold_shuts_the_gate_exactly_and_only_at_inference() -> None:
@@ -60,11 +60,11 @@ def test_threshold_shuts_the_gate_exactly_and_only_at_inference() -> None:
     shut = gates < edit.gate_threshold
     assert 0 < shut.sum() < 64
     edit.eval()
-    edited = edit(h).output
+    edited = edit(h)[0]
     assert torch.equal(edited[shut], h[shut])
     assert not torch.equal(edited[~shut], h[~shut])
     edit.train()
-    assert not torch.isclose(edit(h).output, h).all(dim=-1).any(), "training never thresholds"
+    assert not torch.isclose(edit(h)[0], h).all(dim=-1).any(), "training never thresholds"
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
@@ -76,7 +76,7 @@ def test_rotation_stays_orthonormal_and_alive(weight_decay: float) -> None:
     before = edit.rotation.weight.detach().clone()
     h, wanted = torch.randn(8, 32), torch.randn(8, 32)
     for _ in range(20):
-        loss = (h + edit.edit(h) - wanted).square().mean()
+        loss = (h + edit.difference(h) - wanted).square().mean()
         optimizer.zero_grad()
         loss.backward()
         assert all(p.grad is not None and p.grad.abs().max() > 0 for p in edit.parameters())

@@ -1,0 +1,62 @@
+"""Greedy decoding with a KV cache, where a finished answer soon stops costing anything.
+
+Shapes: B sequences still being answered, S tokens in the cache, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import Tensor
+
+KEEP_SHARE = 0.75
+"""The cache is cut down to the unfinished sequences once fewer than this share of its rows are."""
+
+
+def decode(
+    model: Any,
+    cache: Any,
+    logits_BV: Tensor,
+    attention_mask_BS: Tensor,
+    next_position_B: Tensor,
+    *,
+    max_new_tokens: int,
+    eos_ids: Collection[int],
+) -> list[list[int]]:
+    """Answers, EOS left out, of at most max_new_tokens tokens each.
+
+    cache: a `transformers` cache filled with each prompt. logits_BV: what follows each prompt's last token.
+    attention_mask_BS: 1 where the cache holds a token of the sequence. next_position_B: position id of the next one.
+    """
+    answers: list[list[int]] = [[] for _ in range(logits_BV.shape[0])]
+    rows = list(range(len(answers)))  # the answer that each row of the cache belongs to
+    open_rows = set(rows)
+    token_B = logits_BV.argmax(dim=-1)
+    for length in range(1, max_new_tokens + 1):
+        for row, token in zip(rows, token_B.tolist(), strict=True):
+            if row in open_rows:
+                if token in eos_ids:
+                    open_rows.discard(row)
+                else:
+                    answers[row].append(token)
+        if not open_rows or length == max_new_tokens:
+            break
+        if len(open_rows) < KEEP_SHARE * len(rows):
+            kept = [index for index, row in enumerate(rows) if row in open_rows]
+            rows = [rows[index] for index in kept]
+            keep = torch.tensor(kept, device=token_B.device)
+            cache.batch_select_indices(keep)
+            token_B, next_position_B, attention_mask_BS = token_B[keep], next_position_B[keep], attention_mask_BS[keep]
+        attention_mask_BS = torch.cat([attention_mask_BS, torch.ones_like(attention_mask_BS[:, :1])], dim=1)
+        outputs = model(
+            input_ids=token_B[:, None],
+            attention_mask=attention_mask_BS,
+            position_ids=next_position_B[:, None],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        token_B = outputs.logits[:, -1].argmax(dim=-1)
+        next_position_B = next_position_B + 1
+    return answers

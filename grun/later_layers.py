@@ -1,0 +1,159 @@
+"""The frozen model from its first edited layer on: what training and evaluation run instead of the whole of it.
+
+Exact, not approximate: see `grun.prefix_cache`. The model's own layers, masks and head do the work; the layers below
+the first edit are skipped, and the edits are put in at the position that stands first.
+
+Shapes: B sequences, P prefix tokens, T tokens from the edited position on, K edited layers, D hidden size, N answer
+tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from grun.data import Example
+from grun.forward import AnswerOutput, Generated, eos_ids, head_at
+from grun.greedy import decode
+from grun.patching import decoder_layers, output_tensor, patched, with_output_tensor
+from grun.prefix_cache import PrefixBatch, PrefixCache, assemble, filled_cache, left_padded
+
+Edit = Callable[[Tensor], tuple[Tensor, Tensor | None]]
+"""Hidden states [B, D] → (edited ones, gate logits [B, 1] or None)."""
+
+
+def answer_output(
+    model: Any, edits: Mapping[int, Edit], caches: Sequence[PrefixCache], examples: Sequence[Example]
+) -> AnswerOutput:
+    """Answer logits and gates. Each example is in one of the caches, which share their first layer."""
+    first_layer = caches[0].first_layer
+    homes = [next(cache for cache in caches if example in cache) for example in examples]
+    batch = assemble(
+        examples,
+        [cache.prefix_kv(example.prompt_ids) for cache, example in zip(homes, examples, strict=True)],
+        [cache.hidden(example) for cache, example in zip(homes, examples, strict=True)],
+        model.device,
+    )
+    gates: list[Tensor | None] = []
+    logits_NV = _run(model, edits, first_layer, batch, filled_cache(batch, first_kept=first_layer + 1), gates)
+    return AnswerOutput(logits_NV=logits_NV, label_N=batch.label_N, row_N=batch.row_N, gate_logit_BK=_columns(gates))
+
+
+@torch.no_grad()
+def gate_logits(
+    model: Any, edits: Mapping[int, Edit], cache: PrefixCache, prompts: Sequence[tuple[int, ...]]
+) -> Tensor | None:
+    """Gates of some prompts, [B, K], from their last tokens alone; None where the edits have none."""
+    batch = _prompt_batch(cache, prompts, model.device)
+    gates: list[Tensor | None] = []
+    kv = filled_cache(batch, first_kept=cache.first_layer + 1)
+    _run(model, edits, cache.first_layer, batch, kv, gates)
+    return _columns(gates)
+
+
+@torch.no_grad()
+def generate(
+    model: Any,
+    edits: Mapping[int, Edit],
+    cache: PrefixCache,
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+) -> Generated:
+    """Greedy answers. The prompts' keys and values come from the cache, which was built with `whole_prompts`."""
+    batch = _prompt_batch(cache, prompts, model.device)
+    gates: list[Tensor | None] = []
+    kv = filled_cache(batch, first_kept=cache.first_layer + 1)
+    logits_BV = _run(model, edits, cache.first_layer, batch, kv, gates)
+    # Below the edit nothing ran; decoding needs the last token's keys and values there too.
+    whole_BP2LHd = left_padded([cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts])
+    for layer in range(cache.first_layer + 1):
+        keys_BHPd, values_BHPd = whole_BP2LHd[:, :, :, layer].to(model.device).permute(2, 0, 3, 1, 4)
+        if layer < len(kv.layers) and kv.layers[layer].is_initialized:
+            kv.layers[layer].keys, kv.layers[layer].values = keys_BHPd, values_BHPd
+        else:
+            kv.update(keys_BHPd, values_BHPd, layer)
+    answers = decode(
+        model,
+        kv,
+        logits_BV,
+        batch.attention_mask_BS,
+        batch.position_ids_BT[:, 0] + 1,
+        max_new_tokens=max_new_tokens,
+        eos_ids=eos_ids(model),
+    )
+    return Generated(answers=answers, gate_logit_BK=_columns(gates))
+
+
+def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
+    """The prompts' last tokens alone: T = 1."""
+    return assemble(
+        [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts],
+        [cache.prefix_kv(prompt) for prompt in prompts],
+        [cache.hidden_at_edit(prompt) for prompt in prompts],
+        device,
+    )
+
+
+def _run(
+    model: Any,
+    edits: Mapping[int, Edit],
+    first_layer: int,
+    batch: PrefixBatch,
+    kv: Any,
+    gates: list[Tensor | None],
+) -> Tensor:
+    """Logits at every token of the batch, one after another: [tokens, V]. Gates are appended layer by layer."""
+    layers = decoder_layers(model)
+    replacements = _replacements(layers, edits, first_layer, batch.hidden_BTD, gates)
+    with patched(replacements), head_at(model, batch.is_token_BT):
+        outputs = model(
+            inputs_embeds=batch.hidden_BTD,  # only their shape is used: the first layer's replacement ignores them
+            attention_mask=batch.attention_mask_BS,
+            position_ids=batch.position_ids_BT,
+            past_key_values=kv,
+            use_cache=True,
+        )
+    return outputs.logits[0]
+
+
+def _replacements(
+    layers: nn.ModuleList,
+    edits: Mapping[int, Edit],
+    first_layer: int,
+    hidden_BTD: Tensor,
+    gates: list[Tensor | None],
+) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """What the layers do instead: pass on, hand out the cached output, or edit their own."""
+
+    def edited(hidden: Tensor, edit: Edit) -> Tensor:
+        at_edit_BD, gate_logit_B1 = edit(hidden[:, 0])
+        gates.append(gate_logit_B1)
+        return torch.cat([at_edit_BD[:, None], hidden[:, 1:]], dim=1)
+
+    def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+    def hand_out(*args: Any, **kwargs: Any) -> Tensor:
+        return edited(hidden_BTD, edits[first_layer]) if first_layer in edits else hidden_BTD
+
+    for layer in layers[:first_layer]:
+        yield layer, pass_on
+    yield layers[first_layer], hand_out
+    for index in sorted(edits):
+        if index > first_layer:
+
+            def run_and_edit(
+                *args: Any, _run: Any = layers[index].forward, _edit: Edit = edits[index], **kwargs: Any
+            ) -> Any:
+                output = _run(*args, **kwargs)
+                return with_output_tensor(output, edited(output_tensor(output), _edit))
+
+            yield layers[index], run_and_edit
+
+
+def _columns(gates: Sequence[Tensor | None]) -> Tensor | None:
+    present = [gate for gate in gates if gate is not None]
+    return torch.cat(present, dim=1) if present else None

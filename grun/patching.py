@@ -1,0 +1,51 @@
+"""Change what a module does for as long as a `with` block lasts.
+
+Not forward hooks: those cannot skip a module's own work, and pyvene removes every hook of a model whenever it runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from torch import nn
+
+
+@contextlib.contextmanager
+def patched(replacements: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Inside, calling a module calls its replacement with the same arguments."""
+    replaced: list[tuple[nn.Module, Any]] = []
+    try:
+        for module, replacement in replacements:
+            replaced.append((module, vars(module).get("forward")))
+            module.forward = replacement
+        yield
+    finally:
+        for module, before in reversed(replaced):
+            if before is None:
+                del module.forward
+            else:
+                module.forward = before
+
+
+def output_tensor(output: Any) -> Any:
+    """The hidden states in what a decoder layer returns: the output itself, or the first of a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+def with_output_tensor(output: Any, hidden: Any) -> Any:
+    """What a decoder layer returned, with other hidden states in it."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder's list of layers. Raises ValueError where no list has one entry a layer.
+
+    model: a `transformers` causal LM.
+    """
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for module in model.modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise ValueError(f"no list of {num_layers} decoder layers in {type(model).__name__}")

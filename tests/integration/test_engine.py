@@ -1,0 +1,157 @@
+"""The frozen-prefix engine is the plain pyvene path: losses, gradients, likelihoods, gates and answers."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+
+from grun.adapters.grun import GrunConfig
+from grun.adapters.reft import ReftConfig
+from grun.data import Example
+from grun.edited import EditedModel, PrefixCaching
+from grun.forward import prepare_for_answers
+from grun.losses import gate_bce, sequence_sum, token_nll
+
+VOCABULARY = 97
+SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+TOKENS = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+FAMILIES: dict[str, Callable[[], Any]] = {
+    "llama, grouped-query, tied": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE, **HEADS, **TOKENS, tie_word_embeddings=True)
+    ),
+    "llama, multi-head, untied": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, num_attention_heads=4, **TOKENS)),
+    "llama, eager attention": lambda: LlamaForCausalLM(
+        LlamaConfig(**SHAPE, **HEADS, **TOKENS, attn_implementation="eager")
+    ),
+    "mistral, sliding window": lambda: MistralForCausalLM(MistralConfig(**SHAPE, **HEADS, **TOKENS, sliding_window=6)),
+    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, num_attention_heads=4, num_key_value_heads=2, **TOKENS)),
+    "qwen3": lambda: Qwen3ForCausalLM(Qwen3Config(**SHAPE, **HEADS, **TOKENS)),
+    "gemma2, sliding window, soft caps": lambda: Gemma2ForCausalLM(
+        Gemma2Config(**SHAPE, **HEADS, **TOKENS, sliding_window=6, query_pre_attn_scalar=8)
+    ),
+    "gpt2": lambda: GPT2LMHeadModel(
+        GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=5, n_head=4, n_positions=128, **TOKENS)
+    ),
+}
+CONFIGS = {
+    "grun": GrunConfig(layers=(1, 2, 4), gate_function="mlp_3"),
+    "grun, last layer": GrunConfig(layers=(4,)),
+    "grun, first layer": GrunConfig(layers=(0, 3)),
+    "reft": ReftConfig(layers=(2, 3)),
+}
+
+
+class _Tokenizer:
+    eos_token_id = 1
+    pad_token_id = 0
+
+
+def _model(family: str) -> Any:
+    torch.manual_seed(1)
+    model = FAMILIES[family]().eval()
+    # Larger weights than at birth: so that attention patterns differ and a slip in a mask or a position would show.
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.mul_(3.0)
+    prepare_for_answers(model, _Tokenizer())
+    return model
+
+
+def _examples() -> list[Example]:
+    """Mixed lengths; several answers of one prompt; a one-token prompt and one-token answers among them."""
+    draw = random.Random(0)
+
+    def tokens(low: int, high: int) -> tuple[int, ...]:
+        return tuple(draw.randrange(2, VOCABULARY) for _ in range(draw.randint(low, high)))
+
+    prompts = [tokens(2, 14) for _ in range(7)] + [(5,)]
+    examples = [Example(prompt_ids=prompt, answer_ids=(*tokens(1, 9), 1)) for prompt in prompts for _ in range(2)]
+    return [*examples, Example(prompt_ids=prompts[0], answer_ids=(1,)), Example(prompt_ids=(5,), answer_ids=(7,))]
+
+
+def _pair(family: str, config: Any, root: Path) -> tuple[EditedModel, EditedModel, list[Example]]:
+    """The same module twice: on the plain path, and on the engine."""
+    examples = _examples()
+    plain, engine = config.attach(_model(family), 3), config.attach(_model(family), 3)
+    lines: list[str] = []
+    engine.use_prefix_caching(PrefixCaching(root=root, max_bytes=10**9, log=lines.append))
+    engine.prepare(examples, generate=True, progress=lambda done, total: None)
+    assert lines == [], "the engine serves this family"
+    for adapted in (plain, engine):
+        adapted.train(False)
+    return plain, engine, examples
+
+
+def _loss(adapted: EditedModel, examples: list[Example]) -> torch.Tensor:
+    """A loss that touches everything: answers of the first half up, of the second half down, and the gates."""
+    output = adapted.answer_output(examples)
+    nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(examples))
+    half = len(examples) // 2
+    loss = nll_B[half:].mean() - nll_B[:half].mean()
+    if output.gate_logit_BK is not None:
+        loss = loss + gate_bce(output.gate_logit_BK, torch.arange(len(examples)) < half)
+    return loss
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_and_gradients_agree(family: str, config: Any, tmp_path: Path) -> None:
+    """Relative difference at most 1e-5, for the loss and for the gradient of every parameter."""
+    plain, engine, examples = _pair(family, config, tmp_path)
+    losses = []
+    for adapted in (plain, engine):
+        adapted.train(True)
+        loss = _loss(adapted, examples)
+        loss.backward()
+        losses.append(loss.item())
+    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
+    for mine, theirs in zip(engine.trainable_parameters(), plain.trainable_parameters(), strict=True):
+        assert mine.grad is not None
+        assert theirs.grad is not None
+        scale = theirs.grad.norm()
+        assert scale > 0
+        assert (mine.grad - theirs.grad).norm() <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("config", [CONFIGS["grun"], CONFIGS["reft"]], ids=["grun", "reft"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_likelihoods_gates_and_answers_agree(family: str, config: Any, tmp_path: Path) -> None:
+    """Per-item nll and gates to 1e-5, greedy answers token for token, from left- and right-padded batches."""
+    plain, engine, examples = _pair(family, config, tmp_path)
+    with torch.no_grad():
+        theirs, mine = plain.answer_output(examples), engine.answer_output(examples)
+    assert torch.equal(mine.label_N, theirs.label_N)
+    nll = [
+        sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(examples))
+        for output in (theirs, mine)
+    ]
+    torch.testing.assert_close(nll[1], nll[0], rtol=1e-5, atol=1e-5)
+    prompts = list(dict.fromkeys(example.prompt_ids for example in examples))
+    generated = [adapted.generate(prompts, 12) for adapted in (plain, engine)]
+    assert generated[1].answers == generated[0].answers
+    assert len({tuple(answer) for answer in generated[0].answers}) > 1
+    if theirs.gate_logit_BK is not None:
+        torch.testing.assert_close(mine.gate_logit_BK, theirs.gate_logit_BK, rtol=1e-5, atol=1e-5)
+        gates = engine.prompt_gates(prompts)
+        torch.testing.assert_close(gates, generated[0].gate_logit_BK, rtol=1e-5, atol=1e-5)
