@@ -105,15 +105,22 @@ def collate(examples: Sequence[Example], *, device: torch.device | str = "cpu") 
         input_ids_BL[row, :end] = torch.tensor((example.prompt_ids + example.answer_ids)[:end])
         attention_mask_BL[row, :end] = 1
         predicts_answer_BL[row, end - len(example.answer_ids) : end] = True
-    counts_B = torch.tensor([len(example.answer_ids) for example in examples])
+    label_N, row_N = answer_labels(examples)
     return Batch(
         input_ids_BL=input_ids_BL.to(device),
         attention_mask_BL=attention_mask_BL.to(device),
         predicts_answer_BL=predicts_answer_BL.to(device),
-        label_N=torch.tensor([token for example in examples for token in example.answer_ids]).to(device),
-        row_N=torch.repeat_interleave(torch.arange(len(examples)), counts_B).to(device),
+        label_N=label_N.to(device),
+        row_N=row_N.to(device),
         edited_position_B=torch.tensor([len(example.prompt_ids) - 1 for example in examples]).to(device),
     )
+
+
+def answer_labels(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+    """Every answer token, sequence after sequence, and the sequence it belongs to: [N] each."""
+    labels = [token for example in examples for token in example.answer_ids]
+    counts_B = torch.tensor([len(example.answer_ids) for example in examples])
+    return torch.tensor(labels), torch.repeat_interleave(torch.arange(len(examples)), counts_B)
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:
@@ -121,6 +128,27 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[l
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     for start in range(0, len(order), batch_size):
         yield order[start : start + batch_size]
+
+
+def padding_groups(lengths: Sequence[int], overhead: int) -> list[list[int]]:
+    """Indices in groups of like length, longest first, cut where tokens and padding cost least together.
+
+    lengths: tokens of each sequence; a group costs its size times its longest.
+    overhead: what starting a group costs, in tokens of padding. Exact, by dynamic programming over the cuts.
+    """
+    order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
+    best = [(0, 0)]  # for the first n of them: (cost, where their last group starts)
+    for end in range(1, len(order) + 1):
+        best.append(
+            min((best[start][0] + (end - start) * lengths[order[start]] + overhead, start) for start in range(end))
+        )
+    groups: list[list[int]] = []
+    end = len(order)
+    while end:
+        start = best[end][1]
+        groups.append(order[start:end])
+        end = start
+    return groups[::-1]
 
 
 def epoch_batches(num_items: int, batch_size: int, num_epochs: int, seed: int) -> Iterator[list[int]]:

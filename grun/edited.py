@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
@@ -29,6 +30,7 @@ from grun.forward import (
     Progress,
     eos_ids,
     head_at,
+    in_groups,
     left_padded,
     model_inputs,
 )
@@ -126,7 +128,11 @@ class EditedModel:
     def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
         """See `grun.forward.Adapted`."""
         if self._caches and all(self._home(example) for example in examples):
-            return later_layers.answer_output(self.model, self._edits(), self._caches, examples)
+            run = partial(later_layers.answer_output, self.model, self._edits(), self._caches)
+            return in_groups(examples, lambda example: len(example.answer_ids), self.device, run)
+        return in_groups(examples, len, self.device, self._plain_output)
+
+    def _plain_output(self, examples: Sequence[Example]) -> AnswerOutput:
         batch = collate(examples, device=self.device)
         with head_at(self.model, batch.predicts_answer_BL):
             outputs, gate_logit_BK = self._plain()(model_inputs(batch), batch.edited_position_B)

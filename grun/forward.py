@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from grun.data import Batch, Example, collate
+from grun.data import Batch, Example, answer_labels, collate, padding_groups
 from grun.greedy import decode
 from grun.patching import patched
 
@@ -25,7 +25,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOutput:
-    """What one forward pass says about some examples' answers, sequence after sequence."""
+    """What one pass says about some examples' answers, sequence after sequence."""
 
     logits_NV: Tensor
     """Logits that predict each answer token."""
@@ -47,6 +47,10 @@ class Generated:
     """Gates before the sigmoid, where the adapter has gates."""
 
 
+GROUP_OVERHEAD_TOKENS = {"cpu": 64}
+"""What a forward and backward pass costs before its first token, in tokens; elsewhere so much that none is split."""
+
+
 class Adapted(Protocol):
     """A model with an adapter on."""
 
@@ -61,7 +65,7 @@ class Adapted(Protocol):
         """
 
     def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
-        """One forward pass."""
+        """One pass over some examples, split into groups of like length where that saves padding."""
 
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """Greedy answers to a batch of prompts."""
@@ -89,6 +93,9 @@ class PlainModel:
 
     def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
         """See `Adapted`."""
+        return in_groups(examples, len, self.device, self._answer_output)
+
+    def _answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
         batch = collate(examples, device=self.device)
         with head_at(self.model, batch.predicts_answer_BL):
             outputs = self.model(**model_inputs(batch))
@@ -106,6 +113,36 @@ class PlainModel:
     def train(self, mode: bool) -> None:
         """See `Adapted`."""
         self.model.train(mode)
+
+
+def in_groups(
+    examples: Sequence[Example],
+    length: Callable[[Example], int],
+    device: torch.device,
+    run: Callable[[Sequence[Example]], AnswerOutput],
+) -> AnswerOutput:
+    """`run` on groups of like length, put together again: as on all at once, up to float rounding.
+
+    length: tokens of an example that cost something.
+    """
+    overhead = GROUP_OVERHEAD_TOKENS.get(device.type)
+    if overhead is None or len(groups := padding_groups([length(example) for example in examples], overhead)) == 1:
+        return run(examples)
+    logits: dict[int, Tensor] = {}
+    gates: dict[int, Tensor] = {}
+    for group in groups:
+        output = run([examples[row] for row in group])
+        logits |= zip(group, output.logits_NV.split([len(examples[row].answer_ids) for row in group]), strict=True)
+        if output.gate_logit_BK is not None:
+            gates |= zip(group, output.gate_logit_BK.split(1), strict=True)
+    rows = range(len(examples))
+    label_N, row_N = answer_labels(examples)
+    return AnswerOutput(
+        logits_NV=torch.cat([logits[row] for row in rows]),
+        label_N=label_N.to(device),
+        row_N=row_N.to(device),
+        gate_logit_BK=torch.cat([gates[row] for row in rows]) if gates else None,
+    )
 
 
 def generate(model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[list[int]]:

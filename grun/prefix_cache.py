@@ -19,7 +19,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate, chain
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from grun.data import Example, length_sorted_batches
+from grun.data import Example, answer_labels, length_sorted_batches
 from grun.forward import Progress, head_at, new_cache
 from grun.losses import sequence_sum, token_nll
 from grun.patching import decoder_layers, output_tensor, patched
@@ -351,6 +351,7 @@ def assemble(
     kv: [P, 2, K, H, d] of each example, of its prefix alone. hidden: [answer tokens, D] of each.
     """
     kv_BP2KHd = left_padded(kv)
+    label_N, row_N = answer_labels(examples)
     longest = kv_BP2KHd.shape[1]
     lengths = [len(example.answer_ids) for example in examples]
     hidden_BTD = hidden[0].new_zeros((len(examples), max(lengths), hidden[0].shape[-1]))
@@ -365,8 +366,8 @@ def assemble(
         attention_mask_BS=mask_BS.to(device),
         position_ids_BT=(first_position_B[:, None] + torch.arange(max(lengths))).to(device),
         is_token_BT=mask_BS[:, longest:].bool().to(device),
-        label_N=torch.tensor(list(chain.from_iterable(e.answer_ids for e in examples))).to(device),
-        row_N=torch.repeat_interleave(torch.arange(len(examples)), torch.tensor(lengths)).to(device),
+        label_N=label_N.to(device),
+        row_N=row_N.to(device),
     )
 
 

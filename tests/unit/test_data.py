@@ -1,13 +1,14 @@
 """Templates, batches and their order."""
 
-from itertools import chain
+from itertools import chain, product
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grun.data import Example, collate, epoch_batches, length_sorted_batches, paired_batches
+from grun.data import Example, collate, epoch_batches, length_sorted_batches, padding_groups, paired_batches
 from grun.refusals import PER_ITEM, REFUSALS, refusals_of
 
 EXAMPLE = Example(prompt_ids=(5, 6, 7), answer_ids=(8, 9))
@@ -86,3 +87,24 @@ def test_each_item_has_a_few_refusals_of_its_own() -> None:
 
 def test_batches_move_to_a_device() -> None:
     assert collate([EXAMPLE], device=torch.device("cpu")).input_ids_BL.device.type == "cpu"
+
+
+def _group_cost(lengths: list[int], groups: list[list[int]], overhead: int) -> int:
+    return sum(len(group) * max(lengths[row] for row in group) + overhead for group in groups)
+
+
+@pytest.mark.parametrize("overhead", [0, 5, 1000])
+def test_padding_groups_are_the_cheapest(overhead: int) -> None:
+    """Against every way to cut seven sorted sequences; nothing is lost, and dear groups are not cut at all."""
+    lengths = [9, 3, 30, 4, 28, 4, 11]
+    order = sorted(range(7), key=lambda row: -lengths[row])
+    every_way = []
+    for cuts in product([False, True], repeat=6):
+        groups = [[order[0]]]
+        for row, cut in zip(order[1:], cuts, strict=True):
+            groups.append([row]) if cut else groups[-1].append(row)
+        every_way.append(_group_cost(lengths, groups, overhead))
+    groups = padding_groups(lengths, overhead)
+    assert sorted(chain.from_iterable(groups)) == list(range(7))
+    assert _group_cost(lengths, groups, overhead) == min(every_way)
+    assert (len(groups) == 1) == (overhead == 1000)
