@@ -1,4 +1,4 @@
-"""`grun-bench`: prepare | train | evaluate | sweep | pareto | report | keys.
+"""`grun-bench`: prepare | train | evaluate | sweep | pareto | report | benchmark | keys.
 
 Any RunConfig key may follow as `--key value`, e.g. `--adapter lora --adapter.r 8`; `grun-bench keys` lists them.
 An error in the user's hands is one line on stderr and exit code 2.
@@ -164,6 +164,23 @@ def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     console.print(f"wrote {page} and {picture}")
 
 
+def _benchmark(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.speed.measure import Effort, measure
+    from bench.speed.report import read_records, write_records
+
+    config, others = _run_config(options, overrides), read_records(options.output.with_suffix(".json"))
+    effort = Effort(rounds=options.rounds, steps=options.steps, trials=max(0, options.num_trials))
+    with _progress() as progress:
+        measure(
+            config,
+            _execution(options, results=options.output.parent),
+            effort,
+            progress,
+            save=lambda record: write_records(options.output, {**others, config.model.name: record}),
+        )
+    console.print(f"wrote {options.output} and {options.output.with_suffix('.json')}")
+
+
 def _keys(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     import tyro
 
@@ -185,7 +202,10 @@ def _execution(options: argparse.Namespace, results: Path | None = None) -> Exec
 
     # Absolute: a worker need not run where this command does.
     return Execution(
-        results=(results or options.results).resolve(), device=options.device, num_threads=options.num_threads
+        results=(results or options.results).resolve(),
+        device=options.device,
+        engine=options.engine,
+        num_threads=options.num_threads,
     )
 
 
@@ -306,6 +326,9 @@ def _parser() -> argparse.ArgumentParser:
         if results:
             added.add_argument("--results", type=Path, default=Path(DEFAULT_RESULTS), help="results folder")
         added.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where models run")
+        added.add_argument(
+            "--engine", choices=["auto", "plain"], default="auto", help="plain: check GRUN and ReFT through pyvene"
+        )
         added.add_argument("--num-threads", type=_positive, help="torch's CPU threads (in a sweep: --cpus-per-trial)")
 
     def thresholds(added: argparse.ArgumentParser) -> None:
@@ -342,6 +365,13 @@ def _parser() -> argparse.ArgumentParser:
     added = command("report", _report, "Write RESULTS/report.html and a picture of the fronts.")
     choice(added)
     added.add_argument("--picture", type=Path, help="PNG to write; default: RESULTS/fronts.png")
+    added = command("benchmark", _benchmark, "Time GRUN against pyvene, hooks, LoRA and full fine-tuning, here.")
+    added.add_argument("file", nargs="?", help="RunConfig YAML")
+    machine(added, results=False)
+    added.add_argument("--output", type=Path, default=Path("benchmarks.md"), help="Markdown to write, JSON beside it")
+    added.add_argument("--rounds", type=_positive, default=5, help="turns of every contender")
+    added.add_argument("--steps", type=_positive, default=5, help="timed steps a turn")
+    added.add_argument("--num-trials", type=int, default=16, help="trials of the sweep; 0: none")
     command("keys", _keys, "List the RunConfig keys, for the chosen benchmark, model, adapter and forget loss.")
     return parser
 

@@ -23,7 +23,7 @@ from bench.evaluate import Progress, evaluate, evaluate_thresholds, score
 from bench.files import write_yaml
 from bench.models import load_pretrained
 from bench.prepare import StartFrom, cache_dir, prepared_model
-from grun.adapters.grun import GrunConfig
+from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.none import NoneConfig
 from grun.data import PromptTemplate
 from grun.edited import EditedModel, PrefixCaching
@@ -46,6 +46,8 @@ class Execution:
     """The results folder."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
+    engine: Literal["auto", "plain"] = "auto"
+    """auto: the prefix-cache engine, where it serves the model; plain: everything through pyvene, nothing reused."""
     num_threads: int | None = None
     """torch's CPU threads; None: leave them as they are."""
     save_module: bool = True
@@ -169,7 +171,7 @@ def _train_or_load(
     template = PromptTemplate.of(tokenizer)
     folder = execution.results / "modules" / config.train_key
     if (folder / "training.json").is_file():
-        adapted = _cached(config.adapter.load(model, folder))
+        adapted = _cached(config.adapter.load(model, folder), execution)
         return adapted, template, json.loads((folder / "training.json").read_text())
 
     forget = [item.pair for item in benchmark.forget_set]
@@ -177,7 +179,7 @@ def _train_or_load(
     if config.forget_loss.needs_reference and not isinstance(config.adapter, NoneConfig):
         examples = [template.example(question, answer) for question, answer in forget]
         reference_nll, _ = answer_nll(PlainModel(model), examples, batch_size=config.evaluation.batch_size)
-    adapted = _cached(config.adapter.attach(model, config.seed))
+    adapted = _cached(config.adapter.attach(model, config.seed), execution)
     parameters = adapted.trainable_parameters()
     trained: Row = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
     if not isinstance(config.adapter, NoneConfig):
@@ -202,9 +204,9 @@ def _train_or_load(
     return adapted, template, trained
 
 
-def _cached(adapted: Adapted) -> Adapted:
+def _cached(adapted: Adapted, execution: Execution) -> Adapted:
     """With the node's prefix caches behind it, where the adapter leaves the model frozen."""
-    if isinstance(adapted, EditedModel):
+    if isinstance(adapted, EditedModel) and execution.engine == "auto":
         max_bytes = int(_max_cache_gb() * 1e9)
         adapted.use_prefix_caching(PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning))
     return adapted
@@ -250,11 +252,17 @@ def _measure(
     first = configs[0]
     if not isinstance(first.adapter, GrunConfig) or not isinstance(adapted, EditedModel):
         return [evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress)]
+    thresholds = [each.adapter.gate_threshold for each in configs if isinstance(each.adapter, GrunConfig)]
+    if execution.engine == "plain":
+        curve = []
+        for gate_threshold in thresholds:
+            set_gate_threshold(adapted, gate_threshold)
+            curve.append(evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress))
+        return curve
     base = reference_config(first, first.start_from)
     run(base, execution, progress=progress)
     base_items = results.read_items(execution.results, base.run_key)
     assert base_items is not None, "it was written just now"
-    thresholds = [each.adapter.gate_threshold for each in configs if isinstance(each.adapter, GrunConfig)]
     return evaluate_thresholds(
         adapted, template, benchmark.evaluation, first.evaluation, thresholds, base_items, progress
     )

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import torch
 from annotated_types import Ge, Gt, Le
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig
 
 from grun import later_layers
-from grun.data import Example, collate
+from grun.data import Batch, Example, collate
 from grun.errors import UserError
 from grun.forward import (
     AnswerOutput,
@@ -135,10 +135,14 @@ class EditedModel:
     def _plain_output(self, examples: Sequence[Example]) -> AnswerOutput:
         batch = collate(examples, device=self.device)
         with head_at(self.model, batch.predicts_answer_BL):
-            outputs, gate_logit_BK = self._plain()(model_inputs(batch), batch.edited_position_B)
+            outputs, gate_logit_BK = self.through_pyvene(batch)
         return AnswerOutput(
             logits_NV=outputs.logits[0], label_N=batch.label_N, row_N=batch.row_N, gate_logit_BK=gate_logit_BK
         )
+
+    def through_pyvene(self, batch: Batch) -> tuple[Any, Tensor | None]:
+        """The whole model on a batch: (its own output, gate logits [B, K] or None)."""
+        return self._plain()(model_inputs(batch), batch.edited_position_B)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:

@@ -1,0 +1,134 @@
+"""Whose steps are timed: GRUN's engine, the same edits as an ordinary tool applies them, and fine-tuning."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.config import RunConfig, overlay, run_config
+from grun.adapters.grun import GrunConfig
+from grun.data import Batch, Example, collate
+from grun.edited import EditedModel, PrefixCaching
+from grun.forward import Adapted, AnswerOutput, CausalLM, Generated, Progress, model_inputs
+from grun.patching import decoder_layers, output_tensor, with_output_tensor
+
+EDITED = ("pyvene", "hooks", "engine")
+"""GRUN three ways: the whole model through pyvene, through bare forward hooks, and the engine."""
+FINE_TUNED = ("lora", "full")
+
+
+def contender(
+    name: str, config: RunConfig, model: CausalLM, layers: tuple[int, ...], forget_loss: str, caching: PrefixCaching
+) -> Adapted:
+    """One of EDITED or FINE_TUNED on a model; fine-tuning wants one of its own.
+
+    config: a GRUN run. layers: the edited ones. caching: where the engine keeps its prefixes.
+    """
+    if name in FINE_TUNED:
+        adapter = run_config(overlay({}, {"adapter": name})).adapter
+        return adapter.attach(model, config.seed)
+    assert isinstance(config.adapter, GrunConfig)
+    adapted = dataclasses.replace(config.adapter, layers=layers).attach(model, config.seed)
+    if name != "engine":
+        return WholeModel(adapted, hooks=name == "hooks", reads_reference=forget_loss == "npo")
+    adapted.use_prefix_caching(caching)
+    return adapted
+
+
+class WholeModel:
+    """GRUN's edits as an ordinary tool applies them: the whole model on every token of one padded batch, the LM head
+    everywhere and, where the loss has a reference, the untouched model on the forget half in every step.
+    """
+
+    def __init__(self, edited: EditedModel, *, hooks: bool, reads_reference: bool) -> None:
+        """hooks: through torch's forward hooks; else through pyvene."""
+        self.edited, self.hooks, self.reads_reference = edited, hooks, reads_reference
+
+    @property
+    def device(self) -> torch.device:
+        """See `grun.forward.Adapted`, here and below."""
+        return self.edited.device
+
+    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
+        """Nothing is kept from step to step."""
+
+    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
+        """Forget examples are the first half."""
+        if self.reads_reference:
+            forget = collate(examples[: len(examples) // 2], device=self.device)
+            with torch.no_grad():
+                self.edited.model(**model_inputs(forget))
+        batch = collate(examples, device=self.device)
+        outputs, gate_logit_BK = self._hooked(batch) if self.hooks else self.edited.through_pyvene(batch)
+        return AnswerOutput(
+            logits_NV=outputs.logits[batch.predicts_answer_BL],
+            label_N=batch.label_N,
+            row_N=batch.row_N,
+            gate_logit_BK=gate_logit_BK,
+        )
+
+    def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
+        """See `grun.forward.Adapted`."""
+        return self.edited.generate(prompts, max_new_tokens)
+
+    def trainable_parameters(self) -> list[nn.Parameter]:
+        """See `grun.forward.Adapted`."""
+        return self.edited.trainable_parameters()
+
+    def train(self, mode: bool) -> None:
+        """See `grun.forward.Adapted`."""
+        self.edited.train(mode)
+
+    def _hooked(self, batch: Batch) -> tuple[Any, Tensor]:
+        rows_B = torch.arange(len(batch), device=self.device)
+        gates: list[Tensor] = []
+
+        def edit_output(edit: nn.Module, module: nn.Module, args: Any, output: Any) -> Any:
+            hidden_BLD = output_tensor(output).clone()
+            edited_BD, gate_logit_B1 = edit(hidden_BLD[rows_B, batch.edited_position_B])
+            gates.append(gate_logit_B1)
+            hidden_BLD[rows_B, batch.edited_position_B] = edited_BD
+            return with_output_tensor(output, hidden_BLD)
+
+        layers = decoder_layers(self.edited.model)
+        handles = [
+            layers[int(layer)].register_forward_hook(partial(edit_output, edit))
+            for layer, edit in self.edited.edits.items()
+        ]
+        try:
+            outputs = self.edited.model(**model_inputs(batch))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return outputs, torch.cat(gates, dim=1)
+
+
+def best_ratio(
+    model: CausalLM,
+    forget: Sequence[Example],
+    retain: Sequence[Example],
+    *,
+    first_layer: int,
+    reads_reference: bool,
+) -> float:
+    """How many times cheaper than bare hooks the engine's step can be, counting multiplications on real tokens.
+
+    Hooks: all tokens up through every layer and the head, and back down to the first edit; a reference reads the
+    forget half once more. The engine: tokens from the edited position on, through the layers above the first edit and
+    the head, up and down. Attention's own products, a few per cent here, are left out.
+    """
+    layers = decoder_layers(model)
+    per_layer = sum(weight.numel() for weight in layers[0].parameters() if weight.ndim > 1)
+    head = model.get_output_embeddings().weight.numel()
+    whole = len(layers) * per_layer + head
+    later = (len(layers) - 1 - first_layer) * per_layer + head
+    tokens = [statistics.mean(map(len, examples)) for examples in (forget, retain)]
+    answer_tokens = [statistics.mean(len(each.answer_ids) for each in examples) for examples in (forget, retain)]
+    hooks = sum(tokens) * (whole + later) + (tokens[0] * whole if reads_reference else 0)
+    return hooks / (2 * sum(answer_tokens) * later)
