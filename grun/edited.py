@@ -118,8 +118,9 @@ class EditedModel:
                 progress=progress,
             )
             self._check(cache, examples)
-        except CannotServe as error:
-            self._caching.log(f"prefix cache not used: {error}")
+        except (CannotServe, AttributeError, IndexError, NotImplementedError, TypeError) as error:
+            why = error if isinstance(error, CannotServe) else f"{type(self.model).__name__} does not fit ({error})"
+            self._caching.log(f"prefix cache not used: {why}")
             self._caching = None
             self._caches = []
         else:

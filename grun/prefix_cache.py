@@ -240,9 +240,10 @@ class _Builder:
         self.model.get_decoder()(
             input_ids=ids_BP.to(device), attention_mask=mask_BP.to(device), past_key_values=cache, use_cache=True
         )
-        kv_BP2LHd = torch.stack(
-            [torch.stack([layer.keys, layer.values]) for layer in cache.layers[: len(self.layers)]]
-        ).permute(2, 4, 1, 0, 3, 5)
+        filled = [layer for layer in cache.layers[: len(self.layers)] if getattr(layer, "keys", None) is not None]
+        if len(filled) < len(self.layers):
+            raise CannotServe(f"{type(self.model).__name__} does not keep keys and values at every layer")
+        kv_BP2LHd = torch.stack([torch.stack([layer.keys, layer.values]) for layer in filled]).permute(2, 4, 1, 0, 3, 5)
         return [kv_BP2LHd[row, : len(prompt) - 1] for row, prompt in enumerate(prompts)]
 
     def _continue(self, prefix: Sequence[Tensor], start: int, end: int) -> None:

@@ -1,0 +1,233 @@
+"""The node's prefix cache: built once, found damaged, evicted, refused; and what closed gates allow."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
+
+from bench import results
+from bench.config import RunConfig
+from bench.train import Execution, run
+from grun import later_layers
+from grun.adapters.grun import GrunConfig, set_gate_threshold
+from grun.data import Example, PromptTemplate
+from grun.edited import EditedModel, PrefixCaching
+from grun.forward import PlainModel, prepare_for_answers
+
+EXAMPLES = [Example(prompt_ids=(3, 4 + i, 5), answer_ids=(6, 7 + i % 3, 1)) for i in range(6)]
+ROOM = 10**9
+
+
+class _Tokenizer:
+    eos_token_id = 1
+    pad_token_id = 0
+
+
+def _llama(dtype: torch.dtype = torch.float32) -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        bos_token_id=None,
+        eos_token_id=1,
+        pad_token_id=0,
+    )
+    model = LlamaForCausalLM(config)
+    return _ready(model).to(dtype)
+
+
+def _ready(model: Any) -> Any:
+    with torch.no_grad():
+        for parameter in model.parameters():  # larger than at birth, so that positions and keys matter
+            if parameter.ndim > 1:
+                parameter.mul_(5.0)
+    prepare_for_answers(model.eval(), _Tokenizer())
+    return model
+
+
+def _edited(
+    root: Path, *, model: Any = None, examples: list[Example] | None = None, max_bytes: int = ROOM
+) -> tuple[EditedModel, list[str], int]:
+    """A prepared GRUN model, the lines it logged, and how often building it reported progress."""
+    lines: list[str] = []
+    calls: list[int] = []
+    adapted = GrunConfig(layers=(1, 3)).attach(model or _llama(), seed=0)
+    adapted.use_prefix_caching(PrefixCaching(root=root, max_bytes=max_bytes, log=lines.append))
+    adapted.prepare(examples or EXAMPLES, generate=True, progress=lambda done, total: calls.append(done))
+    adapted.train(False)
+    return adapted, lines, len(calls)
+
+
+def _shard(root: Path) -> Path:
+    (shard,) = root.rglob("*.safetensors")
+    return shard
+
+
+def test_the_second_one_finds_it(tmp_path: Path) -> None:
+    assert _edited(tmp_path)[2] > 0
+    assert _edited(tmp_path)[2] == 0
+
+
+@pytest.mark.parametrize("harm", ["truncated", "one byte", "no index", "no shard"])
+def test_a_damaged_cache_is_built_anew(tmp_path: Path, harm: str) -> None:
+    before = _edited(tmp_path)[0].answer_output(EXAMPLES).logits_NV
+    shard = _shard(tmp_path)
+    if harm == "truncated":
+        os.truncate(shard, shard.stat().st_size // 2)
+    elif harm == "one byte":
+        data = bytearray(shard.read_bytes())
+        data[-1] ^= 1
+        time.sleep(0.01)  # so that the time of the last change tells
+        shard.write_bytes(data)
+    elif harm == "no index":
+        (shard.parent / "index.json").unlink()
+    else:
+        shard.unlink()
+    adapted, lines, built = _edited(tmp_path)
+    assert built > 0
+    assert lines == []
+    assert torch.equal(adapted.answer_output(EXAMPLES).logits_NV, before)
+
+
+def test_other_weights_or_examples_make_another_cache(tmp_path: Path) -> None:
+    _edited(tmp_path)
+    other = _llama()
+    with torch.no_grad():
+        other.lm_head.weight[0, 0] += 1e-3
+    assert _edited(tmp_path, model=other)[2] > 0
+    assert _edited(tmp_path, examples=EXAMPLES[:-1])[2] > 0
+
+
+def test_the_least_recently_used_cache_makes_room(tmp_path: Path) -> None:
+    """Room for two and a half: after a, b, a again and c, it is b that has gone."""
+    a, b, c = EXAMPLES[:2], EXAMPLES[2:4], EXAMPLES[4:]
+    _edited(tmp_path, examples=a)
+    room = int(2.5 * sum(file.stat().st_size for file in _shard(tmp_path).parent.iterdir()))
+    for examples in (b, a, c):
+        time.sleep(0.01)
+        _edited(tmp_path, examples=examples, max_bytes=room)
+    assert [_edited(tmp_path, examples=examples)[2] == 0 for examples in (a, c, b)] == [True, True, False]
+
+
+def test_processes_share_one_build(tmp_path: Path) -> None:
+    """Two at once: one builds, the other waits and finds it."""
+    script = (
+        "import sys; from pathlib import Path; from test_prefix_cache import _edited; "
+        "print(_edited(Path(sys.argv[1]))[2])"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script, str(tmp_path)], stdout=subprocess.PIPE, env=environment)
+        for _ in range(2)
+    ]
+    built = [int(process.communicate(timeout=120)[0]) for process in processes]
+    assert sorted(count > 0 for count in built) == [False, True]
+
+
+def test_too_big_a_cache_is_refused_in_one_line(tmp_path: Path) -> None:
+    adapted, lines, _ = _edited(tmp_path, max_bytes=100)
+    assert adapted.engine == "plain"
+    assert len(lines) == 1
+    assert "GRUN_BENCH_CACHE_GB" in lines[0]
+    assert adapted.answer_output(EXAMPLES).logits_NV.shape == (18, 64)
+
+
+class _ForgetfulLlama(LlamaForCausalLM):
+    """Takes keys and values from a cache, and makes something else of them."""
+
+    def forward(self, *args: Any, position_ids: Any = None, **kwargs: Any) -> Any:
+        return super().forward(*args, position_ids=None if position_ids is None else position_ids * 0, **kwargs)
+
+
+def test_a_model_without_keys_and_values_takes_the_plain_path(tmp_path: Path) -> None:
+    config = MambaConfig(
+        vocab_size=64, hidden_size=32, num_hidden_layers=4, state_size=4, eos_token_id=1, pad_token_id=0
+    )
+    model = _ready(MambaForCausalLM(config))
+    adapted, lines, _ = _edited(tmp_path, model=model)
+    assert adapted.engine == "plain"
+    assert len(lines) == 1
+    assert "Mamba" in lines[0]
+
+
+def test_a_model_that_means_something_else_by_its_cache_takes_the_plain_path(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = _ready(_ForgetfulLlama(_llama().config))
+    adapted, lines, _ = _edited(tmp_path, model=model)
+    assert adapted.engine == "plain"
+    assert len(lines) == 1
+    assert "_ForgetfulLlama" in lines[0]
+
+
+def test_shut_gates_are_the_base_model_bit_for_bit(tmp_path: Path) -> None:
+    """On either path: below the threshold the logits are those of the same path without edits."""
+    engine, plain = _edited(tmp_path)[0], GrunConfig(layers=(1, 3)).attach(_llama(), seed=0)
+    cache = engine._caches[0]
+    base_engine = later_layers.answer_output(engine.model, {}, [cache], EXAMPLES).logits_NV
+    base_plain = PlainModel(plain.model).answer_output(EXAMPLES).logits_NV
+    for adapted, base in ((engine, base_engine), (plain, base_plain)):
+        adapted.train(False)
+        assert not torch.equal(adapted.answer_output(EXAMPLES).logits_NV, base)
+        set_gate_threshold(adapted, 1.0)
+        assert torch.equal(adapted.answer_output(EXAMPLES).logits_NV, base)
+
+
+def test_bfloat16(tmp_path: Path) -> None:
+    """The cache keeps the model's own type, and the engine agrees with pyvene to that type's rounding."""
+    engine, lines, _ = _edited(tmp_path, model=_llama(torch.bfloat16))
+    plain = GrunConfig(layers=(1, 3)).attach(_llama(torch.bfloat16), seed=0)
+    plain.train(False)
+    assert lines == []
+    mine, theirs = engine.answer_output(EXAMPLES).logits_NV, plain.answer_output(EXAMPLES).logits_NV
+    assert mine.dtype == torch.bfloat16
+    torch.testing.assert_close(mine, theirs, rtol=2e-2, atol=2e-2)
+
+
+def test_greedy_answers_are_the_librarys(fresh_target: Callable[[], tuple[Any, PromptTemplate]]) -> None:
+    """Our decoding drops finished answers on the way; `transformers` says the same, prompt by prompt."""
+    model, template = fresh_target()
+    prompts = [
+        template.prompt_ids(f"{word} {number}?") for number, word in enumerate(["What", "Who", "is", "the", "a"])
+    ]
+    mine = PlainModel(model).generate(prompts, 20).answers
+    for prompt, answer in zip(prompts, mine, strict=True):
+        sequence = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=20)[0, len(prompt) :].tolist()
+        assert answer == [token for token in sequence if token != template.tokenizer.eos_token_id]
+    assert len({len(answer) for answer in mine}) > 1
+
+
+def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
+    small_config: RunConfig, tmp_path: Path, assert_same_metrics: Callable[[dict[str, Any], dict[str, Any]], None]
+) -> None:
+    """The engine with all it reuses, against pyvene once a threshold: every score, and every answer word for word."""
+    thresholds = (0.0, 0.05, 0.5, 0.95)
+    executions = {
+        "auto": Execution(results=tmp_path / "auto"),
+        "plain": Execution(results=tmp_path / "plain", engine="plain"),
+    }
+    rows = {name: run(small_config, each, gate_thresholds=thresholds) for name, each in executions.items()}
+    assert [row["engine"] for row in rows["auto"]] == ["prefix_cache"] * 4
+    assert [row["engine"] for row in rows["plain"]] == ["plain"] * 4
+    different = 0
+    for mine, theirs in zip(rows["auto"], rows["plain"], strict=True):
+        assert_same_metrics(mine, theirs)
+        answers = []
+        for engine in ("auto", "plain"):
+            items = results.read_items(tmp_path / engine, mine["run_key"])
+            assert items is not None
+            answers.append([item["generation"] for item in items])
+        assert answers[0] == answers[1]
+        different += mine["forget_gate_open_share"] != rows["auto"][0]["forget_gate_open_share"]
+    assert different or rows["auto"][0]["retain_gate_open_share"] != rows["auto"][-1]["retain_gate_open_share"]

@@ -1,0 +1,94 @@
+"""`grun-bench benchmark`: rivals compute what GRUN computes, the bound is counted right, every section is written."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bench.cli import main
+from bench.config import RunConfig
+from bench.files import write_yaml
+from bench.speed.contenders import EDITED, best_ratio, contender
+from bench.speed.report import read_records, write_records
+from grun.data import Example
+from grun.edited import PrefixCaching
+
+EXAMPLES = [Example(prompt_ids=(3, 4, 5)[: 1 + i % 3], answer_ids=(6, 7, 1)[i % 2 :]) for i in range(6)]
+
+
+def test_the_three_ways_to_run_grun_agree(small_config: RunConfig, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(**_SHAPE)).eval()
+    caching = PrefixCaching(root=tmp_path, max_bytes=10**9, log=print)
+    outputs = []
+    for name in EDITED:
+        adapted = contender(name, small_config, model, (1, 3), "npo", caching)
+        adapted.prepare(EXAMPLES, generate=False, progress=lambda done, total: None)
+        outputs.append(adapted.answer_output(EXAMPLES))
+    for output in outputs[1:]:
+        torch.testing.assert_close(output.logits_NV, outputs[0].logits_NV, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(output.gate_logit_BK, outputs[0].gate_logit_BK, rtol=1e-4, atol=1e-5)
+        assert torch.equal(output.label_N, outputs[0].label_N)
+
+
+_SHAPE = {
+    "vocab_size": 64,
+    "hidden_size": 8,
+    "intermediate_size": 16,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 2,
+}
+
+
+def test_best_ratio_by_hand() -> None:
+    """A layer has 4·8·8 + 3·8·16 = 640 weights, the head 8·64 = 512; the first of 4 layers edited is layer 1.
+
+    Whole model: 4·640 + 512 = 3072; above the edit: 2·640 + 512 = 1792. Items: 3 prompt and 2 answer tokens, so 4 are
+    read and 2 follow from the edit. GD: 8·(3072 + 1792) / (2·4·1792). NPO reads 4 tokens more: + 4·3072.
+    """
+    model = LlamaForCausalLM(LlamaConfig(**_SHAPE))
+    items = [Example(prompt_ids=(1, 2, 3), answer_ids=(4, 5))]
+    hooks, engine = 8 * (3072 + 1792), 2 * 4 * 1792
+    gd = best_ratio(model, items, items, first_layer=1, reads_reference=False)
+    npo = best_ratio(model, items, items, first_layer=1, reads_reference=True)
+    assert gd == pytest.approx(hooks / engine)
+    assert npo == pytest.approx((hooks + 4 * 3072) / engine)
+
+
+def test_benchmark_command(small_config: RunConfig, tmp_path: Path) -> None:
+    """One short round of everything; another model's figures in the same file stay."""
+    output = tmp_path / "benchmarks.md"
+    write_yaml(tmp_path / "run.yaml", small_config.to_dict())
+    command = ["benchmark", str(tmp_path / "run.yaml"), "--output", str(output), "--rounds", "1", "--steps", "1"]
+    command += ["--evaluation.max-items-per-split", "4", "--training.num-epochs", "2"]
+    main([*command, "--num-trials", "1"])
+    records = json.loads(output.with_suffix(".json").read_text())
+    tiny = records["tiny"]
+    assert set(tiny) == {"machine", "config", "effort", "steps", "cache", "evaluation", "memory", "sweep"}
+    assert [(row["forget_loss"], row["layers"]) for row in tiny["steps"]] == [
+        (loss, layers) for loss in ("grad_ascent", "npo") for layers in ("at 60, 80, 100 % depth", "the last three")
+    ]
+    for row in tiny["steps"]:
+        assert all(row[name]["median"] > 0 for name in ("pyvene", "hooks", "engine", "lora", "full"))
+    assert all(0 < each["before_gb"] <= each["peak_gb"] for each in tiny["memory"].values())
+    assert tiny["evaluation"]["items"] == 16
+    text = output.read_text()
+    assert "### A sweep of 1 GRUN trials" in text
+    output.with_suffix(".json").write_text(json.dumps({"other": tiny}))
+    with pytest.raises(SystemExit):
+        main([*command, "--adapter", "lora"])
+    assert json.loads(output.with_suffix(".json").read_text()) == {"other": tiny}
+    write_records(output, {**read_records(output.with_suffix(".json")), "tiny": tiny})
+    assert "## other" in output.read_text()
+    assert "## tiny" in output.read_text()
+
+
+def test_only_grun_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["benchmark", "--output", str(tmp_path / "b.md"), "--adapter", "lora"])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("grun-bench: adapter")
