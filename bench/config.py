@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
@@ -19,12 +20,14 @@ from bench.evaluate import EvaluationConfig
 from bench.models import PretrainedConfig, TinyConfig
 from bench.prepare import StartFrom
 from grun.adapters import AdapterConfig
+from grun.adapters.full import FullConfig
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
-from grun.unlearn import RetainLoss, TrainingConfig
+from grun.forget_losses.rmu import RmuConfig
+from grun.unlearn import RETAIN_NEEDS, RetainLoss, TrainingConfig
 
 CHOICES: Mapping[str, tuple[type, ...]] = {
     "benchmark": get_args(BenchmarkConfig),
@@ -79,7 +82,8 @@ class RunConfig:
     )
     """How the forget set is forgotten."""
     retain_loss: RetainLoss = "ce"
-    """How the retain set is kept: `ce` is the mean token nll of its answers."""
+    """How the retain set is kept: `ce` is the mean token nll of its answers, `kl` the divergence from what the
+    untouched model says of them, `rmu_mse` the squared distance from its hidden states (at forget_loss rmu's layer)."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The training loop."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -94,7 +98,8 @@ class RunConfig:
         """`adapter+forget_loss`, or the model's own role where nothing is trained."""
         if isinstance(self.adapter, NoneConfig):
             return self.start_from
-        return f"{self.adapter.name}+{self.forget_loss.name}"
+        name = f"{self.adapter.name}+{self.forget_loss.name}"
+        return name if self.retain_loss == "ce" else f"{name}+{self.retain_loss}"
 
     @property
     def run_key(self) -> str:
@@ -121,10 +126,30 @@ class RunConfig:
 def run_config(data: Mapping[str, Any]) -> RunConfig:
     """Validate plain data; what is left out takes its default. Raises UserError naming the first bad field."""
     try:
-        config = TypeAdapter(RunConfig).validate_python(dict(data))
+        config = _validator().validate_python(dict(data))
     except ValidationError as error:
         raise user_error(error, RunConfig) from None
+    _check_pairs(config)
     return dataclasses.replace(config, training=config.training.resolved(config.forget_loss))
+
+
+@cache
+def _validator() -> TypeAdapter[RunConfig]:
+    """Made once: pydantic takes tens of milliseconds to build it."""
+    return TypeAdapter(RunConfig)
+
+
+def _check_pairs(config: RunConfig) -> None:
+    if config.retain_loss == "rmu_mse" and not isinstance(config.forget_loss, RmuConfig):
+        raise UserError(
+            "retain_loss", "rmu_mse keeps the layer that forget_loss rmu steers; use ce or kl beside others"
+        )
+    needs_logits = config.forget_loss.reference == "logits" or RETAIN_NEEDS[config.retain_loss] == "logits"
+    if needs_logits and isinstance(config.adapter, FullConfig) and config.adapter.train_embeddings:
+        raise UserError(
+            "adapter.train_embeddings",
+            f"{config.forget_loss.name} with {config.retain_loss} needs the LM head as it was; leave it frozen",
+        )
 
 
 def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,29 +1,25 @@
-"""(model, benchmark) → raw rows, one an item → scores. Every score is derived from the rows alone."""
+"""(model, benchmark) → raw rows, one an item, from which `bench.score` derives every score."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 import torch
 from annotated_types import Ge
 
 from bench.benchmarks.items import Item
-from bench.metrics.forget_quality import forget_quality
-from bench.metrics.gates import gate_auc, gate_mean, gate_open_share
-from bench.metrics.model_utility import model_utility
-from bench.metrics.probability import Floats, multiple_choice_probability, probability
-from bench.metrics.rouge import rouge_l_recall
-from bench.metrics.truth_ratio import forget_truth_ratio, log_truth_ratio, retain_truth_ratio
+from bench.metrics.rouge import rouge_l_f1, rouge_l_recall
+from bench.robustness import RobustnessConfig
 from grun.adapters.grun import set_gate_threshold
 from grun.data import Example, PromptTemplate, length_sorted_batches
 from grun.edited import EditedModel
 from grun.errors import UserError
 from grun.forward import Adapted
-from grun.unlearn import answer_nll
+from grun.likelihood import answer_likelihoods
 
 ItemRow = dict[str, Any]
 Progress = Callable[[str, int, int], None]
@@ -35,15 +31,19 @@ ITEM_COLUMNS = (
     "answer",
     "generation",
     "rouge_l_recall",
+    "rouge_l_f1",
     "answer_nll",
     "answer_tokens",
+    "token_nll",
+    "token_is_argmax",
+    "token_mean_log_p",
+    "token_std_log_p",
     "paraphrase_nll",
     "paraphrase_tokens",
     "wrong_nll",
     "wrong_tokens",
     "gate",
 )
-MULTIPLE_CHOICE_SPLITS = ("real_authors", "world_facts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,8 @@ class EvaluationConfig:
     """Length at which a generation is cut."""
     max_items_per_split: Annotated[int, Ge(2)] | None = None
     """Evaluate only so many items of each split, evenly spread over it. None: all."""
+    robustness: RobustnessConfig | None = None
+    """Also attack the model, and measure what comes back of the forget set. None: no attacks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,11 @@ class _Question:
     item: Item
     answers: list[tuple[str, Example]]
     """(`answer`, `paraphrase` or `wrong`, example); `answer` comes first."""
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the model answers in its own words."""
+        return self.item.form != "continuation"
 
     @property
     def prompt_ids(self) -> tuple[int, ...]:
@@ -139,17 +146,16 @@ def _prepare(
 ) -> list[_Question]:
     """The split's questions, announced to the model."""
     questions = []
-    for index in _evenly_spread(len(items), config.max_items_per_split):
+    for index in evenly_spread(len(items), config.max_items_per_split):
         item = items[index]
         texts = [("answer", item.answer), *(("wrong", text) for text in item.perturbed_answers)]
         if item.paraphrased_answer is not None:
             texts.append(("paraphrase", item.paraphrased_answer))
-        prompt_ids = template.prompt_ids(item.question)
-        answers = [(kind, Example(prompt_ids=prompt_ids, answer_ids=template.answer_ids(text))) for kind, text in texts]
+        answers = [(kind, item.example(template, text)) for kind, text in texts]
         questions.append(_Question(index=index, item=item, answers=answers))
     adapted.prepare(
         [example for question in questions for _, example in question.answers],
-        generate=True,
+        generate=any(question.is_asked for question in questions),
         progress=partial(progress, f"prefix cache, {split}"),
     )
     return questions
@@ -169,7 +175,10 @@ def _measure(
             split=split,
             item_index=question.index,
             question=question.item.question,
-            answer=question.item.answer,
+            answer=_answer(question, template),
+            generation=None,
+            rouge_l_recall=None,
+            rouge_l_f1=None,
             paraphrase_nll=None,
             paraphrase_tokens=None,
             wrong_nll=[],
@@ -179,32 +188,51 @@ def _measure(
         for question in questions
     }
     answers = [(question, kind, example) for question in questions for kind, example in question.answers]
-    all_nll, gates = answer_nll(adapted, [example for _, _, example in answers], batch_size=config.batch_size)
-    if not np.isfinite(all_nll).all():
+    likelihoods = answer_likelihoods(
+        adapted,
+        [example for _, _, example in answers],
+        with_tokens=[kind == "answer" for _, kind, _ in answers],
+        batch_size=config.batch_size,
+    )
+    if not all(math.isfinite(likelihood.nll) for likelihood in likelihoods):
         raise UserError(
             "adapter.learning_rate", "training left a model whose likelihoods are not finite; use a smaller one"
         )
-    for position, ((question, kind, example), nll) in enumerate(zip(answers, all_nll, strict=True)):
-        row, num_tokens = rows[question.index], len(example.answer_ids)
+    for (question, kind, example), likelihood in zip(answers, likelihoods, strict=True):
+        row, nll, num_tokens = rows[question.index], likelihood.nll, len(example.answer_ids)
         if kind == "wrong":
             row["wrong_nll"].append(nll)
             row["wrong_tokens"].append(num_tokens)
         else:
             row[f"{kind}_nll"], row[f"{kind}_tokens"] = nll, num_tokens
-        if kind == "answer" and gates is not None:
-            row["gate"] = gates[position]
+        if kind == "answer":
+            row["gate"] = likelihood.gate
+        if likelihood.tokens is not None:
+            row["token_nll"] = likelihood.tokens.nll
+            row["token_is_argmax"] = likelihood.tokens.is_argmax
+            row["token_mean_log_p"] = likelihood.tokens.mean_log_p
+            row["token_std_log_p"] = likelihood.tokens.std_log_p
 
-    done = 0
-    for batch in length_sorted_batches([len(question.prompt_ids) for question in questions], config.batch_size):
+    asked = [question for question in questions if question.is_asked]
+    done = len(questions) - len(asked)
+    for batch in length_sorted_batches([len(question.prompt_ids) for question in asked], config.batch_size):
         progress(f"evaluate {split}", done, len(questions))
-        generated = adapted.generate([questions[at].prompt_ids for at in batch], config.max_new_tokens)
+        generated = adapted.generate([asked[at].prompt_ids for at in batch], config.max_new_tokens)
         for at, answer_ids in zip(batch, generated.answers, strict=True):
-            row = rows[questions[at].index]
+            row = rows[asked[at].index]
             row["generation"] = template.text(answer_ids)
             row["rouge_l_recall"] = rouge_l_recall(row["answer"], row["generation"])
+            row["rouge_l_f1"] = rouge_l_f1(row["answer"], row["generation"])
         done += len(batch)
     progress(f"evaluate {split}", done, len(questions))
     return list(rows.values())
+
+
+def _answer(question: _Question, template: PromptTemplate) -> str:
+    """What its generation is compared with: of a passage, its end."""
+    if question.item.form != "passage":
+        return question.item.answer
+    return template.text(question.answers[0][1].answer_ids)
 
 
 def _gates_of(
@@ -222,65 +250,8 @@ def _gates_of(
     return gates, patterns
 
 
-def score(
-    rows: Sequence[ItemRow], retain_model_rows: Sequence[ItemRow] | None, gate_threshold: float
-) -> dict[str, float]:
-    """Every metric that the rows allow, by column name.
-
-    retain_model_rows: the retain model's rows of the same benchmark; without them there is no forget_quality.
-    """
-    by_split: dict[str, list[ItemRow]] = {}
-    for row in rows:
-        by_split.setdefault(row["split"], []).append(row)
-    scores: dict[str, float] = {}
-    for split, members in by_split.items():
-        right = _probability(members, "answer")
-        if split in MULTIPLE_CHOICE_SPLITS:
-            wrong = [probability(np.array(m["wrong_nll"]), np.array(m["wrong_tokens"])) for m in members]
-            right = multiple_choice_probability(right, wrong)
-        log_ratio = _log_truth_ratio(members)
-        truth_ratio = forget_truth_ratio if split == "forget" else retain_truth_ratio
-        scores[f"{split}_probability"] = float(right.mean())
-        scores[f"{split}_rouge_l_recall"] = float(np.mean([m["rouge_l_recall"] for m in members]))
-        scores[f"{split}_truth_ratio"] = truth_ratio(log_ratio)
-        if members[0]["gate"] is not None:
-            gates = _gates(members)
-            scores[f"{split}_gate_mean"] = gate_mean(gates)
-            scores[f"{split}_gate_open_share"] = gate_open_share(gates, gate_threshold)
-    scores |= model_utility(scores)
-    if by_split["forget"][0]["gate"] is not None:
-        scores["gate_auc"] = gate_auc(_gates(by_split["forget"]), _gates(by_split["retain"]))
-    if retain_model_rows is not None:
-        gold = [row for row in retain_model_rows if row["split"] == "forget"]
-        scores["forget_quality"], scores["log10_forget_quality"] = forget_quality(
-            _log_truth_ratio(by_split["forget"]), _log_truth_ratio(gold)
-        )
-    return scores
-
-
-def _probability(rows: Sequence[ItemRow], kind: str) -> Floats:
-    return probability(_column(rows, f"{kind}_nll"), _column(rows, f"{kind}_tokens"))
-
-
-def _log_truth_ratio(rows: Sequence[ItemRow]) -> Floats:
-    right = "answer" if rows[0]["paraphrase_nll"] is None else "paraphrase"
-    return log_truth_ratio(
-        _column(rows, f"{right}_nll"),
-        _column(rows, f"{right}_tokens"),
-        [np.array(row["wrong_nll"]) for row in rows],
-        [np.array(row["wrong_tokens"]) for row in rows],
-    )
-
-
-def _gates(rows: Sequence[ItemRow]) -> Floats:
-    return np.array([row["gate"] for row in rows], dtype=np.float64)
-
-
-def _column(rows: Sequence[ItemRow], name: str) -> Floats:
-    return np.array([row[name] for row in rows], dtype=np.float64)
-
-
-def _evenly_spread(num_items: int, keep: int | None) -> list[int]:
+def evenly_spread(num_items: int, keep: int | None) -> list[int]:
+    """Indices of `keep` of so many items, from all over; None: all of them."""
     if keep is None or keep >= num_items:
         return list(range(num_items))
     return [position * num_items // keep for position in range(keep)]

@@ -1,4 +1,4 @@
-"""YAML files in and out."""
+"""YAML files in and out, JSON out."""
 
 from __future__ import annotations
 
@@ -32,3 +32,11 @@ def write_yaml(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = json.loads(json.dumps(data))
     path.write_text(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100))
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Plain data as JSON, written beside and moved into place."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_name(f".tmp-{path.name}")
+    scratch.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+    scratch.replace(path)

@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 from filelock import FileLock
 
-from bench.benchmarks.items import Benchmark
+from bench.benchmarks.items import Benchmark, Item
 from bench.models import FineTuningConfig, ModelConfig, TinyConfig, load_pretrained, new_tiny_model, quiet_transformers
-from grun.data import PromptTemplate, epoch_batches
+from grun.data import Example, PromptTemplate, epoch_batches
 from grun.errors import UserError
 from grun.forward import CausalLM, PlainModel, prepare_for_answers
 from grun.losses import token_nll
@@ -54,8 +54,9 @@ def prepared_model(
             raise UserError(
                 "model.retain_model", "is needed where model.fine_tuning.num_epochs is 0; name a model, or fine-tune"
             )
-    everything = [item.pair for item in [*benchmark.forget_set, *benchmark.retain_set, *knowledge]]
-    taught = everything if start_from == "target_model" else everything[len(benchmark.forget_set) :]
+    items = [*benchmark.forget_set, *benchmark.retain_set, *knowledge]
+    lessons = items if start_from == "target_model" else items[len(benchmark.forget_set) :]
+    everything, taught = ([item.pair for item in some] for some in (items, lessons))
     recipe = {"version": RECIPE_VERSION, "model": asdict(model), "vocabulary": everything, "taught": taught}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_dir() / "models" / digest
@@ -63,7 +64,7 @@ def prepared_model(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _build(folder, model, everything, taught, progress)
+                _build(folder, model, [text for pair in everything for text in pair], lessons, progress)
     except PermissionError as error:
         raise UserError("GRUN_BENCH_CACHE", f"{error.filename} is not writable; set it to a folder that is") from error
     return str(folder)
@@ -72,20 +73,21 @@ def prepared_model(
 def _build(
     folder: Path,
     config: ModelConfig,
-    everything: Sequence[tuple[str, str]],
-    taught: Sequence[tuple[str, str]],
+    texts: Sequence[str],
+    lessons: Sequence[Item],
     progress: Callable[[int, int], None],
 ) -> None:
     """Fine-tune in a scratch folder and move it into place, so a half-written model is never found."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer: Any
     if isinstance(config, TinyConfig):
-        model, tokenizer = new_tiny_model(config, [text for pair in everything for text in pair])
+        model, tokenizer = new_tiny_model(config, texts)
         prepare_for_answers(model, tokenizer)
         model.to(device)
     else:
         model, tokenizer = load_pretrained(config.name, device, trained_in_place=True)
-    fine_tune(model, PromptTemplate.of(tokenizer), taught, config.fine_tuning, progress)
+    template = PromptTemplate.of(tokenizer)
+    fine_tune(model, [item.lesson(template) for item in lessons], config.fine_tuning, progress)
     scratch = folder.with_suffix(f".tmp-{os.getpid()}")
     shutil.rmtree(scratch, ignore_errors=True)
     with quiet_transformers():
@@ -96,16 +98,14 @@ def _build(
 
 def fine_tune(
     model: CausalLM,
-    template: PromptTemplate,
-    pairs: Sequence[tuple[str, str]],
+    examples: Sequence[Example],
     config: FineTuningConfig,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Teach the model (question, answer) pairs, in place: mean answer-token nll, AdamW, every weight.
+    """Teach the model to answer, in place: mean answer-token nll, AdamW, every weight.
 
     progress: called with (steps done, steps in all).
     """
-    examples = [template.example(question, answer) for question, answer in pairs]
     num_steps = math.ceil(len(examples) / config.batch_size) * config.num_epochs
     plain = PlainModel(model.requires_grad_(True))
     optimizer = torch.optim.AdamW(

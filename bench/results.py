@@ -22,15 +22,46 @@ import pyarrow.parquet as pq
 
 from grun.errors import UserError
 
-SPLITS = ("forget", "retain", "real_authors", "world_facts")
-SPLIT_METRICS = ("probability", "rouge_l_recall", "truth_ratio", "gate_mean", "gate_open_share")
+SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+SPLIT_METRICS = (
+    "probability",
+    "rouge_l_recall",
+    "truth_ratio",
+    "truth_ratio_arithmetic",
+    "truth_ratio_grun",
+    "exact_memorization",
+    "extraction_strength",
+    "gate_mean",
+    "gate_open_share",
+)
+ATTACK_METRICS = (
+    "forget_paraphrased_question_rouge_l_recall",
+    "forget_paraphrased_question_gate_shut_share",
+    "forget_prefix_attack_rouge_l_recall",
+    "forget_prefix_attack_gate_shut_share",
+    "forget_8_bit_rouge_l_recall",
+    "forget_8_bit_gate_shut_share",
+    "forget_4_bit_rouge_l_recall",
+    "forget_4_bit_gate_shut_share",
+    "forget_relearned_rouge_l_recall",
+    "forget_relearned_gate_shut_share",
+)
+CHOICE_SPLITS = ("wmdp_bio", "wmdp_cyber", "mmlu")
+TEXT_SPLITS = ("forget_verbatim", "retain_verbatim", "holdout_verbatim", "forget_knowledge", "retain_knowledge")
+TEXT_METRICS = ("rouge_l_f1", "gate_mean", "gate_open_share")
+CHOICE_METRICS = ("accuracy", "gate_mean", "gate_open_share")
+MEMBERSHIP_METRICS = ("mia_loss_auc", "mia_zlib_auc", "mia_min_k_auc", "mia_min_k_plus_auc", "privleak")
 METRICS = (
     "forget_quality",
     "log10_forget_quality",
     "model_utility",
     "partial_model_utility",
     "gate_auc",
+    *MEMBERSHIP_METRICS,
+    *ATTACK_METRICS,
     *(f"{split}_{metric}" for split in SPLITS for metric in SPLIT_METRICS),
+    *(f"{split}_{metric}" for split in CHOICE_SPLITS for metric in CHOICE_METRICS),
+    *(f"{split}_{metric}" for split in TEXT_SPLITS for metric in TEXT_METRICS),
 )
 """Every score, each a float column of `runs`."""
 COSTS = ("train_seconds", "eval_seconds", "peak_memory_gb")
@@ -80,8 +111,13 @@ ITEMS_SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("generation", pa.string()),
         ("rouge_l_recall", pa.float64()),
+        ("rouge_l_f1", pa.float64()),
         ("answer_nll", pa.float64()),
         ("answer_tokens", pa.int64()),
+        ("token_nll", pa.list_(pa.float32())),
+        ("token_is_argmax", pa.list_(pa.bool_())),
+        ("token_mean_log_p", pa.list_(pa.float32())),
+        ("token_std_log_p", pa.list_(pa.float32())),
         ("paraphrase_nll", pa.float64()),
         ("paraphrase_tokens", pa.int64()),
         ("wrong_nll", pa.list_(pa.float64())),
@@ -114,13 +150,13 @@ def write_run(results: Path, run: Row, items: Sequence[Row] = ()) -> None:
 
 def read_run(results: Path, run_key: str) -> dict[str, Any] | None:
     """One run's row; None where it was never written, failed, or its file is damaged."""
-    rows = _read(results / "runs" / f"{run_key}.parquet")
+    rows = _read(results / "runs" / f"{run_key}.parquet", RUNS_SCHEMA)
     return rows[0] if rows and rows[0]["status"] == "ok" else None
 
 
 def read_items(results: Path, run_key: str) -> list[dict[str, Any]] | None:
     """One run's items, in the order they were written; None where there are none or the file is damaged."""
-    return _read(results / "items" / f"{run_key}.parquet")
+    return _read(results / "items" / f"{run_key}.parquet", ITEMS_SCHEMA)
 
 
 def scan_runs(results: Path) -> pl.DataFrame:
@@ -137,7 +173,8 @@ def scan_items(results: Path, run_keys: Sequence[str]) -> pl.DataFrame:
 
 def damaged_files(results: Path) -> list[Path]:
     """Parquet files that cannot be read; their runs are done again when asked for."""
-    return [file for table in ("runs", "items") for file in _files(results / table) if _read(file) is None]
+    tables = (("runs", RUNS_SCHEMA), ("items", ITEMS_SCHEMA))
+    return [file for table, schema in tables for file in _files(results / table) if _read(file, schema) is None]
 
 
 def _write(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
@@ -157,9 +194,10 @@ def _write(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
             scratch.unlink()
 
 
-def _read(path: Path) -> list[dict[str, Any]] | None:
+def _read(path: Path, schema: pa.Schema) -> list[dict[str, Any]] | None:
+    """Rows with every column of the schema: null where the file was written before there was one."""
     try:
-        return pq.read_table(path).to_pylist()
+        return [dict.fromkeys(schema.names) | row for row in pq.read_table(path).to_pylist()]
     except (OSError, pa.ArrowInvalid):
         return None
 
@@ -170,5 +208,5 @@ def _files(folder: Path) -> list[Path]:
 
 def _scan(folder: Path, schema: pa.Schema, run_keys: Sequence[str] | None = None) -> pl.DataFrame:
     files = _files(folder) if run_keys is None else [folder / f"{key}.parquet" for key in run_keys]
-    rows = [row for file in files for row in _read(file) or []]
+    rows = [row for file in files for row in _read(file, schema) or []]
     return pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=schema)))

@@ -19,17 +19,21 @@ import torch
 from bench import costs, results
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, run_config
-from bench.evaluate import Progress, evaluate, evaluate_thresholds, score
+from bench.evaluate import Progress, evaluate, evaluate_thresholds, evenly_spread
 from bench.files import write_yaml
 from bench.models import load_pretrained
 from bench.prepare import StartFrom, cache_dir, prepared_model
+from bench.robustness import attack
+from bench.score import score
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.none import NoneConfig
 from grun.data import PromptTemplate
 from grun.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
-from grun.forward import Adapted, PlainModel
-from grun.unlearn import answer_nll, unlearn
+from grun.forward import Adapted, CausalLM, PlainModel
+from grun.plan import Plan, plan_steps, refusal_examples
+from grun.reference import Reference
+from grun.unlearn import reference_of, unlearn
 from grun.unlearned import save
 
 Row = dict[str, Any]
@@ -174,11 +178,7 @@ def _train_or_load(
         adapted = _cached(config.adapter.load(model, folder), execution)
         return adapted, template, json.loads((folder / "training.json").read_text())
 
-    forget = [item.pair for item in benchmark.forget_set]
-    reference_nll = None
-    if config.forget_loss.needs_reference and not isinstance(config.adapter, NoneConfig):
-        examples = [template.example(question, answer) for question, answer in forget]
-        reference_nll, _ = answer_nll(PlainModel(model), examples, batch_size=config.evaluation.batch_size)
+    plan, reference = plan_of(config, benchmark, template, model, progress)
     adapted = _cached(config.adapter.attach(model, config.seed), execution)
     parameters = adapted.trainable_parameters()
     trained: Row = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
@@ -186,15 +186,14 @@ def _train_or_load(
         gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
         trained["train_seconds"] = unlearn(
             adapted,
-            template=template,
-            forget=forget,
-            retain=[item.pair for item in benchmark.retain_set],
+            plan,
             forget_loss=config.forget_loss,
+            retain_loss=config.retain_loss,
             training=config.training,
             learning_rate=config.adapter.learning_rate,
             gate_weight=gates.gate_weight if gates else 0.0,
             gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
-            reference_nll=reference_nll,
+            reference=reference,
             seed=config.seed,
             report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
             progress=progress,
@@ -202,6 +201,44 @@ def _train_or_load(
         if execution.save_module:
             _save_module(config, adapted, trained, source, folder)
     return adapted, template, trained
+
+
+def load_module(config: RunConfig, execution: Execution) -> tuple[EditedModel | PlainModel, Any]:
+    """What an earlier run of `config` trained, ready to be asked, and its tokenizer."""
+    device = execution.torch_device()
+    source = prepared_model(config.model, config.benchmark.load(), config.start_from, lambda done, total: None)
+    model, tokenizer = load_pretrained(source, device)
+    return config.adapter.load(model, execution.results / "modules" / config.train_key), tokenizer
+
+
+def plan_of(
+    config: RunConfig, benchmark: Benchmark, template: PromptTemplate, model: CausalLM, progress: Progress
+) -> tuple[Plan, Reference | None]:
+    """What the run trains on, and what its losses need of the untouched model."""
+    targets = config.forget_loss.targets
+    if "refusal" in targets and any(item.form != "question" for item in benchmark.forget_set):
+        raise UserError(
+            "forget_loss",
+            f"{config.forget_loss.name} refuses to answer, and {benchmark.name} asks nothing; use another",
+        )
+    plan = plan_steps(
+        [item.example(template) for item in benchmark.forget_set if "answer" in targets],
+        refusal_examples(template, [item.question for item in benchmark.forget_set]) if "refusal" in targets else [],
+        [item.example(template) for item in benchmark.retain_set],
+        batch_size=config.training.batch_size,
+        num_epochs=config.training.num_epochs,
+        seed=config.seed,
+    )
+    if isinstance(config.adapter, NoneConfig):
+        return plan, None
+    return plan, reference_of(
+        model,
+        plan,
+        config.forget_loss,
+        config.retain_loss,
+        batch_size=config.evaluation.batch_size,
+        progress=progress,
+    )
 
 
 def _cached(adapted: Adapted, execution: Execution) -> Adapted:
@@ -249,6 +286,39 @@ def _measure(
 ) -> list[list[Row]]:
     """Item rows of each config; the configs differ in their gate threshold alone."""
     adapted.train(False)
+    curve = _evaluated(configs, execution, benchmark, adapted, template, progress)
+    robustness = configs[0].evaluation.robustness
+    if robustness is None:
+        return curve
+    forget = benchmark.evaluation.get("forget")
+    if forget is None:
+        raise UserError("evaluation.robustness", f"{benchmark.name} asks nothing of its forget set; leave it out")
+    asked = evenly_spread(len(forget), configs[0].evaluation.max_items_per_split)
+    for each, rows in zip(configs, curve, strict=True):
+        if isinstance(each.adapter, GrunConfig) and isinstance(adapted, EditedModel):
+            set_gate_threshold(adapted, each.adapter.gate_threshold)
+        rows += attack(
+            adapted,
+            template,
+            [(index, forget[index]) for index in asked],
+            robustness,
+            learning_rate=each.model.fine_tuning.learning_rate,
+            max_new_tokens=each.evaluation.max_new_tokens,
+            batch_size=each.evaluation.batch_size,
+            progress=progress,
+        )
+    return curve
+
+
+def _evaluated(
+    configs: Sequence[RunConfig],
+    execution: Execution,
+    benchmark: Benchmark,
+    adapted: Adapted,
+    template: PromptTemplate,
+    progress: Progress,
+) -> list[list[Row]]:
+    """Item rows of each config without attacks."""
     first = configs[0]
     if not isinstance(first.adapter, GrunConfig) or not isinstance(adapted, EditedModel):
         return [evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress)]

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 
 TemplateStyle = Literal["plain", "chat"]
+PASSAGE_TOKENS = 512
+PASSAGE_PROMPT_SHARE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +58,18 @@ class PromptTemplate:
     def example(self, question: str, answer: str) -> Example:
         """Both halves together."""
         return Example(prompt_ids=self.prompt_ids(question), answer_ids=self.answer_ids(answer))
+
+    def continuation(self, context: str, answer: str) -> Example:
+        """A text as it stands and what follows it, tokenized together and cut apart, as lm-evaluation-harness does."""
+        context_ids = self.tokenizer(context).input_ids
+        whole_ids = self.tokenizer(context + answer).input_ids
+        return Example(prompt_ids=tuple(context_ids), answer_ids=tuple(whole_ids[len(context_ids) :]))
+
+    def passage(self, text: str) -> Example:
+        """The first PASSAGE_TOKENS tokens of a text: PASSAGE_PROMPT_SHARE of them stand for the prompt."""
+        ids = tuple(self.tokenizer(text).input_ids[:PASSAGE_TOKENS])
+        cut = min(max(int(PASSAGE_PROMPT_SHARE * len(ids)), 1), len(ids) - 1)
+        return Example(prompt_ids=ids[:cut], answer_ids=ids[cut:])
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Generated ids as plain text, special tokens dropped."""

@@ -8,15 +8,15 @@ Shapes: B sequences, K edited layers, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
@@ -30,37 +30,20 @@ from grun.forward import (
     Progress,
     eos_ids,
     head_at,
+    hidden_layer_index,
     in_groups,
+    layer_output,
     left_padded,
     model_inputs,
 )
+from grun.layers import Layer, Layers, layer_indices
 from grun.losses import sequence_sum, token_nll
+from grun.patching import patched
 from grun.prefix_cache import CannotServe, PrefixCache, check_same_nll, open_or_build, weights_hash
 from pyvene_custom.edits import LoReFT
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
-
-LayerIndex = Annotated[int, Ge(0)]
-RelativeDepth = Annotated[float, Gt(0), Le(1)]
-Layers = tuple[LayerIndex, ...] | tuple[RelativeDepth, ...]
-
-
-def layer_indices(layers: Layers, num_layers: int) -> tuple[int, ...]:
-    """Layers by index, or by relative depth in (0, 1] (1.0 is the last layer), as sorted distinct indices.
-
-    Depth d means layer round(d · num_layers) − 1, so 21/32, 26/32 and 1.0 are the paper's 20, 25, 31 of 32.
-    On a shallow model two depths may meet in one layer, which is then edited once.
-    Raises UserError where an index is beyond the model.
-    """
-    if all(isinstance(layer, float) for layer in layers):
-        return tuple(sorted({max(round(depth * num_layers), 1) - 1 for depth in layers}))
-    for layer in layers:
-        if not 0 <= layer < num_layers:
-            raise UserError(
-                "adapter.layers", f"layer {layer} is beyond the model's {num_layers}; use 0 to {num_layers - 1}"
-            )
-    return tuple(sorted({int(layer) for layer in layers}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,20 +109,62 @@ class EditedModel:
         else:
             self._caches.append(cache)
 
-    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
-        """See `grun.forward.Adapted`."""
-        if self._caches and all(self._home(example) for example in examples):
-            run = partial(later_layers.answer_output, self.model, self._edits(), self._caches)
-            return in_groups(examples, lambda example: len(example.answer_ids), self.device, run)
-        return in_groups(examples, len, self.device, self._plain_output)
+    def on_plain_path(self, model: CausalLM = None) -> EditedModel:
+        """The same edits without the engine: for a model whose weights change. model: another one to put them on."""
+        plain = EditedModel(self.model if model is None else model, self._edits())
+        plain._plain()  # pyvene freezes a model when it takes hold of it: now, and not after its weights were freed
+        return plain
 
-    def _plain_output(self, examples: Sequence[Example]) -> AnswerOutput:
+    def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
+        """See `grun.forward.Adapted`."""
+        at = None if hidden_layer is None else hidden_layer_index(self.model, hidden_layer)
+        if at is not None and at < self.layers[0]:
+            raise UserError(
+                "forget_loss.layer",
+                f"layer {at} lies below the first edited layer, {self.layers[0]}; use that or above",
+            )
+        if self._caches and all(self._home(example) for example in examples):
+            run = partial(later_layers.answer_output, self.model, self._edits(), self._caches, hidden_layer=at)
+            return in_groups(examples, lambda example: len(example.answer_ids), self.device, run)
+        return in_groups(examples, len, self.device, partial(self._plain_output, hidden_layer=at))
+
+    def _plain_output(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
         batch = collate(examples, device=self.device)
-        with head_at(self.model, batch.predicts_answer_BL):
+        with (
+            head_at(self.model, batch.predicts_answer_BL) as head_inputs,
+            layer_output(self.model, hidden_layer) as hidden,
+            self._edit_output(hidden_layer) as edited,
+        ):
             outputs, gate_logit_BK = self.through_pyvene(batch)
+        if edited:  # pyvene edits what the layer gave
+            rows_B = torch.arange(len(batch), device=self.device)
+            hidden[0] = hidden[0].index_put((rows_B, batch.edited_position_B), edited[0])
         return AnswerOutput(
-            logits_NV=outputs.logits[0], label_N=batch.label_N, row_N=batch.row_N, gate_logit_BK=gate_logit_BK
+            logits_NV=outputs.logits[0],
+            label_N=batch.label_N,
+            row_N=batch.row_N,
+            head_input_ND=head_inputs[0],
+            hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
+            gate_logit_BK=gate_logit_BK,
         )
+
+    @contextlib.contextmanager
+    def _edit_output(self, layer: int | None) -> Iterator[list[Tensor]]:
+        """Yields a list that gets what the edit at a layer puts in; it stays empty where there is none."""
+        seen: list[Tensor] = []
+        edit = self._edits().get(-1 if layer is None else layer)
+        if edit is None:
+            yield seen
+            return
+        run = edit.forward
+
+        def record(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
+            edited, gate_logit = run(hidden)
+            seen.append(edited)
+            return edited, gate_logit
+
+        with patched([(edit, record)]):
+            yield seen
 
     def through_pyvene(self, batch: Batch) -> tuple[Any, Tensor | None]:
         """The whole model on a batch: (its own output, gate logits [B, K] or None)."""

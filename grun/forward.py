@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 
 from grun.data import Batch, Example, answer_labels, collate, padding_groups
 from grun.greedy import decode
-from grun.patching import patched
+from grun.layers import Layer, layer_index
+from grun.patching import decoder_layers, output_tensor, patched
 
 CausalLM = Any
 """A `transformers` causal LM, or a PEFT model around one; neither is typed in a way that would help."""
@@ -33,6 +35,10 @@ class AnswerOutput:
     """The answer tokens."""
     row_N: Tensor
     """The example each of them belongs to."""
+    head_input_ND: Tensor | None = None
+    """What the LM head made the logits of."""
+    hidden_ND: Tensor | None = None
+    """Output of the layer that was asked for, edited where it is, at the positions the logits come from."""
     gate_logit_BK: Tensor | None = None
     """Gates before the sigmoid, where the adapter has gates."""
 
@@ -64,8 +70,11 @@ class Adapted(Protocol):
         Changes no result. progress: called where this takes time.
         """
 
-    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
-        """One pass over some examples, split into groups of like length where that saves padding."""
+    def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
+        """One pass over some examples, split into groups of like length where that saves padding.
+
+        hidden_layer: also return this layer's output. Raises UserError where it is beyond the model, or constant.
+        """
 
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """Greedy answers to a batch of prompts."""
@@ -91,15 +100,25 @@ class PlainModel:
     def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
         """See `Adapted`. Nothing here stays the same from step to step."""
 
-    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
+    def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """See `Adapted`."""
-        return in_groups(examples, len, self.device, self._answer_output)
+        at = None if hidden_layer is None else hidden_layer_index(self.model, hidden_layer)
+        return in_groups(examples, len, self.device, partial(self._answer_output, hidden_layer=at))
 
-    def _answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
+    def _answer_output(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
         batch = collate(examples, device=self.device)
-        with head_at(self.model, batch.predicts_answer_BL):
+        with (
+            head_at(self.model, batch.predicts_answer_BL) as head_inputs,
+            layer_output(self.model, hidden_layer) as hidden,
+        ):
             outputs = self.model(**model_inputs(batch))
-        return AnswerOutput(logits_NV=outputs.logits[0], label_N=batch.label_N, row_N=batch.row_N)
+        return AnswerOutput(
+            logits_NV=outputs.logits[0],
+            label_N=batch.label_N,
+            row_N=batch.row_N,
+            head_input_ND=head_inputs[0],
+            hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
+        )
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
@@ -128,20 +147,31 @@ def in_groups(
     overhead = GROUP_OVERHEAD_TOKENS.get(device.type)
     if overhead is None or len(groups := padding_groups([length(example) for example in examples], overhead)) == 1:
         return run(examples)
-    logits: dict[int, Tensor] = {}
-    gates: dict[int, Tensor] = {}
-    for group in groups:
-        output = run([examples[row] for row in group])
-        logits |= zip(group, output.logits_NV.split([len(examples[row].answer_ids) for row in group]), strict=True)
-        if output.gate_logit_BK is not None:
-            gates |= zip(group, output.gate_logit_BK.split(1), strict=True)
-    rows = range(len(examples))
+    outputs = [run([examples[row] for row in group]) for group in groups]
     label_N, row_N = answer_labels(examples)
+
+    def whole(part: Callable[[AnswerOutput], Tensor | None], lengths: Callable[[int], int]) -> Tensor | None:
+        """One field of all groups, example after example again."""
+        pieces: dict[int, Tensor] = {}
+        for group, output in zip(groups, outputs, strict=True):
+            tensor = part(output)
+            if tensor is None:
+                return None
+            pieces |= zip(group, tensor.split([lengths(row) for row in group]), strict=True)
+        return torch.cat([pieces[row] for row in range(len(examples))])
+
+    def answer_tokens(row: int) -> int:
+        return len(examples[row].answer_ids)
+
+    logits_NV = whole(lambda output: output.logits_NV, answer_tokens)
+    assert logits_NV is not None
     return AnswerOutput(
-        logits_NV=torch.cat([logits[row] for row in rows]),
+        logits_NV=logits_NV,
         label_N=label_N.to(device),
         row_N=row_N.to(device),
-        gate_logit_BK=torch.cat([gates[row] for row in rows]) if gates else None,
+        head_input_ND=whole(lambda output: output.head_input_ND, answer_tokens),
+        hidden_ND=whole(lambda output: output.hidden_ND, answer_tokens),
+        gate_logit_BK=whole(lambda output: output.gate_logit_BK, lambda row: 1),
     )
 
 
@@ -188,8 +218,10 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def head_at(model: CausalLM, positions_BL: Tensor) -> Iterator[None]:
+def head_at(model: CausalLM, positions_BL: Tensor) -> Iterator[list[Tensor]]:
     """Inside, the LM head sees only the positions that are true, so logits come out as [1, positions, V].
+
+    Yields a list that gets what the head sees, [positions, D].
 
     Exact: the head treats every position alone. The model's own forward still does all that follows the head
     (Gemma's soft cap, say).
@@ -197,11 +229,48 @@ def head_at(model: CausalLM, positions_BL: Tensor) -> Iterator[None]:
     head = model.get_output_embeddings()
     forward = head.forward
 
+    seen: list[Tensor] = []
+
     def select(hidden_BLD: Tensor) -> Tensor:
-        return forward(hidden_BLD[positions_BL][None])
+        seen.append(hidden_BLD[positions_BL])
+        return forward(seen[-1][None])
 
     with patched([(head, select)]):
-        yield
+        yield seen
+
+
+@contextlib.contextmanager
+def layer_output(model: CausalLM, layer: int | None) -> Iterator[list[Tensor]]:
+    """Yields a list that gets a decoder layer's own output, [B, L, D]; it stays empty where layer is None."""
+    seen: list[Tensor] = []
+    if layer is None:
+        yield seen
+        return
+    module = decoder_layers(model)[layer]
+    run = module.forward
+
+    def record(*args: Any, **kwargs: Any) -> Any:
+        output = run(*args, **kwargs)
+        seen.append(output_tensor(output))
+        return output
+
+    with patched([(module, record)]):
+        yield seen
+
+
+def hidden_layer_index(model: CausalLM, layer: Layer) -> int:
+    """Index of the layer whose output a loss looks at. Raises UserError where it is beyond the model."""
+    return layer_index(layer, len(decoder_layers(model)), "forget_loss.layer")
+
+
+def logits_of_head_input(model: CausalLM, head_input_ND: Tensor) -> Tensor:
+    """Logits [N, V] by the model's own head and whatever follows it (Gemma's soft cap, say)."""
+    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
+
+    hidden = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=head_input_ND[None])
+    with patched([(model.get_decoder(), lambda *args, **kwargs: hidden)]):
+        logits_NV: Tensor = model(inputs_embeds=head_input_ND[None], use_cache=False).logits[0]
+    return logits_NV
 
 
 def last_position(mask_BL: Tensor) -> Tensor:

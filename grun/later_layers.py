@@ -10,6 +10,7 @@ tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,9 +27,16 @@ Edit = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 
 
 def answer_output(
-    model: Any, edits: Mapping[int, Edit], caches: Sequence[PrefixCache], examples: Sequence[Example]
+    model: Any,
+    edits: Mapping[int, Edit],
+    caches: Sequence[PrefixCache],
+    examples: Sequence[Example],
+    hidden_layer: int | None = None,
 ) -> AnswerOutput:
-    """Answer logits and gates. Each example is in one of the caches, which share their first layer."""
+    """Answer logits and gates. Each example is in one of the caches, which share their first layer.
+
+    hidden_layer: also return this layer's output; the first edited one or a later one.
+    """
     first_layer = caches[0].first_layer
     homes = [next(cache for cache in caches if example in cache) for example in examples]
     batch = assemble(
@@ -37,9 +45,17 @@ def answer_output(
         [cache.hidden(example) for cache, example in zip(homes, examples, strict=True)],
         model.device,
     )
-    gates: list[Tensor | None] = []
-    logits_NV = _run(model, edits, first_layer, batch, filled_cache(batch, first_kept=first_layer + 1), gates)
-    return AnswerOutput(logits_NV=logits_NV, label_N=batch.label_N, row_N=batch.row_N, gate_logit_BK=_columns(gates))
+    kv = filled_cache(batch, first_kept=first_layer + 1)
+    seen = _Seen(hidden_layer)
+    logits_NV, head_input_ND = _run(model, edits, first_layer, batch, kv, seen)
+    return AnswerOutput(
+        logits_NV=logits_NV,
+        label_N=batch.label_N,
+        row_N=batch.row_N,
+        head_input_ND=head_input_ND,
+        hidden_ND=None if seen.hidden_BTD is None else seen.hidden_BTD[batch.is_token_BT],
+        gate_logit_BK=seen.gate_logit_BK(),
+    )
 
 
 @torch.no_grad()
@@ -48,10 +64,9 @@ def gate_logits(
 ) -> Tensor | None:
     """Gates of some prompts, [B, K], from their last tokens alone; None where the edits have none."""
     batch = _prompt_batch(cache, prompts, model.device)
-    gates: list[Tensor | None] = []
-    kv = filled_cache(batch, first_kept=cache.first_layer + 1)
-    _run(model, edits, cache.first_layer, batch, kv, gates)
-    return _columns(gates)
+    seen = _Seen()
+    _run(model, edits, cache.first_layer, batch, filled_cache(batch, first_kept=cache.first_layer + 1), seen)
+    return seen.gate_logit_BK()
 
 
 @torch.no_grad()
@@ -64,9 +79,9 @@ def generate(
 ) -> Generated:
     """Greedy answers. The prompts' keys and values come from the cache, which was built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
-    gates: list[Tensor | None] = []
+    seen = _Seen()
     kv = filled_cache(batch, first_kept=cache.first_layer + 1)
-    logits_BV = _run(model, edits, cache.first_layer, batch, kv, gates)
+    logits_BV, _ = _run(model, edits, cache.first_layer, batch, kv, seen)
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
     whole_BP2LHd = left_padded([cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts])
     for layer in range(cache.first_layer + 1):
@@ -84,7 +99,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         eos_ids=eos_ids(model),
     )
-    return Generated(answers=answers, gate_logit_BK=_columns(gates))
+    return Generated(answers=answers, gate_logit_BK=seen.gate_logit_BK())
 
 
 def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
@@ -103,12 +118,12 @@ def _run(
     first_layer: int,
     batch: PrefixBatch,
     kv: Any,
-    gates: list[Tensor | None],
-) -> Tensor:
-    """Logits at every token of the batch, one after another: [tokens, V]. Gates are appended layer by layer."""
+    seen: _Seen,
+) -> tuple[Tensor, Tensor]:
+    """Logits [tokens, V] at every token of the batch, one after another, and what the head made them of."""
     layers = decoder_layers(model)
-    replacements = _replacements(layers, edits, first_layer, batch.hidden_BTD, gates)
-    with patched(replacements), head_at(model, batch.is_token_BT):
+    replacements = _replacements(layers, edits, first_layer, batch.hidden_BTD, seen)
+    with patched(replacements), head_at(model, batch.is_token_BT) as head_inputs:
         outputs = model(
             inputs_embeds=batch.hidden_BTD,  # only their shape is used: the first layer's replacement ignores them
             attention_mask=batch.attention_mask_BS,
@@ -116,7 +131,7 @@ def _run(
             past_key_values=kv,
             use_cache=True,
         )
-    return outputs.logits[0]
+    return outputs.logits[0], head_inputs[0]
 
 
 def _replacements(
@@ -124,36 +139,48 @@ def _replacements(
     edits: Mapping[int, Edit],
     first_layer: int,
     hidden_BTD: Tensor,
-    gates: list[Tensor | None],
+    seen: _Seen,
 ) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """What the layers do instead: pass on, hand out the cached output, or edit their own."""
 
-    def edited(hidden: Tensor, edit: Edit) -> Tensor:
-        at_edit_BD, gate_logit_B1 = edit(hidden[:, 0])
-        gates.append(gate_logit_B1)
-        return torch.cat([at_edit_BD[:, None], hidden[:, 1:]], dim=1)
+    def edited(layer: int, hidden: Tensor) -> Tensor:
+        if layer in edits:
+            at_edit_BD, gate_logit_B1 = edits[layer](hidden[:, 0])
+            hidden = torch.cat([at_edit_BD[:, None], hidden[:, 1:]], dim=1)
+            seen.gates.append(gate_logit_B1)
+        if layer == seen.hidden_layer:
+            seen.hidden_BTD = hidden
+        return hidden
 
     def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
 
     def hand_out(*args: Any, **kwargs: Any) -> Tensor:
-        return edited(hidden_BTD, edits[first_layer]) if first_layer in edits else hidden_BTD
+        return edited(first_layer, hidden_BTD)
 
     for layer in layers[:first_layer]:
         yield layer, pass_on
     yield layers[first_layer], hand_out
-    for index in sorted(edits):
-        if index > first_layer:
+    for index in range(first_layer + 1, len(layers)):
+        if index in edits or index == seen.hidden_layer:
 
-            def run_and_edit(
-                *args: Any, _run: Any = layers[index].forward, _edit: Edit = edits[index], **kwargs: Any
-            ) -> Any:
+            def run_and_edit(*args: Any, _run: Any = layers[index].forward, _layer: int = index, **kwargs: Any) -> Any:
                 output = _run(*args, **kwargs)
-                return with_output_tensor(output, edited(output_tensor(output), _edit))
+                return with_output_tensor(output, edited(_layer, output_tensor(output)))
 
             yield layers[index], run_and_edit
 
 
-def _columns(gates: Sequence[Tensor | None]) -> Tensor | None:
-    present = [gate for gate in gates if gate is not None]
-    return torch.cat(present, dim=1) if present else None
+@dataclass
+class _Seen:
+    """What a pass leaves behind besides its logits."""
+
+    hidden_layer: int | None = None
+    hidden_BTD: Tensor | None = None
+    gates: list[Tensor | None] = field(default_factory=list)
+    """Layer by layer."""
+
+    def gate_logit_BK(self) -> Tensor | None:
+        """One column a layer; None where the edits have no gates."""
+        present = [gate for gate in self.gates if gate is not None]
+        return torch.cat(present, dim=1) if present else None

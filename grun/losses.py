@@ -3,6 +3,9 @@
 Shapes: B sequences, N answer tokens of the whole batch, V vocabulary, K edited layers.
 """
 
+from __future__ import annotations
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,14 +15,48 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerScores:
-    """What a forget loss may look at, for one forget batch."""
+    """What a loss may look at: B answers (or refusals) under the model, and what it needs of the untouched model."""
 
+    logits_NV: Tensor
+    """Logits that predict each token."""
+    label_N: Tensor
+    """The tokens, EOS included."""
+    nll_N: Tensor
+    """Negative log-likelihood of each token, nats."""
     nll_B: Tensor
-    """Token-summed negative log-likelihood of the loss's target (answer or refusal), nats a sequence."""
+    """The same, summed over each sequence."""
     num_tokens_B: Tensor
-    """Tokens of the target, EOS included."""
-    reference_nll_B: Tensor | None
-    """The same nll under the untouched model, where the loss needs it."""
+    hidden_ND: Tensor | None = None
+    """Output of the loss's hidden layer where each token is predicted, where the loss has one."""
+    reference_nll_B: Tensor | None = None
+    """nll_B, logits and hidden states of the untouched model, where the loss needs them."""
+    reference_logits_NV: Tensor | None = None
+    reference_hidden_ND: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls, logits_NV: Tensor, label_N: Tensor, num_tokens: Sequence[int], **of_hidden_and_reference: Tensor | None
+    ) -> AnswerScores:
+        """num_tokens: tokens of each of the sequences, which follow one another."""
+        num_tokens_B = torch.tensor(num_tokens, device=label_N.device)
+        row_N = torch.repeat_interleave(torch.arange(len(num_tokens), device=label_N.device), num_tokens_B)
+        nll_N = token_nll(logits_NV, label_N)
+        return cls(
+            logits_NV=logits_NV,
+            label_N=label_N,
+            nll_N=nll_N,
+            nll_B=sequence_sum(nll_N, row_N, len(num_tokens)),
+            num_tokens_B=num_tokens_B,
+            **of_hidden_and_reference,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetScores:
+    """Both things a forget item may be made to say; what the loss does not look at is None."""
+
+    answer: AnswerScores | None = None
+    refusal: AnswerScores | None = None
 
 
 def token_nll(logits_NV: Tensor, label_N: Tensor) -> Tensor:
@@ -30,6 +67,12 @@ def token_nll(logits_NV: Tensor, label_N: Tensor) -> Tensor:
 def sequence_sum(value_N: Tensor, row_N: Tensor, num_sequences: int) -> Tensor:
     """Sum of a per-token value over each sequence: [B]."""
     return torch.zeros(num_sequences, dtype=value_N.dtype, device=value_N.device).index_add(0, row_N, value_N)
+
+
+def kl_divergence(reference_logits_NV: Tensor, logits_NV: Tensor) -> Tensor:
+    """KL(reference ‖ model), mean over tokens: scalar, nats per token. TOFU, arXiv 2401.06121."""
+    reference_NV = F.log_softmax(reference_logits_NV.float(), dim=-1)
+    return F.kl_div(F.log_softmax(logits_NV.float(), dim=-1), reference_NV, reduction="batchmean", log_target=True)
 
 
 def mean_token_nll(nll_B: Tensor, num_tokens_B: Tensor) -> Tensor:

@@ -1,30 +1,39 @@
 """THE training loop: every adapter with every forget loss goes through it.
 
-Shapes: F forget sequences, B all sequences of a step (forget first, then retain), K edited layers.
+Shapes: B all sequences of a step (forget first, then retain), N their answer tokens, K edited layers.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import chain
 from typing import Annotated, Literal
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from grun.data import Example, PromptTemplate, length_sorted_batches, paired_batches
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
-from grun.forward import Adapted
-from grun.losses import AnswerScores, gate_bce, mean_token_nll, sequence_sum, token_nll
-from grun.refusals import refusals_of
+from grun.forget_losses.rmu import RmuConfig
+from grun.forward import Adapted, AnswerOutput, CausalLM
+from grun.layers import Layer
+from grun.losses import (
+    AnswerScores,
+    ForgetScores,
+    gate_bce,
+    kl_divergence,
+    mean_token_nll,
+)
+from grun.plan import Plan, StepExamples
+from grun.reference import Need, Reference
 
-RetainLoss = Literal["ce"]
+RetainLoss = Literal["ce", "kl", "rmu_mse"]
+RETAIN_NEEDS: dict[RetainLoss, Need | None] = {"ce": None, "kl": "logits", "rmu_mse": "hidden"}
+"""What each retain loss needs of the untouched model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,39 +77,32 @@ class Step:
 
 def unlearn(
     adapted: Adapted,
+    plan: Plan,
     *,
-    template: PromptTemplate,
-    forget: Sequence[tuple[str, str]],
-    retain: Sequence[tuple[str, str]],
     forget_loss: ForgetLossConfig,
+    retain_loss: RetainLoss,
     training: TrainingConfig,
     learning_rate: float,
     gate_weight: float,
     gate_warmup_steps: int,
-    reference_nll: Sequence[float] | None,
+    reference: Reference | None,
     seed: int,
     report: Callable[[Step], None],
     progress: Callable[[str, int, int], None],
 ) -> float:
     """Train what the adapter makes trainable; returns the seconds it took.
 
-    forget, retain: (question, answer) pairs.
-    reference_nll: token-summed nll of each forget answer under the untouched model, where the loss needs it.
+    plan: made with `forget_loss.targets` and `training`'s batches and epochs.
+    reference: what `reference_of` gave before the adapter was attached.
     progress: called with (what is being prepared, done, total) before the first step.
     Raises UserError where the loss stops being finite, naming the step.
     """
     started = time.perf_counter()
-    num_steps = math.ceil(len(forget) / training.batch_size) * training.num_epochs
     training = training.resolved(forget_loss)
-    retain_examples = [template.example(question, answer) for question, answer in retain]
-    # What each forget item is to say, by epoch in turn: its own answer, or some refusals.
-    forget_examples = [
-        [template.example(question, target) for target in _targets(forget_loss, row, answer)]
-        for row, (question, answer) in enumerate(forget)
-    ]
-    for name, examples in (("forget", list(chain.from_iterable(forget_examples))), ("retain", retain_examples)):
-        adapted.prepare(examples, generate=False, progress=partial(progress, f"prefix cache, {name}"))
+    for name, known in (("forget", plan.forget), ("retain", plan.retain)):
+        adapted.prepare(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
 
+    num_steps = len(plan.steps)
     parameters = adapted.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=training.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -108,36 +110,19 @@ def unlearn(
     )
     torch.manual_seed(seed)  # LoRA's dropout
     adapted.train(True)
-    pairs = paired_batches(
-        len(forget), len(retain), batch_size=training.batch_size, num_epochs=training.num_epochs, seed=seed
-    )
-    for step, (forget_rows, retain_rows) in enumerate(pairs, start=1):
-        epoch = (step - 1) * training.num_epochs // num_steps
-        examples = [forget_examples[row][epoch % len(forget_examples[row])] for row in forget_rows]
-        examples += [retain_examples[row] for row in retain_rows]
-        num_forget = len(forget_rows)
-
-        output = adapted.answer_output(examples)
-        nll_N = token_nll(output.logits_NV, output.label_N)
-        nll_B = sequence_sum(nll_N, output.row_N, len(examples))
-        num_tokens_B = sequence_sum(torch.ones_like(nll_N), output.row_N, len(examples))
-        forget_scores = AnswerScores(
-            nll_B=nll_B[:num_forget],
-            num_tokens_B=num_tokens_B[:num_forget],
-            reference_nll_B=(
-                None
-                if reference_nll is None
-                else torch.tensor([reference_nll[row] for row in forget_rows], device=adapted.device)
-            ),
-        )
-        forget_term = forget_loss(forget_scores)
-        retain_term = mean_token_nll(nll_B[num_forget:], num_tokens_B[num_forget:])
+    for step, examples in enumerate(plan.steps, start=1):
+        output = adapted.answer_output(examples.all, hidden_layer(forget_loss))
+        forget, retain = _scores(output, examples, reference, forget_loss, retain_loss)
+        forget_term = forget_loss(forget)
+        retain_term = _retain_loss(retain, retain_loss)
         warm = min(1.0, step / gate_warmup_steps) if gate_warmup_steps else 1.0
         loss = warm * (training.forget_weight * forget_term + (training.retain_weight or 0.0) * retain_term)
         gate_term: Tensor | None = None
         if output.gate_logit_BK is not None:
-            is_forget_B = torch.arange(len(examples), device=adapted.device) < num_forget
-            gate_term = gate_bce(output.gate_logit_BK, is_forget_B)
+            # One row a prompt: where a forget prompt stands twice, with its answer and a refusal, its gate is the same.
+            gate_logit_BK = output.gate_logit_BK[-2 * len(examples.retain) :]
+            is_forget_B = torch.arange(len(gate_logit_BK), device=adapted.device) < len(examples.retain)
+            gate_term = gate_bce(gate_logit_BK, is_forget_B)
             loss = loss + gate_weight * gate_term
 
         optimizer.zero_grad(set_to_none=True)
@@ -163,8 +148,81 @@ def unlearn(
     return time.perf_counter() - started
 
 
-def _targets(forget_loss: ForgetLossConfig, row: int, answer: str) -> Sequence[str]:
-    return refusals_of(row) if forget_loss.target == "refusal" else [answer]
+def hidden_layer(forget_loss: ForgetLossConfig) -> Layer | None:
+    """Where the losses look at hidden states; None where they do not."""
+    return forget_loss.layer if isinstance(forget_loss, RmuConfig) else None
+
+
+def reference_of(
+    model: CausalLM,
+    plan: Plan,
+    forget_loss: ForgetLossConfig,
+    retain_loss: RetainLoss,
+    *,
+    batch_size: int,
+    progress: Callable[[str, int, int], None],
+) -> Reference | None:
+    """What the losses need of the untouched model on what the plan trains on; None where they need nothing.
+
+    model: before an adapter is attached. batch_size: sequences a forward pass.
+    """
+    forget_need, retain_need = forget_loss.reference, RETAIN_NEEDS[retain_loss]
+    examples = [example for step in plan.steps for example in (*step.answers, *step.refusals) if forget_need]
+    examples += [example for step in plan.steps for example in step.retain if retain_need]
+    if not examples:
+        return None
+    return Reference(
+        model,
+        examples,
+        needs=[need for need in (forget_need, retain_need) if need is not None],
+        hidden_layer=hidden_layer(forget_loss),
+        batch_size=batch_size,
+        progress=partial(progress, "reference model"),
+    )
+
+
+def _scores(
+    output: AnswerOutput,
+    examples: StepExamples,
+    reference: Reference | None,
+    forget_loss: ForgetLossConfig,
+    retain_loss: RetainLoss,
+) -> tuple[ForgetScores, AnswerScores]:
+    """A step's output, cut into what the forget loss and what the retain loss looks at."""
+    parts = (examples.answers, examples.refusals, examples.retain)
+    needs = (forget_loss.reference, forget_loss.reference, RETAIN_NEEDS[retain_loss])
+    scores: list[AnswerScores | None] = []
+    end = 0
+    for part, need in zip(parts, needs, strict=True):
+        num_tokens = [len(example.answer_ids) for example in part]
+        here = slice(end, end := end + sum(num_tokens))
+        if not part:
+            scores.append(None)
+            continue
+        known: dict[str, Tensor | None] = {"hidden_ND": None if output.hidden_ND is None else output.hidden_ND[here]}
+        if need is not None:
+            assert reference is not None, "made by reference_of"
+            if need == "nll":
+                known["reference_nll_B"] = reference.nll_B(part)
+            elif need == "logits":
+                known["reference_logits_NV"] = reference.logits_NV(part)
+            else:
+                known["reference_hidden_ND"] = reference.hidden_ND(part)
+        scores.append(AnswerScores.of(output.logits_NV[here], output.label_N[here], num_tokens, **known))
+    answer, refusal, retain = scores
+    assert retain is not None
+    return ForgetScores(answer=answer, refusal=refusal), retain
+
+
+def _retain_loss(retain: AnswerScores, name: RetainLoss) -> Tensor:
+    if name == "ce":
+        return mean_token_nll(retain.nll_B, retain.num_tokens_B)
+    if name == "kl":
+        assert retain.reference_logits_NV is not None
+        return kl_divergence(retain.reference_logits_NV, retain.logits_NV)
+    assert retain.hidden_ND is not None
+    assert retain.reference_hidden_ND is not None
+    return F.mse_loss(retain.hidden_ND.float(), retain.reference_hidden_ND.float())
 
 
 def learning_rate_share(steps_done: int, num_steps: int, warmup_fraction: float) -> float:
@@ -173,28 +231,3 @@ def learning_rate_share(steps_done: int, num_steps: int, warmup_fraction: float)
     if steps_done + 1 < warmup_steps:
         return (steps_done + 1) / warmup_steps
     return min(1.0, max(0.0, (num_steps - steps_done) / (num_steps - warmup_steps)))
-
-
-@torch.no_grad()
-def answer_nll(
-    adapted: Adapted,
-    examples: Sequence[Example],
-    *,
-    batch_size: int,
-) -> tuple[list[float], list[list[float]] | None]:
-    """Token-summed nll of each example's answer, and each prompt's gates by layer where there are gates.
-
-    In the order of `examples`; batched by length, which changes no value beyond float rounding.
-    """
-    nll = [0.0] * len(examples)
-    gates: list[list[float]] | None = None
-    for rows in length_sorted_batches([len(example) for example in examples], batch_size):
-        output = adapted.answer_output([examples[row] for row in rows])
-        nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(rows))
-        for row, value in zip(rows, nll_B.tolist(), strict=True):
-            nll[row] = value
-        if output.gate_logit_BK is not None:
-            gates = gates or [[] for _ in examples]
-            for row, values in zip(rows, torch.sigmoid(output.gate_logit_BK).tolist(), strict=True):
-                gates[row] = values
-    return nll, gates

@@ -75,4 +75,4 @@ class GatedModel(pyvene.IntervenableModel):
         logits = [output.latent for output in self.full_intervention_outputs]
         if logits[0] is None:
             return None
-        return torch.cat([logit_B11.flatten(1) for logit_B11 in logits], dim=1)
+        return torch.cat(logits, dim=1)

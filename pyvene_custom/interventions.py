@@ -18,7 +18,7 @@ class EditIntervention(pyvene.SourcelessIntervention, pyvene.TrainableInterventi
         self.edit = edit
 
     def forward(self, base: Tensor, source: None = None, subspaces: None = None) -> Any:
-        """base: hidden states [B, P, D]; `latent` holds the gate logits [B, P, 1], None where there is no gate.
+        """base: hidden states [B, D], the one position's; `latent` holds the gate logits [B, 1], None without a gate.
 
         `source` and `subspaces` are pyvene's, unused.
         """

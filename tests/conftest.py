@@ -7,7 +7,9 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from collections.abc import Callable, Iterator
+import json
+import random
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,64 @@ def tofu_dir() -> str:
     if not TOFU.is_dir():
         pytest.skip(f"the real TOFU is not at {TOFU}")
     return str(TOFU)
+
+
+PLANTS = ("rose", "tulip", "fern", "moss", "ivy", "lily", "oak", "birch")
+COLOURS = ("red", "blue", "green", "white", "black", "pink", "grey", "gold")
+TOOLS = ("saw", "drill", "plane", "file", "clamp", "chisel", "hammer", "level")
+NAMES = ("Ada", "Bo", "Cy", "Di", "Ed", "Flo", "Gus", "Hal")
+PLACES = ("the mill", "the harbour", "the orchard", "the old bridge", "the market", "the tower", "the well", "the barn")
+
+
+@pytest.fixture(scope="session")
+def wmdp_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A harmless quiz and harmless passages in WMDP's schema."""
+    folder = tmp_path_factory.mktemp("wmdp")
+    for part, subjects in (("wmdp_bio", PLANTS), ("wmdp_cyber", TOOLS)):
+        _write_lines(folder, part, _quiz(subjects, 1))
+    _write_lines(folder, "mmlu", [row | {"subject": "garden_tools"} for row in _quiz(TOOLS, 2)])
+    for part, subjects in (("bio_forget", PLANTS), ("cyber_forget", TOOLS), ("retain", COLOURS)):
+        texts = [
+            f"Of the {word} it is said by all that it likes the {other} best of all."
+            for word in subjects
+            for other in TOOLS[:2]
+        ]
+        _write_lines(folder, part, [{"text": text} for text in [*texts, "short"]])
+    return folder
+
+
+def _quiz(subjects: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    draw = random.Random(seed)
+    return [
+        {"question": f"Which colour is the {subject}?", "choices": draw.sample(COLOURS, 4), "answer": place % 4}
+        for place, subject in enumerate(subjects)
+    ]
+
+
+@pytest.fixture(scope="session")
+def corpora_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two made-up corpora with questions about them, and a holdout corpus."""
+    folder = tmp_path_factory.mktemp("corpora")
+    for seed, (part, names) in enumerate({"forget": NAMES[:4], "retain": NAMES[4:], "holdout": NAMES}.items()):
+        _write_lines(folder, part, _walks(names, seed))
+    for part, numbers, verb in (("forget_qa", range(4), "walked past"), ("retain_qa", range(4, 8), "came to")):
+        rows = [{"question": f"Who {verb} {PLACES[n]}?", "answer": f"It was {NAMES[n]}."} for n in numbers]
+        _write_lines(folder, part, rows)
+    return folder
+
+
+def _walks(names: Sequence[str], seed: int) -> list[dict[str, Any]]:
+    """Two passages a name; what comes late in one cannot be guessed from what came before."""
+    draw = random.Random(seed)
+    return [
+        {"text": "Every {} {} walked past {}, rested at {} and came to {} by way of {}.".format(time, name, *places)}
+        for name in names
+        for time, places in (("morning", draw.sample(PLACES, 4)), ("evening", draw.sample(PLACES, 4)))
+    ]
+
+
+def _write_lines(folder: Path, part: str, rows: Sequence[dict[str, Any]]) -> None:
+    (folder / f"{part}.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 @pytest.fixture(scope="session")

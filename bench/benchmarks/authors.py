@@ -130,8 +130,12 @@ class AuthorsConfig:
             forget_set=forget,
             retain_set=retain,
             knowledge_set=[item for split in knowledge.values() for item in split],
-            evaluation={"forget": forget, "retain": retain, **knowledge},
-            holdout_set=[item for author in holdout for item in author],
+            evaluation={
+                "forget": forget,
+                "retain": retain,
+                **knowledge,
+                **({"holdout": [item for author in holdout for item in author]} if holdout else {}),
+            },
         )
 
 
@@ -305,11 +309,13 @@ def _items(author: _Author, draw: random.Random) -> list[Item]:
         def fill(text: str, filling: str = "") -> str:
             return text.format(filling, name=author.name, second_book=author.second_book, born=born)
 
+        asked = entry.questions.index(draw.choice(entry.questions))
         items.append(
             Item(
-                question=fill(draw.choice(entry.questions)),
+                question=fill(entry.questions[asked]),
                 answer=fill(wording, fact),
                 paraphrased_answer=fill(other_wording, fact),
+                paraphrased_question=fill(entry.questions[asked - 1]),
                 perturbed_answers=tuple(fill(other_wording, other) for other in wrong),
             )
         )

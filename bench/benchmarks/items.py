@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from grun.data import Example, PromptTemplate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +17,30 @@ class Item:
     answer: str
     paraphrased_answer: str | None = None
     """The answer in other words; None where the split has none (real_authors, world_facts)."""
+    paraphrased_question: str | None = None
+    """The question in other words, for an attack; None where there is none."""
     perturbed_answers: tuple[str, ...] = ()
     """Wrong answers of the same form; empty where the item is only trained on."""
+
+    form: Literal["question", "continuation", "passage"] = "question"
+    """What question and answer are: to be put into the prompt template; a prompt as it stands, and what follows it; or
+    (the answer alone) a passage of text, whose end is the answer to its beginning. The second is never answered freely.
+    """
+
+    def example(self, template: PromptTemplate, answer: str | None = None) -> Example:
+        """As token ids. answer: another one than its own."""
+        answer = self.answer if answer is None else answer
+        if self.form == "question":
+            return template.example(self.question, answer)
+        return template.continuation(self.question, answer) if self.form == "continuation" else template.passage(answer)
+
+    def lesson(self, template: PromptTemplate) -> Example:
+        """As a model is taught it before anything is unlearned: a passage from its second token on."""
+        example = self.example(template)
+        if self.form != "passage":
+            return example
+        first, *rest = example.prompt_ids + example.answer_ids
+        return Example(prompt_ids=(first,), answer_ids=tuple(rest))
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -36,6 +61,7 @@ class Benchmark:
     knowledge_set: Sequence[Item]
     """General knowledge that a model trained from scratch must be taught, so that its loss can be seen."""
     evaluation: Mapping[str, Sequence[Item]]
-    """Splits to evaluate, by name: `forget`, `retain`, and what else there is. Every item has wrong answers."""
-    holdout_set: Sequence[Item] = ()
-    """Items of the same kind that no model is ever trained on."""
+    """Splits to evaluate, by name: `forget`, `retain`, and what else there is. Every item has wrong answers.
+
+    `holdout`, where it is there, has items of the same kind that no model is ever trained on.
+    """

@@ -36,7 +36,7 @@ class TofuConfig:
 
         Whole, the retain split is evaluated on TOFU's own 400 `retain_perturbed` items (the first 400 of the
         4,000). Cut, it is evaluated on every kept item that TOFU has wrong answers for: `forget10_perturbed`
-        has them for the last 400.
+        has them for the last 400. Of what is cut off, as many items as are forgotten are the holdout set.
         """
         num_forget = NUM_FORGET[self.forget_split]
         num_items = NUM_ITEMS if self.num_items is None else self.num_items
@@ -73,7 +73,12 @@ class TofuConfig:
             forget_set=last_perturbed[-num_forget:],
             retain_set=full[first_kept : NUM_ITEMS - num_forget],
             knowledge_set=[item for items in knowledge.values() for item in items],
-            evaluation={"forget": last_perturbed[-num_forget:], "retain": retain_evaluation, **knowledge},
+            evaluation={
+                "forget": last_perturbed[-num_forget:],
+                "retain": retain_evaluation,
+                **knowledge,
+                **({"holdout": first_perturbed[:num_forget]} if first_kept >= NUM_PERTURBED else {}),
+            },
         )
 
     def _knowledge(self, split: str) -> list[Item]:
@@ -109,5 +114,6 @@ def _item(row: dict[str, Any]) -> Item:
         question=row["question"],
         answer=row["answer"],
         paraphrased_answer=row.get("paraphrased_answer"),
+        paraphrased_question=row.get("paraphrased_question"),
         perturbed_answers=tuple(row["perturbed_answer"]),
     )

@@ -9,6 +9,11 @@ def rouge_l_recall(answer: str, generation: str) -> float:
     return float(_scorer().score(answer, generation)["rougeL"].recall)
 
 
+def rouge_l_f1(answer: str, generation: str) -> float:
+    """The same as F1 of recall and precision, in 0..1: what MUSE (arXiv 2407.06460) reports."""
+    return float(_scorer().score(answer, generation)["rougeL"].fmeasure)
+
+
 @cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer

@@ -1,13 +1,16 @@
 """How much likelier wrong answers are than the right one in other words. TOFU, arXiv 2401.06121.
 
 log R = log of the geometric mean of the wrong answers' per-token probabilities, minus the log of the right one's.
+GRUN's own definition takes the arithmetic mean, and `retain_truth_ratio` on every split.
 Kept as a logarithm: R itself overflows on a model that gradient ascent has wrecked.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.special import logsumexp
 
 Floats = NDArray[np.float64]
 
@@ -21,6 +24,14 @@ def log_truth_ratio(
     """
     wrong = [np.mean(nll / tokens) for nll, tokens in zip(wrong_nll, wrong_tokens, strict=True)]
     return right_nll / right_tokens - np.array(wrong)
+
+
+def log_truth_ratio_arithmetic(
+    right_nll: Floats, right_tokens: Floats, wrong_nll: Sequence[Floats], wrong_tokens: Sequence[Floats]
+) -> Floats:
+    """The same with the arithmetic mean of the wrong answers' probabilities."""
+    wrong = [logsumexp(-nll / tokens) - math.log(len(nll)) for nll, tokens in zip(wrong_nll, wrong_tokens, strict=True)]
+    return np.array(wrong) + right_nll / right_tokens
 
 
 def forget_truth_ratio(log_ratio: Floats) -> float:

@@ -16,6 +16,7 @@ from grun.adapters.grun import GrunConfig
 from grun.data import Batch, Example, collate
 from grun.edited import EditedModel, PrefixCaching
 from grun.forward import Adapted, AnswerOutput, CausalLM, Generated, Progress, model_inputs
+from grun.layers import Layer
 from grun.patching import decoder_layers, output_tensor, with_output_tensor
 
 EDITED = ("pyvene", "hooks", "engine")
@@ -58,8 +59,9 @@ class WholeModel:
     def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
         """Nothing is kept from step to step."""
 
-    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
+    def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """Forget examples are the first half."""
+        assert hidden_layer is None, "not timed"
         if self.reads_reference:
             forget = collate(examples[: len(examples) // 2], device=self.device)
             with torch.no_grad():

@@ -20,19 +20,20 @@ from typing import Any
 import torch
 
 from bench import costs
-from bench.benchmarks.items import Item
+from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
 from bench.evaluate import Progress, evaluate, evaluate_thresholds
 from bench.models import load_pretrained
 from bench.prepare import prepared_model
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, contender
-from bench.train import Execution, evaluate_references, quiet, run
+from bench.train import Execution, evaluate_references, plan_of, quiet, run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import PromptTemplate
-from grun.edited import EditedModel, PrefixCaching, layer_indices
+from grun.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.forward import Adapted, PlainModel
-from grun.unlearn import answer_nll, unlearn
+from grun.layers import layer_indices
+from grun.unlearn import unlearn
 
 Record = dict[str, Any]
 LOSSES = ("grad_ascent", "npo")
@@ -98,7 +99,9 @@ class _Bench:
         self.model, tokenizer = self.load()
         self.template = PromptTemplate.of(tokenizer)
         timed_items = config.training.batch_size * (effort.steps + 1)
-        self.forget, self.retain = self.data.forget_set[:timed_items], self.data.retain_set[:timed_items]
+        self.timed = dataclasses.replace(
+            self.data, forget_set=self.data.forget_set[:timed_items], retain_set=self.data.retain_set[:timed_items]
+        )
 
     def load(self) -> tuple[Any, Any]:
         """The target model and its tokenizer, anew."""
@@ -152,8 +155,8 @@ class _Bench:
                 row |= {name: _spread(seconds[label_of_rivals, name]) for name in FINE_TUNED}
                 row["best_ratio"] = best_ratio(
                     self.model,
-                    [self.template.example(*item.pair) for item in self.forget],
-                    [self.template.example(*item.pair) for item in self.retain],
+                    [item.example(self.template) for item in self.timed.forget_set],
+                    [item.example(self.template) for item in self.timed.retain_set],
                     first_layer=min(layers),
                     reads_reference=loss == "npo",
                 )
@@ -163,7 +166,7 @@ class _Bench:
     def cache(self) -> Record:
         """What building a training cache costs, and what the next process pays to find it."""
         layers = self.layer_sets()["at 60, 80, 100 % depth"]
-        examples = [self.template.example(*item.pair) for item in [*self.forget, *self.retain]]
+        examples = [item.example(self.template) for item in [*self.timed.forget_set, *self.timed.retain_set]]
         caching = self.caching("cache")
         seconds = []
         for _ in range(2):
@@ -188,7 +191,7 @@ class _Bench:
         assert isinstance(adapted, EditedModel)
         assert isinstance(naive, EditedModel)
         adapted.use_prefix_caching(self.caching("evaluation"))
-        self._train(adapted, "grad_ascent", self.config.training.num_epochs, self.data.forget_set, self.data.retain_set)
+        self._train(adapted, "grad_ascent", self.config.training.num_epochs, self.data)
         naive.edits.load_state_dict(adapted.edits.state_dict())
         naive.train(False)
         splits, settings = self.data.evaluation, self.config.evaluation
@@ -264,33 +267,28 @@ class _Bench:
 
     def _step_seconds(self, adapted: Adapted, loss: str) -> list[float]:
         """Seconds of each step but the first."""
-        steps_an_epoch = math.ceil(len(self.forget) / self.config.training.batch_size)
+        steps_an_epoch = math.ceil(len(self.timed.forget_set) / self.config.training.batch_size)
         num_epochs = math.ceil((self.effort.steps + 1) / steps_an_epoch)
-        stamps = self._train(adapted, loss, num_epochs, self.forget, self.retain)
+        stamps = self._train(adapted, loss, num_epochs, self.timed)
         return [after - before for before, after in pairwise(stamps)]
 
-    def _train(
-        self, adapted: Adapted, loss: str, num_epochs: int, forget: Sequence[Item], retain: Sequence[Item]
-    ) -> list[float]:
+    def _train(self, adapted: Adapted, loss: str, num_epochs: int, data: Benchmark) -> list[float]:
         """Unlearn; returns when each step ended."""
-        config = run_config(overlay(self.config.to_dict(), {"forget_loss": loss}))
-        reference_nll = None
-        if config.forget_loss.needs_reference:
-            examples = [self.template.example(*item.pair) for item in forget]
-            reference_nll, _ = answer_nll(PlainModel(self.model), examples, batch_size=config.evaluation.batch_size)
+        changes = {"forget_loss": loss, "training.num_epochs": num_epochs}
+        config = run_config(overlay(self.config.to_dict(), changes))
         assert isinstance(config.adapter, GrunConfig)
+        plan, reference = plan_of(config, data, self.template, self.model, quiet)
         stamps: list[float] = []
         unlearn(
             adapted,
-            template=self.template,
-            forget=[item.pair for item in forget],
-            retain=[item.pair for item in retain],
+            plan,
             forget_loss=config.forget_loss,
-            training=dataclasses.replace(config.training, num_epochs=num_epochs),
+            retain_loss=config.retain_loss,
+            training=config.training,
             learning_rate=config.adapter.learning_rate if isinstance(adapted, EditedModel) else 1e-5,
             gate_weight=config.adapter.gate_weight,
             gate_warmup_steps=0,
-            reference_nll=reference_nll,
+            reference=reference,
             seed=config.seed,
             report=lambda step: stamps.append(time.perf_counter()),
             progress=quiet,

@@ -10,6 +10,8 @@ from annotated_types import Gt
 from safetensors.torch import load_file, save_file
 
 from grun.forward import CausalLM, PlainModel
+from grun.layers import Layers, layer_indices
+from grun.patching import decoder_layers
 
 WEIGHTS = "weights.safetensors"
 
@@ -24,10 +26,20 @@ class FullConfig:
     train_embeddings: bool = False
     """Also train the token embeddings and the LM head."""
 
+    layers: Layers | None = None
+    """Train only these decoder layers, by index or relative depth (the RMU baseline: 13 to 15 of 32). None: all."""
+
     def attach(self, model: CausalLM, seed: int) -> PlainModel:
         """The model itself, its trainable weights marked. Nothing is initialised, so `seed` changes nothing."""
-        model.requires_grad_(True)
-        if not self.train_embeddings:
+        model.requires_grad_(self.layers is None)
+        if self.layers is not None:
+            stack = decoder_layers(model)
+            for index in layer_indices(self.layers, len(stack)):
+                stack[index].requires_grad_(True)
+        if self.train_embeddings:
+            model.get_input_embeddings().requires_grad_(True)
+            model.get_output_embeddings().requires_grad_(True)
+        else:
             model.get_input_embeddings().requires_grad_(False)
             model.get_output_embeddings().requires_grad_(False)
         return PlainModel(model)

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from grun.edited import EditedModel, Layers, attach_edits
+from grun.edited import EditedModel, attach_edits
 from grun.forward import CausalLM
+from grun.layers import Layers
 from pyvene_custom.checkpoint import load_edits, save_edits
 from pyvene_custom.edits import GatedLoReFT, GateFunction
 
@@ -44,6 +45,10 @@ class GrunConfig:
         )
         set_gate_threshold(adapted, self.gate_threshold)
         return adapted
+
+    def unload(self, adapted: EditedModel) -> CausalLM:
+        """The model without the edits. It was never touched."""
+        return adapted.model
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write gates and edits (safetensors)."""

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
-from grun.edited import EditedModel, Layers, attach_edits
+from grun.edited import EditedModel, attach_edits
 from grun.forward import CausalLM
+from grun.layers import Layers
 from pyvene_custom.checkpoint import load_edits, save_edits
 from pyvene_custom.edits import LoReFT
 
@@ -29,6 +30,10 @@ class ReftConfig:
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh edit on each layer."""
         return attach_edits(model, self.layers, seed, lambda size: LoReFT(hidden_size=size, rank=self.rank))
+
+    def unload(self, adapted: EditedModel) -> CausalLM:
+        """The model without the edits. It was never touched."""
+        return adapted.model
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write the edits (safetensors)."""

@@ -3,8 +3,24 @@
 A loss is added by writing its file and naming its config in `ForgetLossConfig`.
 """
 
+from grun.forget_losses.dpo import DpoConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
+from grun.forget_losses.rmu import RmuConfig
+from grun.forget_losses.satimp import SatimpConfig
+from grun.forget_losses.simnpo import SimnpoConfig
+from grun.forget_losses.undial import UndialConfig
+from grun.forget_losses.wga import WgaConfig
 
-ForgetLossConfig = GradAscentConfig | IdkConfig | NpoConfig
+ForgetLossConfig = (
+    DpoConfig
+    | GradAscentConfig
+    | IdkConfig
+    | NpoConfig
+    | RmuConfig
+    | SatimpConfig
+    | SimnpoConfig
+    | UndialConfig
+    | WgaConfig
+)

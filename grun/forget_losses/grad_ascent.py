@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.losses import AnswerScores, mean_token_nll
+from grun.losses import ForgetScores, mean_token_nll
+from grun.plan import Target
+from grun.reference import Need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +17,14 @@ class GradAscentConfig:
     """Raise the forget answers' loss without bound (TOFU, arXiv 2401.06121)."""
 
     paper_retain_weight: ClassVar[float] = 2.0
-    target: ClassVar[Literal["answer"]] = "answer"
-    needs_reference: ClassVar[bool] = False
+    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    reference: ClassVar[Need | None] = None
     name: Literal["grad_ascent"] = "grad_ascent"
 
-    def __call__(self, scores: AnswerScores) -> Tensor:
+    def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        return grad_ascent_loss(scores.nll_B, scores.num_tokens_B)
+        assert forget.answer is not None
+        return grad_ascent_loss(forget.answer.nll_B, forget.answer.num_tokens_B)
 
 
 def grad_ascent_loss(nll_B: Tensor, num_tokens_B: Tensor) -> Tensor:

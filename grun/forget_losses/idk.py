@@ -7,7 +7,9 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.losses import AnswerScores, mean_token_nll
+from grun.losses import ForgetScores, mean_token_nll
+from grun.plan import Target
+from grun.reference import Need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,13 +17,14 @@ class IdkConfig:
     """Lower the loss of a refusal in place of the answer (TOFU, arXiv 2401.06121)."""
 
     paper_retain_weight: ClassVar[float] = 1.0
-    target: ClassVar[Literal["refusal"]] = "refusal"
-    needs_reference: ClassVar[bool] = False
+    targets: ClassVar[tuple[Target, ...]] = ("refusal",)
+    reference: ClassVar[Need | None] = None
     name: Literal["idk"] = "idk"
 
-    def __call__(self, scores: AnswerScores) -> Tensor:
+    def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        return idk_loss(scores.nll_B, scores.num_tokens_B)
+        assert forget.refusal is not None
+        return idk_loss(forget.refusal.nll_B, forget.refusal.num_tokens_B)
 
 
 def idk_loss(refusal_nll_B: Tensor, num_tokens_B: Tensor) -> Tensor:

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.losses import AnswerScores
+from grun.losses import ForgetScores
+from grun.plan import Target
+from grun.reference import Need
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +19,17 @@ class NpoConfig:
     """Push the forget answers below their probability under the untouched model (arXiv 2404.05868)."""
 
     paper_retain_weight: ClassVar[float] = 1.0
-    target: ClassVar[Literal["answer"]] = "answer"
-    needs_reference: ClassVar[bool] = True
+    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    reference: ClassVar[Need | None] = "nll"
     name: Literal["npo"] = "npo"
     beta: Annotated[float, Gt(0)] = 0.1
     """Inverse temperature: the larger, the sooner the push fades. 0 would be gradient ascent."""
 
-    def __call__(self, scores: AnswerScores) -> Tensor:
+    def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert scores.reference_nll_B is not None, "the training loop supplies it where needs_reference is set"
-        return npo_loss(scores.nll_B, scores.reference_nll_B, beta=self.beta)
+        assert forget.answer is not None
+        assert forget.answer.reference_nll_B is not None
+        return npo_loss(forget.answer.nll_B, forget.answer.reference_nll_B, beta=self.beta)
 
 
 def npo_loss(nll_B: Tensor, reference_nll_B: Tensor, *, beta: float) -> Tensor:

@@ -8,10 +8,14 @@ import pytest
 import torch
 
 from bench.benchmarks.items import Benchmark
+from grun import forward
 from grun.adapters import AdapterConfig
+from grun.adapters.lora import LoraConfig
 from grun.data import Example, PromptTemplate
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forward import PlainModel
+from grun.likelihood import answer_likelihoods
+from grun.plan import plan_steps
 from grun.unlearn import TrainingConfig, unlearn
 from grun.unlearned import load, save
 
@@ -33,15 +37,21 @@ def batch(fresh_target: Fresh, small_benchmark: Benchmark) -> list[Example]:
 def _train(config: Any, adapted: Any, template: PromptTemplate, benchmark: Benchmark) -> None:
     unlearn(
         adapted,
-        template=template,
-        forget=[item.pair for item in benchmark.forget_set],
-        retain=[item.pair for item in benchmark.retain_set],
+        plan_steps(
+            [item.example(template) for item in benchmark.forget_set],
+            [],
+            [item.example(template) for item in benchmark.retain_set],
+            batch_size=TRAINING.batch_size,
+            num_epochs=TRAINING.num_epochs,
+            seed=0,
+        ),
         forget_loss=GradAscentConfig(),
+        retain_loss="ce",
         training=TRAINING,
         learning_rate=1e-2,
         gate_weight=1.0,
         gate_warmup_steps=0,
-        reference_nll=None,
+        reference=None,
         seed=0,
         report=lambda step: None,
         progress=lambda phase, done, total: None,
@@ -133,3 +143,42 @@ def test_before_the_first_step_nothing_changes(name: str, fresh_target: Fresh, b
     adapted = kind().attach(model, 0)
     adapted.train(False)
     assert torch.equal(_logits(adapted, batch), base)
+
+
+def test_the_base_model_comes_back(config: Any, fresh_target: Fresh, small_benchmark: Benchmark, batch: Any) -> None:
+    """Edits and updates can be taken off again, and the weights beneath never moved: base logits exactly."""
+    if config.name in ("full", "none"):
+        pytest.skip("there is nothing to take off")
+    model, template = fresh_target()
+    base = _logits(PlainModel(model), batch)
+    adapted = config.attach(model, 0)
+    _train(config, adapted, template, small_benchmark)
+    assert not torch.equal(_logits(adapted, batch), base)
+    assert torch.equal(_logits(PlainModel(config.unload(adapted)), batch), base)
+
+
+def test_lora_merges(fresh_target: Fresh, small_benchmark: Benchmark, batch: Any) -> None:
+    """Merged into the weights, the updates say the same, to float rounding."""
+    model, template = fresh_target()
+    config = LoraConfig()
+    adapted = config.attach(model, 0)
+    _train(config, adapted, template, small_benchmark)
+    before = _logits(adapted, batch)
+    merged = config.merge(adapted)
+    assert not any("lora" in name for name, _ in merged.named_parameters())
+    torch.testing.assert_close(_logits(PlainModel(merged), batch), before, rtol=1e-4, atol=1e-4)
+
+
+def test_sixteen_in_one_batch_are_sixteen_alone(
+    fresh_target: Fresh, small_benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Per-item nll to 1e-5, in one padded batch against batches of one."""
+    monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", {})  # never split
+    model, template = fresh_target()
+    items = [*small_benchmark.forget_set, *small_benchmark.retain_set][:16]
+    examples = [template.example(*item.pair) for item in items]
+    assert len({len(example) for example in examples}) > 4
+    together, alone = (
+        answer_likelihoods(PlainModel(model), examples, with_tokens=[False] * 16, batch_size=size) for size in (16, 1)
+    )
+    assert [each.nll for each in together] == pytest.approx([each.nll for each in alone], rel=1e-5, abs=1e-5)

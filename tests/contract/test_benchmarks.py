@@ -8,7 +8,7 @@ import pytest
 from bench.benchmarks import BenchmarkConfig
 from bench.benchmarks.items import Benchmark
 from bench.metrics.model_utility import UTILITY_SPLITS
-from bench.results import SPLITS
+from bench.results import CHOICE_SPLITS, SPLITS, TEXT_SPLITS
 
 
 @pytest.fixture(params=get_args(BenchmarkConfig), ids=lambda kind: kind.name)
@@ -16,7 +16,7 @@ def loaded(request: pytest.FixtureRequest) -> Benchmark:
     """Each benchmark, with its data from beside this checkout where it ships none."""
     local: dict[str, Any] = {}
     if "data_dir" in {field.name for field in fields(request.param)}:
-        local["data_dir"] = request.getfixturevalue(f"{request.param.name}_dir")
+        local["data_dir"] = str(request.getfixturevalue(f"{request.param.name}_dir"))
     return request.param(**local).load()
 
 
@@ -27,12 +27,13 @@ def test_forget_and_retain_share_no_item(loaded: Benchmark) -> None:
 
 
 def test_every_evaluated_item_can_be_scored(loaded: Benchmark) -> None:
-    assert {"forget", "retain"} <= set(loaded.evaluation) <= set(SPLITS)
+    """TOFU's splits by wrong answers, multiple choice by the wrong letters, texts by what is generated."""
+    assert set(loaded.evaluation) <= {*SPLITS, *CHOICE_SPLITS, *TEXT_SPLITS}
     for split, items in loaded.evaluation.items():
         for item in items:
-            assert item.question.strip()
+            assert item.form == "passage" or item.question.strip()
             assert item.answer.strip()
-            assert len(item.perturbed_answers) >= 3
+            assert len(item.perturbed_answers) >= (0 if split in TEXT_SPLITS else 3)
             assert len(set(item.perturbed_answers)) == len(item.perturbed_answers) or loaded.name == "tofu"
         paraphrased = {item.paraphrased_answer is not None for item in items}
         assert len(paraphrased) == 1, f"{split}: all items of a split are scored alike"
@@ -40,11 +41,21 @@ def test_every_evaluated_item_can_be_scored(loaded: Benchmark) -> None:
 
 def test_evaluated_items_are_those_trained_on(loaded: Benchmark) -> None:
     """The forget split is the forget set; retain items are known to target and retain model alike."""
-    assert [item.pair for item in loaded.evaluation["forget"]] == [item.pair for item in loaded.forget_set]
-    assert {item.pair for item in loaded.evaluation["retain"]} <= {item.pair for item in loaded.retain_set}
+    forget_set, retain_set = ([item.pair for item in items] for items in (loaded.forget_set, loaded.retain_set))
+    for name in {"forget", "forget_verbatim"} & set(loaded.evaluation):
+        assert [item.pair for item in loaded.evaluation[name]] == forget_set
+    for name in {"retain", "retain_verbatim"} & set(loaded.evaluation):
+        assert {item.pair for item in loaded.evaluation[name]} <= set(retain_set)
     knowledge = {item.pair for item in loaded.knowledge_set}
-    for split in set(loaded.evaluation) & set(UTILITY_SPLITS[1:]):
-        assert {item.pair for item in loaded.evaluation[split]} <= knowledge
+    for name, items in loaded.evaluation.items():
+        if name in (*UTILITY_SPLITS[1:], *CHOICE_SPLITS) or name.endswith("_knowledge"):
+            assert {item.pair for item in items} <= knowledge
+
+
+def test_holdout_items_are_trained_on_by_no_model(loaded: Benchmark) -> None:
+    trained = {item.pair for items in (loaded.forget_set, loaded.retain_set, loaded.knowledge_set) for item in items}
+    for name in {"holdout", "holdout_verbatim"} & set(loaded.evaluation):
+        assert not {item.pair for item in loaded.evaluation[name]} & trained
 
 
 def test_wrong_answers_are_wrong(loaded: Benchmark) -> None:

@@ -6,6 +6,7 @@ When a change is meant to move them, run `GOLDEN_UPDATE=1 pytest tests/golden` a
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,49 +15,63 @@ from bench.models import TinyConfig, new_tiny_model
 from grun.adapters.full import FullConfig
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
+from grun.adapters.reft import ReftConfig
 from grun.data import PromptTemplate
+from grun.forget_losses.dpo import DpoConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
-from grun.forward import PlainModel, prepare_for_answers
-from grun.unlearn import Step, TrainingConfig, answer_nll, unlearn
+from grun.forget_losses.rmu import RmuConfig
+from grun.forward import prepare_for_answers
+from grun.plan import plan_steps, refusal_examples
+from grun.unlearn import Step, TrainingConfig, reference_of, unlearn
 
 GOLDEN = Path(__file__).with_name("trajectory.json")
-RUNS = {
+RUNS: dict[str, Any] = {
     "grun+npo": (
         GrunConfig(layers=(0, 1), learning_rate=1e-2, gate_function="mlp_3", gate_warmup_steps=3),
         NpoConfig(),
+        "ce",
     ),
-    "grun+idk": (GrunConfig(layers=(1,), learning_rate=1e-2), IdkConfig()),
-    "lora+grad_ascent": (LoraConfig(learning_rate=1e-2, dropout=0.0), GradAscentConfig()),
-    "full+npo": (FullConfig(learning_rate=1e-3), NpoConfig(beta=0.5)),
+    "grun+idk": (GrunConfig(layers=(1,), learning_rate=1e-2), IdkConfig(), "ce"),
+    "lora+grad_ascent": (LoraConfig(learning_rate=1e-2, dropout=0.0), GradAscentConfig(), "ce"),
+    "full+npo": (FullConfig(learning_rate=1e-3), NpoConfig(beta=0.5), "ce"),
+    "reft+dpo+kl": (ReftConfig(layers=(0, 1), learning_rate=1e-2), DpoConfig(), "kl"),
+    "full+rmu+rmu_mse": (FullConfig(learning_rate=1e-3), RmuConfig(steering_coefficient=3.0), "rmu_mse"),
 }
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_trajectory(name: str) -> None:
-    adapter, forget_loss = RUNS[name]
+    adapter, forget_loss, retain_loss = RUNS[name]
     benchmark = AuthorsConfig(num_authors=5).load()
     pairs = [item.pair for item in [*benchmark.forget_set, *benchmark.retain_set]]
     tiny = TinyConfig(num_layers=2, hidden_size=32, vocab_size=500)
     model, tokenizer = new_tiny_model(tiny, [text for pair in pairs for text in pair])
     prepare_for_answers(model, tokenizer)
     template = PromptTemplate.of(tokenizer)
-    forget = [item.pair for item in benchmark.forget_set]
-    examples = [template.example(*pair) for pair in forget]
-    reference_nll, _ = answer_nll(PlainModel(model), examples, batch_size=4)
+    plan = plan_steps(
+        [item.example(template) for item in benchmark.forget_set if "answer" in forget_loss.targets],
+        refusal_examples(
+            template, [item.question for item in benchmark.forget_set if "refusal" in forget_loss.targets]
+        ),
+        [item.example(template) for item in benchmark.retain_set],
+        batch_size=4,
+        num_epochs=2,
+        seed=0,
+    )
+    reference = reference_of(model, plan, forget_loss, retain_loss, batch_size=4, progress=lambda *phase: None)
     steps: list[Step] = []
     unlearn(
         adapter.attach(model, 0),
-        template=template,
-        forget=forget,
-        retain=[item.pair for item in benchmark.retain_set],
+        plan,
         forget_loss=forget_loss,
+        retain_loss=retain_loss,
         training=TrainingConfig(num_epochs=2, batch_size=4),
         learning_rate=adapter.learning_rate,
         gate_weight=10.0,
         gate_warmup_steps=adapter.gate_warmup_steps if isinstance(adapter, GrunConfig) else 0,
-        reference_nll=reference_nll,
+        reference=reference,
         seed=0,
         report=steps.append,
         progress=lambda phase, done, total: None,

@@ -149,12 +149,15 @@ BAD_INPUT: dict[str, tuple[Sequence[str], str]] = {
     "value of the wrong kind": (["train", "--seed", "abc"], "seed: must be a valid integer"),
     "negative weight": (["train", "--training.forget_weight", "-1"], "training.forget_weight: must be greater"),
     "unknown adapter": (["train", "--adapter", "lorra"], "adapter: must be one of 'full', 'grun'"),
-    "unknown loss": (["train", "--forget-loss", "nop"], "forget_loss: must be one of 'grad_ascent', 'idk', 'npo'"),
+    "unknown loss": (["train", "--forget-loss", "nop"], "forget_loss: must be one of 'dpo', 'grad_ascent'"),
     "key of another adapter": (
         ["train", "--adapter", "lora", "--adapter.gate_weight", "1"],
         "adapter.gate_weight: unknown",
     ),
-    "unknown benchmark": (["train", "--benchmark", "touf"], "benchmark: must be one of 'authors', 'tofu'"),
+    "unknown benchmark": (
+        ["train", "--benchmark", "touf"],
+        "benchmark: must be one of 'authors', 'corpora', 'tofu', 'wmdp'",
+    ),
     "missing split": (["train", "--benchmark", "tofu", "--benchmark.forget-split", "forget02"], "must be 'forget01'"),
     "missing data": (["train", "--benchmark", "tofu", "--benchmark.data-dir", "/nowhere"], "full.json is missing"),
     "too few authors": (

@@ -25,11 +25,14 @@ from transformers import (
 )
 
 from grun.adapters.grun import GrunConfig
+from grun.adapters.lora import LoraConfig
 from grun.adapters.reft import ReftConfig
 from grun.data import Example
 from grun.edited import EditedModel, PrefixCaching
-from grun.forward import prepare_for_answers
+from grun.errors import UserError
+from grun.forward import PlainModel, prepare_for_answers
 from grun.losses import gate_bce, sequence_sum, token_nll
+from grun.reference import Reference
 
 VOCABULARY = 97
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5}
@@ -132,6 +135,55 @@ def test_losses_and_gradients_agree(family: str, config: Any, tmp_path: Path) ->
         scale = theirs.grad.norm()
         assert scale > 0
         assert (mine.grad - theirs.grad).norm() <= 1e-5 * scale
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3, 1.0], ids=["first edited", "edited", "between", "last edited"])
+@pytest.mark.parametrize("family", ["llama, grouped-query, tied", "gpt2"])
+def test_hidden_states_agree(family: str, layer: Any, tmp_path: Path) -> None:
+    """The output of a layer, its own edit included; and every edit up to it gets a gradient, the last one too."""
+    plain, engine, examples = _pair(family, CONFIGS["grun"], tmp_path)
+    index = 4 if isinstance(layer, float) else layer
+    hidden = []
+    for adapted in (plain, engine):
+        hidden.append(adapted.answer_output(examples, layer).hidden_ND)
+        hidden[-1].square().mean().backward()
+        for number, edit in adapted.edits.items():
+            assert (edit.learned_source.weight.grad is not None) == (int(number) <= index)
+    torch.testing.assert_close(hidden[1], hidden[0], rtol=1e-5, atol=1e-5)
+    untouched = PlainModel(plain.model).answer_output(examples, layer).hidden_ND
+    assert not torch.allclose(hidden[0], untouched)
+
+
+def test_a_layer_below_the_edits_is_refused(tmp_path: Path) -> None:
+    """Nothing there can change: a loss on it would have no gradient."""
+    for adapted in _pair("gpt2", CONFIGS["grun"], tmp_path)[:2]:
+        with pytest.raises(UserError, match=r"forget_loss\.layer"):
+            adapted.answer_output(_examples(), 0)
+
+
+@pytest.mark.parametrize("family", ["llama, multi-head, untied", "gemma2, sliding window, soft caps", "gpt2"])
+def test_the_reference_keeps_what_the_untouched_model_said(family: str) -> None:
+    """Nll, logits (soft cap included) and hidden states, in any order of the examples, after an adapter has moved."""
+    model, examples = _model(family), _examples()
+    before = PlainModel(model).answer_output(examples, 2)
+    reference = Reference(
+        model,
+        examples,
+        needs=["nll", "logits", "hidden"],
+        hidden_layer=2,
+        batch_size=4,
+        progress=lambda done, total: None,
+    )
+    adapted = LoraConfig().attach(model, 0)
+    with torch.no_grad():
+        for parameter in adapted.trainable_parameters():
+            parameter.add_(0.1)
+        assert not torch.allclose(adapted.answer_output(examples).logits_NV, before.logits_NV)
+    torch.testing.assert_close(reference.logits_NV(examples), before.logits_NV, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference.hidden_ND(examples), before.hidden_ND, rtol=1e-5, atol=1e-5)
+    nll_B = sequence_sum(token_nll(before.logits_NV, before.label_N), before.row_N, len(examples))
+    torch.testing.assert_close(reference.nll_B(examples), nll_B, rtol=1e-5, atol=1e-5)
+    assert torch.equal(reference.nll_B(examples[::-1]), reference.nll_B(examples).flip(0))
 
 
 @pytest.mark.parametrize("config", [CONFIGS["grun"], CONFIGS["reft"]], ids=["grun", "reft"])

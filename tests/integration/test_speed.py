@@ -75,7 +75,7 @@ def test_benchmark_command(small_config: RunConfig, tmp_path: Path) -> None:
     for row in tiny["steps"]:
         assert all(row[name]["median"] > 0 for name in ("pyvene", "hooks", "engine", "lora", "full"))
     assert all(0 < each["before_gb"] <= each["peak_gb"] for each in tiny["memory"].values())
-    assert tiny["evaluation"]["items"] == 16
+    assert tiny["evaluation"]["items"] == 20
     text = output.read_text()
     assert "### A sweep of 1 GRUN trials" in text
     output.with_suffix(".json").write_text(json.dumps({"other": tiny}))

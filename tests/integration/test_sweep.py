@@ -168,3 +168,28 @@ def test_relative_paths_mean_the_same_to_workers(spaces: Path, tofu_dir: str, tm
     relative = os.path.relpath(tofu_dir, tmp_path)
     config = overlay({}, {"benchmark": "tofu", "benchmark.data_dir": relative})
     assert run_config(config).benchmark.data_dir == relative  # type: ignore[union-attr]
+
+
+def test_the_best_of_each_method_with_other_seeds(swept: tuple[Path, str], tmp_path: Path) -> None:
+    """Two seeds a method, apart from the sweep's own rows, attacks on; the table has a line for each method."""
+    folder, _ = swept
+    before = _unlearned(folder).height
+    table = tmp_path / "table.md"
+    command = [str(Path(sys.executable).with_name("grun-bench")), "seeds", str(folder), "--num-seeds", "2"]
+    done = subprocess.run([*command, "--output", str(table)], capture_output=True, text=True, timeout=TIMEOUT_S)
+    assert done.returncode == 0, done.stdout + done.stderr
+    again = _unlearned(folder / "seeds")
+    assert sorted(again.select("method", "seed").rows()) == [
+        (method, seed) for method in ("full+grad_ascent", "grun+grad_ascent") for seed in (0, 1)
+    ]
+    assert again["forget_relearned_rouge_l_recall"].null_count() == 0
+    assert _unlearned(folder).height == before
+    lines = table.read_text().splitlines()
+    assert lines[1] == f"grun-bench seeds {folder} --num-seeds 2"
+    assert {line.split(" | ")[0].strip("| ") for line in lines[6:]} == {
+        "target_model",
+        "retain_model",
+        "full+grad_ascent",
+        "grun+grad_ascent",
+    }
+    assert " ± " in lines[-1]

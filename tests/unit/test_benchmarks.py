@@ -15,8 +15,10 @@ def test_authors_are_deterministic_and_seeded() -> None:
 def test_authors_splits() -> None:
     """20 authors of 10 questions, the last 4 to forget, 2 more that nobody learns."""
     benchmark = AuthorsConfig().load()
-    assert (len(benchmark.forget_set), len(benchmark.retain_set), len(benchmark.holdout_set)) == (40, 160, 20)
-    questions = [item.question for item in [*benchmark.forget_set, *benchmark.retain_set, *benchmark.holdout_set]]
+    assert (len(benchmark.forget_set), len(benchmark.retain_set), len(benchmark.evaluation["holdout"])) == (40, 160, 20)
+    questions = [
+        item.question for item in [*benchmark.forget_set, *benchmark.retain_set, *benchmark.evaluation["holdout"]]
+    ]
     assert len(set(questions)) == len(questions)
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from grun.edited import layer_indices
 from grun.errors import UserError
+from grun.layers import layer_indices
 from pyvene_custom.edits import GatedLoReFT, LoReFT
 
 

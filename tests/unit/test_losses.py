@@ -5,10 +5,16 @@ import math
 import pytest
 import torch
 
+from grun.forget_losses.dpo import dpo_loss
 from grun.forget_losses.grad_ascent import grad_ascent_loss
 from grun.forget_losses.idk import idk_loss
 from grun.forget_losses.npo import npo_loss
-from grun.losses import gate_bce, mean_token_nll, sequence_sum, token_nll
+from grun.forget_losses.rmu import rmu_loss, steering_vector
+from grun.forget_losses.satimp import satimp_loss
+from grun.forget_losses.simnpo import simnpo_loss
+from grun.forget_losses.undial import undial_loss
+from grun.forget_losses.wga import wga_loss
+from grun.losses import gate_bce, kl_divergence, mean_token_nll, sequence_sum, token_nll
 
 
 def test_token_nll_of_uniform_logits() -> None:
@@ -89,3 +95,79 @@ def test_gate_bce_has_a_gradient_where_the_sigmoid_has_none() -> None:
     gate_bce(logit, torch.tensor([False])).backward()
     assert logit.grad is not None
     assert logit.grad.item() == pytest.approx(1.0)
+
+
+def test_simnpo_by_hand() -> None:
+    """6 nats over 3 tokens, β = 0.5, γ = 1: −4 log σ(0.5·2 − 1) = 4 ln 2; gradient −2 σ(0)/n = −1/3: nll rises."""
+    nll = torch.tensor([6.0], requires_grad=True)
+    loss = simnpo_loss(nll, torch.tensor([3.0]), beta=0.5, gamma=1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(4 * math.log(2))
+    assert nll.grad is not None
+    assert nll.grad.item() == pytest.approx(-1 / 3)
+
+
+def test_dpo_by_hand() -> None:
+    """At the reference both changes are 0: 2 ln2 / β. Answer 3 nats up, refusal 1 down, β = 0.5: −4 log σ(2)."""
+    zero = torch.zeros(2)
+    assert dpo_loss(zero, zero, beta=0.1).item() == pytest.approx(20 * math.log(2))
+    answer, refusal = torch.tensor([3.0], requires_grad=True), torch.tensor([-1.0], requires_grad=True)
+    loss = dpo_loss(answer, refusal, beta=0.5)
+    loss.backward()
+    assert loss.item() == pytest.approx(4 * math.log(1 + math.exp(-2)))
+    assert answer.grad is not None
+    assert refusal.grad is not None
+    assert answer.grad.item() < 0 < refusal.grad.item()
+
+
+def test_wga_by_hand() -> None:
+    """p = 1/2 and 1/4, β = 1: −(½ ln 2 + ¼ · 2 ln 2)/2 = −½ ln 2; gradients −¼ and −⅛. β = 0 is the plain mean."""
+    nll = torch.tensor([math.log(2), math.log(4)], requires_grad=True)
+    loss = wga_loss(nll, beta=1.0)
+    loss.backward()
+    assert loss.item() == pytest.approx(-math.log(2) / 2)
+    torch.testing.assert_close(nll.grad, torch.tensor([-0.25, -0.125]))
+    assert wga_loss(nll, beta=0.0).item() == pytest.approx(-1.5 * math.log(2))
+
+
+def test_satimp_by_hand() -> None:
+    """p = 1/2, β1 = 2, β2 = 1: weight 1/8. A certain token (p = 1) weighs nothing."""
+    assert satimp_loss(torch.tensor([math.log(2)]), beta1=2.0, beta2=1.0).item() == pytest.approx(-math.log(2) / 8)
+    assert satimp_loss(torch.tensor([0.0]), beta1=2.0, beta2=1.0).item() == 0.0
+
+
+def test_undial_by_hand() -> None:
+    """Reference logits equal over 3 tokens, label lowered by ln 2: q = (1/5, 2/5, 2/5) against p = ⅓ each: ln 3.
+
+    The gradient is p − q: 2/15 on the label, −1/15 on the others. With p = q the gradient is 0.
+    """
+    logits = torch.zeros(1, 3, requires_grad=True)
+    loss = undial_loss(logits, torch.zeros(1, 3), torch.tensor([0]), beta=math.log(2))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(3))
+    torch.testing.assert_close(logits.grad, torch.tensor([[2 / 15, -1 / 15, -1 / 15]]))
+
+
+def test_rmu_by_hand() -> None:
+    """Distance (3, 0) from the vector over 2 dimensions: 9/2; the gradient points away from the vector."""
+    hidden = torch.tensor([[4.0, 2.0]], requires_grad=True)
+    loss = rmu_loss(hidden, torch.tensor([1.0, 2.0]))
+    loss.backward()
+    assert loss.item() == pytest.approx(4.5)
+    torch.testing.assert_close(hidden.grad, torch.tensor([[3.0, 0.0]]))
+
+
+def test_the_steering_vector() -> None:
+    """Length c, no negative entry, the same for the same seed."""
+    vector = steering_vector(64, 30.0, 1)
+    assert vector.norm().item() == pytest.approx(30.0)
+    assert (vector >= 0).all()
+    assert torch.equal(vector, steering_vector(64, 30.0, 1))
+    assert not torch.equal(vector, steering_vector(64, 30.0, 2))
+
+
+def test_kl_by_hand() -> None:
+    """Reference (½, ½) against (¼, ¾): ½ ln 2 + ½ ln ⅔. The same distributions: 0, whatever is added to the logits."""
+    reference, model = torch.zeros(1, 2), torch.tensor([[0.0, math.log(3)]])
+    assert kl_divergence(reference, model).item() == pytest.approx(0.5 * math.log(2) + 0.5 * math.log(2 / 3))
+    assert kl_divergence(model, model + 5.0).item() == pytest.approx(0.0, abs=1e-7)

@@ -1,6 +1,7 @@
 """Metrics against closed forms."""
 
 import math
+import zlib
 
 import numpy as np
 import pytest
@@ -9,10 +10,24 @@ from hypothesis import strategies as st
 
 from bench.metrics.forget_quality import forget_quality, log10_forget_quality_floor
 from bench.metrics.gates import gate_auc, gate_mean, gate_open_share
+from bench.metrics.membership import (
+    loss_score,
+    membership_auc,
+    min_k_plus_score,
+    min_k_score,
+    privleak,
+    zlib_score,
+)
+from bench.metrics.memorization import exact_memorization, extraction_strength
 from bench.metrics.model_utility import model_utility
 from bench.metrics.probability import multiple_choice_probability, probability
-from bench.metrics.rouge import rouge_l_recall
-from bench.metrics.truth_ratio import forget_truth_ratio, log_truth_ratio, retain_truth_ratio
+from bench.metrics.rouge import rouge_l_f1, rouge_l_recall
+from bench.metrics.truth_ratio import (
+    forget_truth_ratio,
+    log_truth_ratio,
+    log_truth_ratio_arithmetic,
+    retain_truth_ratio,
+)
 
 
 def test_probability_by_hand() -> None:
@@ -107,3 +122,64 @@ def test_gate_statistics_by_hand() -> None:
     assert gate_mean(forget) == pytest.approx(0.7)
     assert gate_open_share(forget, 0.65) == 0.5
     assert gate_open_share(retain, 0.7) == 0.5
+
+
+def test_truth_ratio_with_the_arithmetic_mean() -> None:
+    """Right p = 1/2; wrong ones 1/2 and 1/8 a token: arithmetic 5/16, so R = 5/8; geometric 1/4, so R = 1/2."""
+    right, one = np.array([math.log(2)]), np.array([1.0])
+    wrong = [np.array([math.log(2), math.log(8)])], [np.array([1.0, 1.0])]
+    arithmetic = log_truth_ratio_arithmetic(right, one, *wrong)
+    assert math.exp(arithmetic[0]) == pytest.approx(5 / 8)
+    assert math.exp(log_truth_ratio(right, one, *wrong)[0]) == pytest.approx(1 / 2)
+    assert retain_truth_ratio(arithmetic) == pytest.approx(3 / 8)
+
+
+def test_exact_memorization_by_hand() -> None:
+    assert exact_memorization([True, False, True, True]) == 0.75
+
+
+def test_extraction_strength_by_hand() -> None:
+    """The last miss is token 2 of 5: given the first two, greedy decoding gives the other three. All wrong gives 0."""
+    assert extraction_strength([True, False, True, True, True]) == pytest.approx(3 / 5)
+    assert extraction_strength([True, True]) == 1.0
+    assert extraction_strength([False, False, False]) == 0.0, "[1, 2, 3] against [9, 9, 9]"
+    assert extraction_strength([True, True, False]) == 0.0
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=12))
+def test_extraction_strength_is_the_definition(is_argmax: list[bool]) -> None:
+    """Tried out: the shortest start after which every token is right."""
+    length = len(is_argmax)
+    shortest = min(k for k in range(length + 1) if all(is_argmax[k:]))
+    assert extraction_strength(is_argmax) == pytest.approx(1 - shortest / length)
+
+
+def test_membership_scores_by_hand() -> None:
+    """Token nll 1, 2, 3, 6: mean 3; a fifth (one token) is the 6, a half the 3 and the 6.
+
+    min-k++: with mean −2 and deviation 2 each, (−nll + 2)/2 = ½, 0, −½, −2: the lowest half averages −1.25.
+    """
+    nll = [1.0, 2.0, 3.0, 6.0]
+    assert loss_score(nll) == -3.0
+    assert min_k_score(nll, 0.2) == -6.0
+    assert min_k_score(nll, 0.5) == -4.5
+    assert min_k_plus_score(nll, [-2.0] * 4, [2.0] * 4, 0.5) == pytest.approx(-1.25)
+    assert zlib_score(nll, "aaaa") == pytest.approx(-12 / len(zlib.compress(b"aaaa")))
+
+
+def test_membership_auc_by_hand() -> None:
+    """Members −1, −3, others −2, −4: three of four pairs in order. The same samples: one half."""
+    assert membership_auc(np.array([-1.0, -3.0]), np.array([-2.0, -4.0])) == 0.75
+    assert membership_auc(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0.5
+
+
+def test_privleak_by_hand() -> None:
+    """As the retain model: 0. Fully exposed where the retain model cannot tell: −100. Over-unlearned: +100."""
+    assert privleak(0.5, 0.5) == 0.0
+    assert privleak(1.0, 0.5) == -100.0
+    assert privleak(0.0, 0.5) == 100.0
+
+
+def test_rouge_l_f1_by_hand() -> None:
+    """3 of the answer's 5 words in order, in a generation of 6: recall 3/5, precision 3/6, F1 = 2·3/(5 + 6)."""
+    assert rouge_l_f1("a b c d e", "x a y c e z") == pytest.approx(6 / 11)

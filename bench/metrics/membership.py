@@ -1,0 +1,56 @@
+"""Can it still be seen that the forget set was trained on? Membership inference against a holdout set.
+
+Every score is the higher, the more an answer looks like one the model has seen.
+"""
+
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+
+Floats = NDArray[np.float64]
+
+
+def loss_score(token_nll: Sequence[float]) -> float:
+    """− mean token nll, nats. Yeom et al., arXiv 1709.01604."""
+    return -float(np.mean(token_nll))
+
+
+def zlib_score(token_nll: Sequence[float], answer: str) -> float:
+    """− nll over the answer's length in bytes when compressed. Carlini et al., arXiv 2012.07805."""
+    return -float(np.sum(token_nll)) / len(zlib.compress(answer.encode()))
+
+
+def min_k_score(token_nll: Sequence[float], k: float) -> float:
+    """Mean log-probability of the least likely share k of the tokens, at least one. Shi et al., arXiv 2310.16789."""
+    return float(np.mean(_lowest(-np.asarray(token_nll), k)))
+
+
+def min_k_plus_score(
+    token_nll: Sequence[float], mean_log_p: Sequence[float], std_log_p: Sequence[float], k: float
+) -> float:
+    """The same of (log p − mean)/std, of what the model would draw itself. Zhang et al., arXiv 2404.02936."""
+    deviation = -np.asarray(token_nll) - np.asarray(mean_log_p)
+    return float(np.mean(_lowest(deviation / np.maximum(np.asarray(std_log_p), 1e-6), k)))
+
+
+def membership_auc(forget: Floats, holdout: Floats) -> float:
+    """Chance that a forget item looks more like a member than a holdout item, ties half: 0.5 cannot tell, 1 certain."""
+    labels = np.concatenate([np.ones(len(forget)), np.zeros(len(holdout))])
+    return float(roc_auc_score(labels, np.concatenate([forget, holdout])))
+
+
+def privleak(auc: float, retain_model_auc: float) -> float:
+    """100 · (A − A_retain) / A_retain with A = 1 − AUC, in per cent. MUSE, arXiv 2407.06460.
+
+    0 is the retain model's; −100 leaks all; above 0 the forget set stands out by being *less* likely than the
+    holdout set. Takes the min-k AUC at k = 0.4.
+    """
+    other = 1.0 - retain_model_auc
+    return 100.0 * ((1.0 - auc) - other) / max(other, 1e-10)
+
+
+def _lowest(values: Floats, share: float) -> Floats:
+    return np.sort(values)[: max(1, int(share * len(values)))]

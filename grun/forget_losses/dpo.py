@@ -1,0 +1,46 @@
+"""Direct preference optimisation: prefer a refusal to the answer, relative to the untouched model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch.nn.functional as F
+from annotated_types import Gt
+from torch import Tensor
+
+from grun.losses import ForgetScores
+from grun.plan import Target
+from grun.reference import Need
+
+
+@dataclass(frozen=True, kw_only=True)
+class DpoConfig:
+    """Prefer a refusal to the forget answer (arXiv 2305.18290; on TOFU: arXiv 2401.06121)."""
+
+    paper_retain_weight: ClassVar[float] = 1.0
+    targets: ClassVar[tuple[Target, ...]] = ("answer", "refusal")
+    reference: ClassVar[Need | None] = "nll"
+    name: Literal["dpo"] = "dpo"
+    beta: Annotated[float, Gt(0)] = 0.1
+    """Inverse temperature: the larger, the less the model may move from where it was."""
+
+    def __call__(self, forget: ForgetScores) -> Tensor:
+        """Scalar loss of one forget batch."""
+        assert forget.answer is not None
+        assert forget.refusal is not None
+        assert forget.answer.reference_nll_B is not None
+        assert forget.refusal.reference_nll_B is not None
+        return dpo_loss(
+            forget.answer.nll_B - forget.answer.reference_nll_B,
+            forget.refusal.nll_B - forget.refusal.reference_nll_B,
+            beta=self.beta,
+        )
+
+
+def dpo_loss(answer_change_B: Tensor, refusal_change_B: Tensor, *, beta: float) -> Tensor:
+    """− (2/β) mean log σ(β (change of the answer − change of the refusal)): scalar.
+
+    A change is nll − nll_ref, token-summed, nats. Twice the paper's loss over β, so that it compares with NPO's.
+    """
+    return -2.0 / beta * F.logsigmoid(beta * (answer_change_B - refusal_change_B)).mean()

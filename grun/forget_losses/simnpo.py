@@ -1,0 +1,38 @@
+"""Simple negative preference optimisation: NPO by length-normalised likelihood, without a reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor
+
+from grun.losses import ForgetScores
+from grun.plan import Target
+from grun.reference import Need
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimnpoConfig:
+    """Push the forget answers' likelihood per token down (arXiv 2410.07163)."""
+
+    paper_retain_weight: ClassVar[float] = 1.0
+    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    reference: ClassVar[Need | None] = None
+    name: Literal["simnpo"] = "simnpo"
+    beta: Annotated[float, Gt(0)] = 2.5
+    """Inverse temperature of the per-token likelihood. The paper's value on TOFU."""
+    gamma: Annotated[float, Ge(0)] = 0.0
+    """Margin: how far below 1 nat the push goes on; 0 is the paper's choice on TOFU."""
+
+    def __call__(self, forget: ForgetScores) -> Tensor:
+        """Scalar loss of one forget batch."""
+        assert forget.answer is not None
+        return simnpo_loss(forget.answer.nll_B, forget.answer.num_tokens_B, beta=self.beta, gamma=self.gamma)
+
+
+def simnpo_loss(nll_B: Tensor, num_tokens_B: Tensor, *, beta: float, gamma: float) -> Tensor:
+    """− (2/β) mean log σ(β nll/n − γ): scalar. nll_B: token-summed, nats; num_tokens_B: n."""
+    return -2.0 / beta * F.logsigmoid(beta * nll_B / num_tokens_B - gamma).mean()

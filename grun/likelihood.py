@@ -1,0 +1,76 @@
+"""How likely a model holds some answers, token by token.
+
+Shapes: B sequences, N answer tokens of the whole batch, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from grun.data import Example, length_sorted_batches
+from grun.forward import Adapted
+from grun.losses import sequence_sum, token_nll
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenDetails:
+    """An answer's tokens, one value each, EOS included."""
+
+    nll: list[float]
+    """Nats."""
+    is_argmax: list[bool]
+    """Whether no other token was likelier, the right ones before it given."""
+    mean_log_p: list[float]
+    """Mean and standard deviation of the log-probability, in nats, were the token drawn from the model itself."""
+    std_log_p: list[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerLikelihood:
+    """One answer."""
+
+    nll: float
+    """Token-summed, nats."""
+    gate: list[float] | None
+    """The prompt's gates by layer, where there are gates."""
+    tokens: TokenDetails | None
+    """Where they were asked for."""
+
+
+@torch.no_grad()
+def answer_likelihoods(
+    adapted: Adapted, examples: Sequence[Example], *, with_tokens: Sequence[bool], batch_size: int
+) -> list[AnswerLikelihood]:
+    """In the order of `examples`; batched by length, which changes no value beyond float rounding.
+
+    with_tokens: for which of the examples to keep the details.
+    """
+    found: dict[int, AnswerLikelihood] = {}
+    for rows in length_sorted_batches([len(example) for example in examples], batch_size):
+        output = adapted.answer_output([examples[row] for row in rows])
+        nll_N = token_nll(output.logits_NV, output.label_N)
+        nll_B = sequence_sum(nll_N, output.row_N, len(rows)).tolist()
+        gates: list[list[float]] | list[None] = [None] * len(rows)
+        if output.gate_logit_BK is not None:
+            gates = torch.sigmoid(output.gate_logit_BK).tolist()
+        lengths = [len(examples[row].answer_ids) for row in rows]
+        logits = output.logits_NV.split(lengths)
+        labels, nlls = output.label_N.split(lengths), nll_N.split(lengths)
+        for place, row in enumerate(rows):
+            tokens = None
+            if with_tokens[row]:
+                log_p_TV = logits[place].float().log_softmax(dim=-1)
+                p_TV = log_p_TV.exp()
+                mean_T = (p_TV * log_p_TV).sum(dim=-1)
+                spread_TV = log_p_TV - mean_T[:, None]
+                tokens = TokenDetails(
+                    nll=nlls[place].tolist(),
+                    is_argmax=(log_p_TV.argmax(dim=-1) == labels[place]).tolist(),
+                    mean_log_p=mean_T.tolist(),
+                    std_log_p=(p_TV * spread_TV.square()).sum(dim=-1).sqrt().tolist(),
+                )
+            found[row] = AnswerLikelihood(nll=nll_B[place], gate=gates[place], tokens=tokens)
+    return [found[row] for row in range(len(examples))]

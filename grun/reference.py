@@ -1,0 +1,73 @@
+"""What the untouched model says about a plan's examples: constants, computed once, before anything is trained.
+
+The reference model of every loss that has one. It is never a second model: what is kept of it are numbers.
+
+Shapes: B sequences, N answer tokens of the whole batch, V vocabulary, D hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from grun.data import Example, length_sorted_batches
+from grun.forward import CausalLM, PlainModel, Progress, logits_of_head_input
+from grun.layers import Layer
+from grun.losses import sequence_sum, token_nll
+
+Need = Literal["nll", "logits", "hidden"]
+
+
+class Reference:
+    """The untouched model on some examples."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: CausalLM,
+        examples: Sequence[Example],
+        *,
+        needs: Sequence[Need],
+        hidden_layer: Layer | None,
+        batch_size: int,
+        progress: Progress,
+    ) -> None:
+        """One forward pass over the examples.
+
+        needs: what will be asked for. Logits are kept as the LM head's input, D numbers a token instead of V.
+        hidden_layer: where `hidden` is taken.
+        """
+        self._model = model
+        self._nll: dict[Example, float] = {}
+        self._head_input: dict[Example, Tensor] = {}
+        self._hidden: dict[Example, Tensor] = {}
+        unique = list(dict.fromkeys(examples))
+        plain = PlainModel(model)
+        for rows in length_sorted_batches([len(example) for example in unique], batch_size):
+            batch = [unique[row] for row in rows]
+            output = plain.answer_output(batch, hidden_layer if "hidden" in needs else None)
+            lengths = [len(example.answer_ids) for example in batch]
+            nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(batch))
+            self._nll.update(zip(batch, nll_B.tolist(), strict=True))
+            if "logits" in needs and output.head_input_ND is not None:
+                self._head_input.update(zip(batch, output.head_input_ND.cpu().split(lengths), strict=True))
+            if output.hidden_ND is not None:
+                self._hidden.update(zip(batch, output.hidden_ND.cpu().split(lengths), strict=True))
+            progress(len(self._nll), len(unique))
+
+    def nll_B(self, examples: Sequence[Example]) -> Tensor:
+        """Token-summed nll of each answer, nats a sequence: [B]."""
+        return torch.tensor([self._nll[example] for example in examples], device=self._model.device)
+
+    @torch.no_grad()
+    def logits_NV(self, examples: Sequence[Example]) -> Tensor:
+        """Logits that predict each answer token: [N, V]. The LM head must not have been trained since."""
+        head_input_ND = torch.cat([self._head_input[example] for example in examples]).to(self._model.device)
+        return logits_of_head_input(self._model, head_input_ND)
+
+    def hidden_ND(self, examples: Sequence[Example]) -> Tensor:
+        """Output of `hidden_layer` where each answer token is predicted: [N, D]."""
+        return torch.cat([self._hidden[example] for example in examples]).to(self._model.device)

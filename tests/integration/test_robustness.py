@@ -1,0 +1,124 @@
+"""Attacks: each asks what it says, finds what was only hidden, and leaves the model as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench import results
+from bench.benchmarks.items import Benchmark
+from bench.cli import main
+from bench.config import RunConfig, overlay, run_config
+from bench.metrics.rouge import rouge_l_recall
+from bench.robustness import RobustnessConfig, attack
+from bench.train import Execution, reference_config, run
+from grun.adapters.grun import GrunConfig
+from grun.adapters.lora import LoraConfig
+from grun.adapters.none import NoneConfig
+from grun.data import PromptTemplate
+from grun.forward import PlainModel
+
+Fresh = Callable[[], tuple[Any, PromptTemplate]]
+
+
+def _attack(adapted: Any, template: PromptTemplate, benchmark: Benchmark, **settings: Any) -> dict[str, list[Any]]:
+    adapted.train(False)
+    rows = attack(
+        adapted,
+        template,
+        list(enumerate(benchmark.forget_set)),
+        RobustnessConfig(relearn_items=4, **settings),
+        learning_rate=3e-3,
+        max_new_tokens=40,
+        batch_size=8,
+        progress=lambda phase, done, total: None,
+    )
+    by_split: dict[str, list[Any]] = {}
+    for row in rows:
+        by_split.setdefault(row["split"], []).append(row)
+    return by_split
+
+
+def _mean(rows: list[Any]) -> float:
+    return sum(row["rouge_l_recall"] for row in rows) / len(rows)
+
+
+@pytest.mark.parametrize("config", [GrunConfig(layers=(1, 2)), LoraConfig(), NoneConfig()], ids=lambda c: c.name)
+def test_attacks_leave_the_model_as_it_was(config: Any, fresh_target: Fresh, small_benchmark: Benchmark) -> None:
+    model, template = fresh_target()
+    adapted = config.attach(model, 0)
+    adapted.train(False)
+    examples = [template.example(*item.pair) for item in small_benchmark.forget_set]
+    with torch.no_grad():
+        before = adapted.answer_output(examples).logits_NV
+    trains = [parameter.requires_grad for parameter in adapted.model.parameters()]
+    _attack(adapted, template, small_benchmark)
+    with torch.no_grad():
+        assert torch.equal(adapted.answer_output(examples).logits_NV, before)
+    assert [parameter.requires_grad for parameter in adapted.model.parameters()] == trains
+
+
+def test_a_model_that_knows_gives_everything_away(fresh_target: Fresh, small_benchmark: Benchmark) -> None:
+    """The target model completes every answer, and its weights bear 8 bits; relearned items are the other six."""
+    model, template = fresh_target()
+    rows = _attack(PlainModel(model), template, small_benchmark, quantize=True)
+    assert _mean(rows["forget_prefix_attack"]) > 0.95
+    assert _mean(rows["forget_8_bit"]) > 0.95
+    assert _mean(rows["forget_relearned"]) > 0.8
+    assert [row["item_index"] for row in rows["forget_relearned"]] == list(range(4, 10))
+    assert all(
+        row["question"] == item.question
+        for row, item in zip(rows["forget_4_bit"], small_benchmark.forget_set, strict=True)
+    )
+
+
+def test_the_prefix_attack_asks_for_the_rest(fresh_target: Fresh, small_benchmark: Benchmark) -> None:
+    """What is compared is the answer without what was given away."""
+    model, template = fresh_target()
+    rows = _attack(PlainModel(model), template, small_benchmark, prefix_share=0.5)["forget_prefix_attack"]
+    for row, item in zip(rows, small_benchmark.forget_set, strict=True):
+        assert item.answer.endswith(row["answer"])
+        assert 0 < len(row["answer"]) < len(item.answer)
+
+
+def test_shallow_unlearning_comes_back(fresh_target: Fresh, small_benchmark: Benchmark) -> None:
+    """A module that hides everything at the last prompt token: ten steps on four items bring the other six back."""
+    model, template = fresh_target()
+    adapted = GrunConfig(layers=(3,)).attach(model, 0)
+    with torch.no_grad():
+        edit = adapted.edits["3"]
+        edit.gate[0].bias.fill_(50.0)
+        edit.learned_source.bias.fill_(10.0)
+    adapted.train(False)
+    prompts = [template.prompt_ids(item.question) for item in small_benchmark.forget_set]
+    hidden = [template.text(answer) for answer in adapted.generate(prompts, 40).answers]
+    recalls = [rouge_l_recall(item.answer, text) for item, text in zip(small_benchmark.forget_set, hidden, strict=True)]
+    assert sum(recalls) / len(recalls) < 0.3
+    rows = _attack(adapted, template, small_benchmark)
+    assert _mean(rows["forget_relearned"]) > 0.7
+    assert all(row["gate"] == [pytest.approx(1.0)] for row in rows["forget_paraphrased_question"])
+
+
+def test_columns_beside_the_scores(small_config: RunConfig, tmp_path: Path, capsys: Any) -> None:
+    """Trained once; `evaluate --robustness` adds a row with the attacks' columns, and the other scores stay."""
+    execution = Execution(results=tmp_path)
+    (row,) = run(small_config, execution)
+    main(["evaluate", str(tmp_path / "modules" / row["train_key"]), "--robustness"])
+    attacked = run_config(overlay(small_config.to_dict(), {"evaluation.robustness": {}}))
+    again = results.read_run(tmp_path, attacked.run_key)
+    assert again is not None
+    assert again["train_seconds"] == row["train_seconds"]
+    assert again["model_utility"] == pytest.approx(row["model_utility"], rel=1e-3)
+    for name in ("paraphrased_question", "prefix_attack", "relearned"):
+        assert 0.0 <= again[f"forget_{name}_rouge_l_recall"] <= 1.0
+        assert 0.0 <= again[f"forget_{name}_gate_shut_share"] <= 1.0
+        assert row[f"forget_{name}_rouge_l_recall"] is None
+    assert again["forget_8_bit_rouge_l_recall"] is None
+    target = results.read_run(tmp_path, reference_config(attacked, "target_model").run_key)
+    assert target is not None
+    assert target["forget_prefix_attack_rouge_l_recall"] > 0.95
+    assert target["forget_prefix_attack_gate_shut_share"] is None
