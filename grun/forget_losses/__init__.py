@@ -3,6 +3,7 @@
 A loss is added by writing its file and naming its config in `ForgetLossConfig`.
 """
 
+from grun.forget_losses.ce_u import CeUConfig
 from grun.forget_losses.dpo import DpoConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.idk import IdkConfig
@@ -14,7 +15,8 @@ from grun.forget_losses.undial import UndialConfig
 from grun.forget_losses.wga import WgaConfig
 
 ForgetLossConfig = (
-    DpoConfig
+    CeUConfig
+    | DpoConfig
     | GradAscentConfig
     | IdkConfig
     | NpoConfig

@@ -149,7 +149,7 @@ BAD_INPUT: dict[str, tuple[Sequence[str], str]] = {
     "value of the wrong kind": (["train", "--seed", "abc"], "seed: must be a valid integer"),
     "negative weight": (["train", "--training.forget_weight", "-1"], "training.forget_weight: must be greater"),
     "unknown adapter": (["train", "--adapter", "lorra"], "adapter: must be one of 'full', 'grun'"),
-    "unknown loss": (["train", "--forget-loss", "nop"], "forget_loss: must be one of 'dpo', 'grad_ascent'"),
+    "unknown loss": (["train", "--forget-loss", "nop"], "forget_loss: must be one of 'ce_u', 'dpo', 'grad_ascent'"),
     "key of another adapter": (
         ["train", "--adapter", "lora", "--adapter.gate_weight", "1"],
         "adapter.gate_weight: unknown",

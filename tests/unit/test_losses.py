@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from grun.forget_losses.ce_u import ce_u_loss
 from grun.forget_losses.dpo import dpo_loss
 from grun.forget_losses.grad_ascent import grad_ascent_loss
 from grun.forget_losses.idk import idk_loss
@@ -134,6 +135,15 @@ def test_satimp_by_hand() -> None:
     """p = 1/2, β1 = 2, β2 = 1: weight 1/8. A certain token (p = 1) weighs nothing."""
     assert satimp_loss(torch.tensor([math.log(2)]), beta1=2.0, beta2=1.0).item() == pytest.approx(-math.log(2) / 8)
     assert satimp_loss(torch.tensor([0.0]), beta1=2.0, beta2=1.0).item() == 0.0
+
+
+def test_ce_u_by_hand() -> None:
+    """Equal logits over 4 tokens, label out: ⅓ on each other one, each of nll ln 4. Gradient p − q: ¼ on the label."""
+    logits = torch.zeros(1, 4, requires_grad=True)
+    loss = ce_u_loss(logits, torch.tensor([2]))
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(4))
+    torch.testing.assert_close(logits.grad, torch.tensor([[-1 / 12, -1 / 12, 1 / 4, -1 / 12]]))
 
 
 def test_undial_by_hand() -> None:
