@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
+import numpy as np
 import torch
 from annotated_types import Ge
 
 from bench.benchmarks.items import Item
-from bench.metrics.rouge import rouge_l_f1, rouge_l_recall
+from bench.metrics.rouge import rouge_l
 from bench.robustness import RobustnessConfig
-from grun.adapters.grun import set_gate_threshold
+from grun.adapters.grun import gates_forced
 from grun.data import Example, PromptTemplate, length_sorted_batches
 from grun.edited import EditedModel
 from grun.errors import UserError
@@ -22,6 +23,8 @@ from grun.forward import Adapted
 from grun.likelihood import answer_likelihoods
 
 ItemRow = dict[str, Any]
+Pattern = tuple[bool, ...]
+"""Which gates are open, layer by layer."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
 ITEM_COLUMNS = (
@@ -85,16 +88,19 @@ def evaluate(
     splits: Mapping[str, Sequence[Item]],
     config: EvaluationConfig,
     progress: Progress,
+    *,
+    decode_all: bool = False,
 ) -> list[ItemRow]:
     """Raw values of every item, as rows of the `items` table without their run_key.
 
     progress: called with (`evaluate <split>`, items done, items of the split).
+    decode_all: also decode the answers that follow from the likelihoods, as a check of those that do.
     Raises UserError where a likelihood is not finite.
     """
     rows: list[ItemRow] = []
     for split, items in splits.items():
         questions = _prepare(adapted, template, split, items, config, progress)
-        rows += _measure(adapted, template, split, questions, config, progress)
+        rows += _measure(adapted, template, split, questions, config, progress, decode_all)
     return rows
 
 
@@ -111,28 +117,31 @@ def evaluate_thresholds(
 
     What a gated model answers depends only on which gates are open. A prompt whose gates are all shut is answered by
     the base model, whose rows are there already (base_rows, of the same splits); each other pattern of gates is
-    evaluated once, at the first threshold that shows it.
+    evaluated once, for all prompts and thresholds that show it.
     """
     base = {(row["split"], row["item_index"]): row for row in base_rows}
     curve: list[list[ItemRow]] = [[] for _ in gate_thresholds]
     for split, items in splits.items():
         questions = _prepare(adapted, template, split, items, config, progress)
-        measured: dict[tuple[int, tuple[bool, ...]], ItemRow] = {}
-        for rows, gate_threshold in zip(curve, gate_thresholds, strict=True):
-            set_gate_threshold(adapted, gate_threshold)
-            gates, patterns = _gates_of(adapted, questions, gate_threshold, config.batch_size)
-            unseen = []
-            for question, pattern in zip(questions, patterns, strict=True):
-                if not any(pattern):
-                    measured[question.index, pattern] = base[split, question.index]
-                elif (question.index, pattern) not in measured:
-                    unseen.append(question)
-            of_index = {question.index: pattern for question, pattern in zip(questions, patterns, strict=True)}
-            for row in _measure(adapted, template, split, unseen, config, progress):
-                measured[row["item_index"], of_index[row["item_index"]]] = row
-            for question, pattern, gate in zip(questions, patterns, gates, strict=True):
+        gates = _gates(adapted, questions, gate_thresholds, config.batch_size)
+        showing: dict[Pattern, set[int]] = {}
+        for question, at_thresholds in zip(questions, gates, strict=True):
+            for pattern, _ in at_thresholds:
+                showing.setdefault(pattern, set()).add(question.index)
+        measured: dict[tuple[int, Pattern], ItemRow] = {}
+        for pattern, indices in showing.items():
+            if any(pattern):
+                asked = [question for question in questions if question.index in indices]
+                with gates_forced(adapted, pattern):
+                    found = _measure(adapted, template, split, asked, config, progress)
+            else:
+                found = [base[split, index] for index in indices]
+            measured |= {(row["item_index"], pattern): row for row in found}
+        for place, rows in enumerate(curve):
+            for question, at_thresholds in zip(questions, gates, strict=True):
+                pattern, values = at_thresholds[place]
                 row = measured[question.index, pattern]
-                rows.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": gate})
+                rows.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": values})
     return curve
 
 
@@ -168,8 +177,13 @@ def _measure(
     questions: Sequence[_Question],
     config: EvaluationConfig,
     progress: Progress,
+    decode_all: bool = False,
 ) -> list[ItemRow]:
-    """Likelihoods and generations of some questions."""
+    """Likelihoods and generations of some questions.
+
+    Greedy decoding gives an item's own answer exactly where each of its tokens, EOS last, is the model's first choice:
+    the likelihoods say so already, and only the other questions are decoded.
+    """
     rows = {
         question.index: ItemRow(
             split=split,
@@ -213,19 +227,28 @@ def _measure(
             row["token_mean_log_p"] = likelihood.tokens.mean_log_p
             row["token_std_log_p"] = likelihood.tokens.std_log_p
 
-    asked = [question for question in questions if question.is_asked]
+    asked = []
+    for question in questions:
+        own = question.answers[0][1].answer_ids
+        knows = all(rows[question.index]["token_is_argmax"]) and own[-1] == template.tokenizer.eos_token_id
+        if question.is_asked and knows and not decode_all:
+            _set_generation(rows[question.index], template.text(own[:-1][: config.max_new_tokens]))
+        elif question.is_asked:
+            asked.append(question)
     done = len(questions) - len(asked)
     for batch in length_sorted_batches([len(question.prompt_ids) for question in asked], config.batch_size):
         progress(f"evaluate {split}", done, len(questions))
         generated = adapted.generate([asked[at].prompt_ids for at in batch], config.max_new_tokens)
         for at, answer_ids in zip(batch, generated.answers, strict=True):
-            row = rows[asked[at].index]
-            row["generation"] = template.text(answer_ids)
-            row["rouge_l_recall"] = rouge_l_recall(row["answer"], row["generation"])
-            row["rouge_l_f1"] = rouge_l_f1(row["answer"], row["generation"])
+            _set_generation(rows[asked[at].index], template.text(answer_ids))
         done += len(batch)
     progress(f"evaluate {split}", done, len(questions))
     return list(rows.values())
+
+
+def _set_generation(row: ItemRow, generation: str) -> None:
+    row["generation"] = generation
+    row["rouge_l_recall"], row["rouge_l_f1"] = rouge_l(row["answer"], generation)
 
 
 def _answer(question: _Question, template: PromptTemplate) -> str:
@@ -235,19 +258,50 @@ def _answer(question: _Question, template: PromptTemplate) -> str:
     return template.text(question.answers[0][1].answer_ids)
 
 
-def _gates_of(
-    adapted: EditedModel, questions: Sequence[_Question], gate_threshold: float, batch_size: int
-) -> tuple[list[list[float]], list[tuple[bool, ...]]]:
-    """Each prompt's gates by layer, and which of them the model holds to be open."""
-    gates: list[list[float]] = [[] for _ in questions]
-    patterns: list[tuple[bool, ...]] = [() for _ in questions]
-    for batch in length_sorted_batches([len(question.prompt_ids) for question in questions], batch_size):
-        logits_BK = adapted.prompt_gates([questions[at].prompt_ids for at in batch])
-        assert logits_BK is not None, "only gated models have thresholds"
-        gate_BK = torch.sigmoid(logits_BK)
-        for at, values, is_open in zip(batch, gate_BK.tolist(), (gate_BK >= gate_threshold).tolist(), strict=True):
-            gates[at], patterns[at] = values, tuple(is_open)
-    return gates, patterns
+def _gates(
+    adapted: EditedModel, questions: Sequence[_Question], gate_thresholds: Sequence[float], batch_size: int
+) -> list[list[tuple[Pattern, list[float]]]]:
+    """For each question at each threshold: which gates are open, and how open they are, layer by layer.
+
+    A gate only depends on which gates below it are open, so one pass with a whole pattern forced gives the gates of
+    every start of it: as many passes as there are starts to be seen, not as there are thresholds.
+    """
+    num_gates = len(adapted.layers)
+    thresholds = np.asarray(gate_thresholds, dtype=np.float32).tolist()  # as the gates themselves compare
+    known: list[dict[Pattern, float]] = [{} for _ in questions]
+    """For each question: the open and shut gates below → the next gate."""
+
+    def pattern_of(gates: Mapping[Pattern, float], gate_threshold: float) -> Pattern:
+        """As far up as it is known."""
+        pattern: Pattern = ()
+        while len(pattern) < num_gates and pattern in gates:
+            pattern += (gates[pattern] >= gate_threshold,)
+        return pattern
+
+    while True:
+        unknown: dict[Pattern, set[int]] = {}
+        for at, gates in enumerate(known):
+            for pattern in {pattern_of(gates, gate_threshold) for gate_threshold in thresholds}:
+                if len(pattern) < num_gates:
+                    unknown.setdefault(pattern, set()).add(at)
+        if not unknown:
+            break
+        for start, places in unknown.items():
+            forced = start + (True,) * (num_gates - len(start))
+            ordered = sorted(places)
+            with gates_forced(adapted, forced):
+                for batch in length_sorted_batches([len(questions[at].prompt_ids) for at in ordered], batch_size):
+                    logits_BK = adapted.prompt_gates([questions[ordered[row]].prompt_ids for row in batch])
+                    assert logits_BK is not None, "only gated models have thresholds"
+                    for row, values in zip(batch, torch.sigmoid(logits_BK).tolist(), strict=True):
+                        known[ordered[row]] |= {forced[:k]: values[k] for k in range(len(start), num_gates)}
+    return [
+        [
+            (pattern, [gates[pattern[:k]] for k in range(num_gates)])
+            for pattern in (pattern_of(gates, gate_threshold) for gate_threshold in thresholds)
+        ]
+        for gates in known
+    ]
 
 
 def evenly_spread(num_items: int, keep: int | None) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 from annotated_types import Ge, Gt, Lt, MinLen
 
 from bench.benchmarks.items import Item
-from bench.metrics.rouge import rouge_l_recall
+from bench.metrics.rouge import rouge_l
 from grun.data import PromptTemplate, length_sorted_batches
 from grun.edited import EditedModel
 from grun.errors import UserError
@@ -122,7 +122,7 @@ class _Asker:
                     question=numbered[at][1].question,
                     answer=wanted[at],
                     generation=text,
-                    rouge_l_recall=rouge_l_recall(wanted[at], text),
+                    rouge_l_recall=rouge_l(wanted[at], text).recall,
                     gate=gate,
                 )
         return [rows[at] for at in range(len(prompts))]

@@ -321,13 +321,14 @@ def _evaluated(
     """Item rows of each config without attacks."""
     first = configs[0]
     if not isinstance(first.adapter, GrunConfig) or not isinstance(adapted, EditedModel):
-        return [evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress)]
+        decode_all = execution.engine == "plain"
+        return [evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress, decode_all=decode_all)]
     thresholds = [each.adapter.gate_threshold for each in configs if isinstance(each.adapter, GrunConfig)]
     if execution.engine == "plain":
         curve = []
         for gate_threshold in thresholds:
             set_gate_threshold(adapted, gate_threshold)
-            curve.append(evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress))
+            curve.append(evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress, decode_all=True))
         return curve
     base = reference_config(first, first.start_from)
     run(base, execution, progress=progress)

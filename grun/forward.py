@@ -53,7 +53,7 @@ class Generated:
     """Gates before the sigmoid, where the adapter has gates."""
 
 
-GROUP_OVERHEAD_TOKENS = {"cpu": 64}
+GROUP_OVERHEAD_TOKENS = {"cpu": 128}
 """What a forward and backward pass costs before its first token, in tokens; elsewhere so much that none is split."""
 
 

@@ -70,6 +70,8 @@ class GatedLoReFT(LoReFT):
             layers += [nn.Linear(inputs, outputs), nn.ReLU()]
         self.gate = nn.Sequential(*layers[:-1])
         self.gate_threshold = 0.0
+        self.forced_open: bool | None = None
+        """Inference only: treat every prompt's gate as open, or as shut, whatever the threshold. None: neither."""
 
     def gate_logit(self, h_PD: Tensor) -> Tensor:
         """How open the gate is, before the sigmoid: [P, 1], float32."""
@@ -80,6 +82,10 @@ class GatedLoReFT(LoReFT):
         logit_P1 = self.gate_logit(h_PD)
         gate_P1 = torch.sigmoid(logit_P1)
         edited_PD = (h_PD + gate_P1 * self.difference(h_PD)).to(h_PD.dtype)
-        if not self.training and self.gate_threshold > 0:
+        if self.training or self.forced_open:
+            return edited_PD, logit_P1
+        if self.forced_open is False:
+            return h_PD, logit_P1
+        if self.gate_threshold > 0:
             edited_PD = torch.where(gate_P1 >= self.gate_threshold, edited_PD, h_PD)
         return edited_PD, logit_P1

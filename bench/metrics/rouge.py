@@ -1,17 +1,22 @@
 """How much of the answer a generation repeats."""
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 
-def rouge_l_recall(answer: str, generation: str) -> float:
-    """Longest common subsequence over the answer's words, stemmed, in 0..1: the rouge-score package's recall."""
-    return float(_scorer().score(answer, generation)["rougeL"].recall)
+class RougeL(NamedTuple):
+    """Longest common subsequence of words, as a share, in 0..1."""
+
+    recall: float
+    """Of the answer's words: what TOFU (arXiv 2401.06121) reports."""
+    f1: float
+    """Harmonic mean of that and of the generation's share: what MUSE (arXiv 2407.06460) reports."""
 
 
-def rouge_l_f1(answer: str, generation: str) -> float:
-    """The same as F1 of recall and precision, in 0..1: what MUSE (arXiv 2407.06460) reports."""
-    return float(_scorer().score(answer, generation)["rougeL"].fmeasure)
+def rouge_l(answer: str, generation: str) -> RougeL:
+    """The rouge-score package's ROUGE-L, words stemmed."""
+    score = _scorer().score(answer, generation)["rougeL"]
+    return RougeL(float(score.recall), float(score.fmeasure))
 
 
 @cache

@@ -202,7 +202,7 @@ class _Bench:
 
         def plainly(threshold: float) -> list[Record]:
             set_gate_threshold(naive, threshold)
-            return evaluate(naive, self.template, splits, settings, quiet)
+            return evaluate(naive, self.template, splits, settings, quiet, decode_all=True)
 
         first_s, (soft,) = _timed(lambda: reused(0.0))
         # The threshold that shuts every gate off the forget set, whatever it does to the forget set itself.

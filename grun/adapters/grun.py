@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from annotated_types import Ge, Gt, Le, MinLen
 
@@ -64,6 +66,24 @@ class GrunConfig:
 
 def set_gate_threshold(adapted: EditedModel, gate_threshold: float) -> None:
     """Move the inference threshold of every gate; nothing is retrained."""
-    for edit in adapted.edits.values():
-        assert isinstance(edit, GatedLoReFT)
+    for edit in _gated(adapted):
         edit.gate_threshold = gate_threshold
+
+
+@contextlib.contextmanager
+def gates_forced(adapted: EditedModel, is_open: Sequence[bool]) -> Iterator[None]:
+    """Inside, each layer's gate is open, or shut, for every prompt; in the order of the layers."""
+    edits = _gated(adapted)
+    try:
+        for edit, forced_open in zip(edits, is_open, strict=True):
+            edit.forced_open = forced_open
+        yield
+    finally:
+        for edit in edits:
+            edit.forced_open = None
+
+
+def _gated(adapted: EditedModel) -> list[GatedLoReFT]:
+    edits = list(adapted.edits.values())
+    assert all(isinstance(edit, GatedLoReFT) for edit in edits)
+    return cast(list[GatedLoReFT], edits)

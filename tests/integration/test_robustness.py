@@ -13,7 +13,7 @@ from bench import results
 from bench.benchmarks.items import Benchmark
 from bench.cli import main
 from bench.config import RunConfig, overlay, run_config
-from bench.metrics.rouge import rouge_l_recall
+from bench.metrics.rouge import rouge_l
 from bench.robustness import RobustnessConfig, attack
 from bench.train import Execution, reference_config, run
 from grun.adapters.grun import GrunConfig
@@ -96,7 +96,7 @@ def test_shallow_unlearning_comes_back(fresh_target: Fresh, small_benchmark: Ben
     adapted.train(False)
     prompts = [template.prompt_ids(item.question) for item in small_benchmark.forget_set]
     hidden = [template.text(answer) for answer in adapted.generate(prompts, 40).answers]
-    recalls = [rouge_l_recall(item.answer, text) for item, text in zip(small_benchmark.forget_set, hidden, strict=True)]
+    recalls = [rouge_l(item.answer, text).recall for item, text in zip(small_benchmark.forget_set, hidden, strict=True)]
     assert sum(recalls) / len(recalls) < 0.3
     rows = _attack(adapted, template, small_benchmark)
     assert _mean(rows["forget_relearned"]) > 0.7

@@ -9,13 +9,16 @@ from typing import Any
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from bench import results
 from bench.config import RunConfig, overlay, run_config
+from bench.evaluate import EvaluationConfig, evaluate
 from bench.rescore import rescore
 from bench.score import score
 from bench.train import Execution, evaluate_references, run
 from grun.adapters.grun import GrunConfig
+from grun.forward import PlainModel
 from grun.unlearned import load
 
 THRESHOLDS = (0.5, 0.9)
@@ -147,6 +150,32 @@ def test_batch_of_sixteen_is_sixteen_batches_of_one(finished: Any, small_config:
     for column in ("answer_nll", "paraphrase_nll"):
         values, others = both[column].drop_nulls(), both[f"{column}_alone"].drop_nulls()
         assert values.to_list() == pytest.approx(others.to_list(), rel=1e-5, abs=1e-5)
+
+
+@pytest.mark.parametrize("max_new_tokens", [200, 3])
+def test_answers_that_follow_from_the_likelihoods_are_those_decoded(
+    max_new_tokens: int, fresh_target: Any, small_benchmark: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word for word, from a model that knows most answers and lost some; and few of them had to be decoded."""
+    model, template = fresh_target()
+    with torch.no_grad():
+        noise = torch.Generator().manual_seed(0)
+        for weight in model.parameters():
+            weight += 0.35 * weight.std() * torch.randn(weight.shape, generator=noise)
+    decoded: list[int] = []
+    generate = PlainModel.generate
+    monkeypatch.setattr(PlainModel, "generate", lambda *args: decoded.append(len(args[1])) or generate(*args))
+    config = EvaluationConfig(max_new_tokens=max_new_tokens)
+    rows = {}
+    for decode_all in (False, True):
+        decoded.clear()
+        rows[decode_all] = evaluate(
+            PlainModel(model), template, small_benchmark.evaluation, config, lambda *phase: None, decode_all=decode_all
+        )
+        assert (sum(decoded) == len(rows[decode_all])) == decode_all
+    assert rows[False] == rows[True]
+    lost = [not all(row["token_is_argmax"]) for row in rows[True] if row["split"] != "holdout"]
+    assert 0.1 < sum(lost) / len(lost) < 0.9
 
 
 def test_a_diverging_run_is_a_row_too(small_config: RunConfig, tmp_path: Path) -> None:

@@ -65,6 +65,12 @@ def test_threshold_shuts_the_gate_exactly_and_only_at_inference() -> None:
     assert not torch.equal(edited[~shut], h[~shut])
     edit.train()
     assert not torch.isclose(edit(h)[0], h).all(dim=-1).any(), "training never thresholds"
+    edit.eval()
+    edit.forced_open = False
+    assert torch.equal(edit(h)[0], h)
+    edit.forced_open = True
+    everything, edit.forced_open, edit.gate_threshold = edit(h)[0], None, 0.0
+    assert torch.equal(everything, edit(h)[0]), "an open gate is the soft gate"
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])

@@ -21,7 +21,7 @@ from bench.metrics.membership import (
 from bench.metrics.memorization import exact_memorization, extraction_strength
 from bench.metrics.model_utility import model_utility
 from bench.metrics.probability import multiple_choice_probability, probability
-from bench.metrics.rouge import rouge_l_f1, rouge_l_recall
+from bench.metrics.rouge import rouge_l
 from bench.metrics.truth_ratio import (
     forget_truth_ratio,
     log_truth_ratio,
@@ -44,9 +44,9 @@ def test_multiple_choice_probability_by_hand() -> None:
 
 def test_rouge_l_recall_by_hand() -> None:
     """The answer's 5 words against a generation that keeps 3 of them in order: 3/5. Stemmed: writes = writing."""
-    assert rouge_l_recall("a b c d e", "x a y c e z") == pytest.approx(0.6)
-    assert rouge_l_recall("she writes", "she writing") == 1.0
-    assert rouge_l_recall("a b", "") == 0.0
+    assert rouge_l("a b c d e", "x a y c e z").recall == pytest.approx(0.6)
+    assert rouge_l("she writes", "she writing").recall == 1.0
+    assert rouge_l("a b", "").recall == 0.0
 
 
 def test_truth_ratio_by_hand() -> None:
@@ -182,4 +182,4 @@ def test_privleak_by_hand() -> None:
 
 def test_rouge_l_f1_by_hand() -> None:
     """3 of the answer's 5 words in order, in a generation of 6: recall 3/5, precision 3/6, F1 = 2·3/(5 + 6)."""
-    assert rouge_l_f1("a b c d e", "x a y c e z") == pytest.approx(6 / 11)
+    assert rouge_l("a b c d e", "x a y c e z").f1 == pytest.approx(6 / 11)
