@@ -22,12 +22,15 @@ demo: $(READY)
 	@echo "== the page"
 	$(BIN)/grun-bench report $(RESULTS)
 
-# About an hour with SmolLM2: leave the machine alone while it runs.
+# Tens of minutes with SmolLM2: leave the machine alone while it runs. With TOFU=DIR on the real TOFU's JSON files.
+BENCH := --output docs/benchmarks.md --adapter.learning_rate 0.01
+bench: BENCH += $(if $(TOFU),--benchmark tofu --benchmark.data_dir $(TOFU) --benchmark.forget_split forget01)
 bench: setup-smollm2
 	@echo "== GRUN's engine against pyvene, hooks, LoRA and full fine-tuning, into docs/benchmarks.md"
-	$(BIN)/grun-bench benchmark --output docs/benchmarks.md --adapter.learning_rate 0.01 --training.num_epochs 33
-	$(BIN)/grun-bench benchmark --output docs/benchmarks.md --model smollm2 --benchmark.num_authors 6 \
-		--rounds 3 --steps 1 --num-trials 0 --training.num_epochs 8 --evaluation.max_items_per_split 8
+	$(BIN)/grun-bench benchmark $(BENCH) --training.num_epochs 33 $(if $(TOFU),--benchmark.num_items 200)
+	$(BIN)/grun-bench benchmark $(BENCH) --model smollm2 --rounds 3 --steps 1 --num-trials 0 \
+		--training.num_epochs 8 --evaluation.max_items_per_split 8 \
+		$(if $(TOFU),--benchmark.num_items 100,--benchmark.num_authors 6)
 
 test: check setup-smollm2
 	@echo "== tests"
