@@ -261,8 +261,9 @@ def _pool(options: argparse.Namespace) -> Pool:
 
     return Pool(
         num_concurrent=options.num_concurrent,
-        cpus_per_trial=options.cpus_per_trial,
-        gpus_per_trial=options.gpus_per_trial,
+        time_budget_s=None if options.time_budget is None else 60.0 * options.time_budget,
+        cpus_per_worker=options.cpus_per_worker,
+        gpus_per_worker=options.gpus_per_worker,
     )
 
 
@@ -279,6 +280,13 @@ def _execution(options: argparse.Namespace, results: Path | None = None) -> Exec
         device=options.device,
         engine=options.engine,
         num_threads=options.num_threads,
+        num_workers=options.num_workers,
+        ray_train=options.ray_train,
+        cpus_per_worker=options.cpus_per_worker,
+        gpus_per_worker=options.gpus_per_worker or 0.0,
+        accumulation_steps=options.accumulation_steps,
+        gradient_checkpointing=options.gradient_checkpointing,
+        shard=options.shard,
     )
 
 
@@ -400,7 +408,16 @@ def _parser() -> argparse.ArgumentParser:
         added.add_argument(
             "--engine", choices=["auto", "plain"], default="auto", help="plain: check GRUN and ReFT through pyvene"
         )
-        added.add_argument("--num-threads", type=_positive, help="torch's CPU threads (in a sweep: --cpus-per-trial)")
+        added.add_argument("--num-threads", type=_positive, help="torch's CPU threads (in a sweep: --cpus-per-worker)")
+        added.add_argument("--num-workers", type=_positive, default=1, help="processes that do one run together")
+        added.add_argument("--cpus-per-worker", type=_positive, default=1, help="CPUs and torch threads of a worker")
+        added.add_argument("--gpus-per-worker", type=float, help="default: 1 where there are GPUs; fractions share one")
+        added.add_argument("--accumulation-steps", type=_positive, default=1, help="passes a step, to use less memory")
+        added.add_argument("--gradient-checkpointing", action="store_true", help="full, lora: the same at more time")
+        added.add_argument("--shard", action="store_true", help="full: FSDP2, for models that fit no GPU whole")
+        added.add_argument(
+            "--ray-train", choices=["auto", "always"], default="auto", help="always: also for one worker, as a check"
+        )
 
     def thresholds(added: argparse.ArgumentParser) -> None:
         added.add_argument(
@@ -409,8 +426,9 @@ def _parser() -> argparse.ArgumentParser:
 
     def pool(added: argparse.ArgumentParser) -> None:
         added.add_argument("--num-concurrent", type=_positive, help="trials at once; default: as many as fit")
-        added.add_argument("--cpus-per-trial", type=_positive, default=1, help="CPUs and torch threads of a trial")
-        added.add_argument("--gpus-per-trial", type=float, help="default: 1 where there are GPUs; fractions share one")
+        added.add_argument(
+            "--time-budget", type=_positive, metavar="MINUTES", help="begin no trial after so long; the same goes on"
+        )
 
     def robustness(added: argparse.ArgumentParser) -> None:
         added.add_argument(

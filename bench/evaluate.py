@@ -21,6 +21,7 @@ from grun.edited import EditedModel
 from grun.errors import UserError
 from grun.forward import Adapted
 from grun.likelihood import answer_likelihoods
+from grun.workers import ALONE, Workers
 
 ItemRow = dict[str, Any]
 Pattern = tuple[bool, ...]
@@ -89,18 +90,21 @@ def evaluate(
     config: EvaluationConfig,
     progress: Progress,
     *,
+    workers: Workers = ALONE,
     decode_all: bool = False,
 ) -> list[ItemRow]:
     """Raw values of every item, as rows of the `items` table without their run_key.
 
     progress: called with (`evaluate <split>`, items done, items of the split).
+    workers: they share out the items of each split; every one gets all rows.
     decode_all: also decode the answers that follow from the likelihoods, as a check of those that do.
     Raises UserError where a likelihood is not finite.
     """
     rows: list[ItemRow] = []
     for split, items in splits.items():
-        questions = _prepare(adapted, template, split, items, config, progress)
-        rows += _measure(adapted, template, split, questions, config, progress, decode_all)
+        questions = workers.share_of(_prepare(adapted, template, split, items, config, progress))
+        found = workers.gather(_measure(adapted, template, split, questions, config, progress, decode_all))
+        rows += sorted(found, key=_item_index)
     return rows
 
 
@@ -112,6 +116,8 @@ def evaluate_thresholds(
     gate_thresholds: Sequence[float],
     base_rows: Sequence[ItemRow],
     progress: Progress,
+    *,
+    workers: Workers = ALONE,
 ) -> list[list[ItemRow]]:
     """What `evaluate` gives at each gate threshold, for little more than one evaluation.
 
@@ -122,7 +128,7 @@ def evaluate_thresholds(
     base = {(row["split"], row["item_index"]): row for row in base_rows}
     curve: list[list[ItemRow]] = [[] for _ in gate_thresholds]
     for split, items in splits.items():
-        questions = _prepare(adapted, template, split, items, config, progress)
+        questions = workers.share_of(_prepare(adapted, template, split, items, config, progress))
         gates = _gates(adapted, questions, gate_thresholds, config.batch_size)
         showing: dict[Pattern, set[int]] = {}
         for question, at_thresholds in zip(questions, gates, strict=True):
@@ -138,10 +144,12 @@ def evaluate_thresholds(
                 found = [base[split, index] for index in indices]
             measured |= {(row["item_index"], pattern): row for row in found}
         for place, rows in enumerate(curve):
+            own: list[ItemRow] = []
             for question, at_thresholds in zip(questions, gates, strict=True):
                 pattern, values = at_thresholds[place]
                 row = measured[question.index, pattern]
-                rows.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": values})
+                own.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": values})
+            rows += sorted(workers.gather(own), key=_item_index)
     return curve
 
 
@@ -302,6 +310,10 @@ def _gates(
         ]
         for gates in known
     ]
+
+
+def _item_index(row: ItemRow) -> int:
+    return int(row["item_index"])
 
 
 def evenly_spread(num_items: int, keep: int | None) -> list[int]:

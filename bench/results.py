@@ -88,6 +88,7 @@ RUNS_SCHEMA = pa.schema(
         ("layers", pa.list_(pa.int64())),
         ("learning_rate", pa.float64()),
         ("num_epochs", pa.int64()),
+        ("num_steps", pa.int64()),
         ("forget_weight", pa.float64()),
         ("retain_weight", pa.float64()),
         ("gate_weight", pa.float64()),

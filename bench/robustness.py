@@ -22,6 +22,7 @@ from grun.edited import EditedModel
 from grun.errors import UserError
 from grun.forward import Adapted, PlainModel
 from grun.losses import token_nll
+from grun.workers import ALONE, Workers
 
 ItemRow = dict[str, Any]
 
@@ -53,13 +54,15 @@ def attack(
     max_new_tokens: int,
     batch_size: int,
     progress: Callable[[str, int, int], None],
+    workers: Workers = ALONE,
 ) -> list[ItemRow]:
     """Rows of every attack that the items allow, as rows of the `items` table. The model is left as it was.
 
     numbered: forget items with their item_index. learning_rate: what the model was taught with.
+    workers: they share out the questions; every one gets all rows.
     Raises UserError where a library is missing.
     """
-    ask = _Asker(template, max_new_tokens, batch_size)
+    ask = _Asker(template, max_new_tokens, batch_size, workers)
     rows: list[ItemRow] = []
     questions = [(number, item) for number, item in numbered if item.paraphrased_question is not None]
     prompts = [template.prompt_ids(str(item.paraphrased_question)) for _, item in questions]
@@ -97,8 +100,9 @@ def _came_back(rows: Sequence[ItemRow]) -> float:
 class _Asker:
     """Greedy answers as rows."""
 
-    def __init__(self, template: PromptTemplate, max_new_tokens: int, batch_size: int) -> None:
+    def __init__(self, template: PromptTemplate, max_new_tokens: int, batch_size: int, workers: Workers) -> None:
         self.template, self.max_new_tokens, self.batch_size = template, max_new_tokens, batch_size
+        self.workers = workers
 
     def __call__(
         self,
@@ -109,7 +113,9 @@ class _Asker:
         wanted: Sequence[str],
     ) -> list[ItemRow]:
         rows: dict[int, ItemRow] = {}
-        for batch in length_sorted_batches([len(prompt) for prompt in prompts], self.batch_size):
+        own = self.workers.share_of(range(len(prompts)))
+        for places in length_sorted_batches([len(prompts[at]) for at in own], self.batch_size):
+            batch = [own[place] for place in places]
             generated = adapted.generate([prompts[at] for at in batch], self.max_new_tokens)
             gates: list[Any] = [None] * len(batch)
             if generated.gate_logit_BK is not None:
@@ -125,7 +131,8 @@ class _Asker:
                     rouge_l_recall=rouge_l(wanted[at], text).recall,
                     gate=gate,
                 )
-        return [rows[at] for at in range(len(prompts))]
+        everyones = dict(self.workers.gather(list(rows.items())))
+        return [everyones[at] for at in range(len(prompts))]
 
 
 @contextlib.contextmanager

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend
@@ -18,6 +20,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from bench import results
 from bench.config import run_config
+from bench.pareto import nondominated
 from bench.search_space import THRESHOLD, SweepConfig
 from bench.train import Row, at_thresholds, failed_row
 from grun.errors import UserError
@@ -37,7 +40,10 @@ class StudySearch(Searcher):
     All state is in Optuna's storage in the results folder; a new one goes on where the last one was cut off.
     """
 
-    def __init__(self, studies: Sequence[SweepConfig], results_folder: Path, log: Log) -> None:
+    def __init__(
+        self, studies: Sequence[SweepConfig], results_folder: Path, log: Log, time_budget_s: float | None = None
+    ) -> None:
+        """time_budget_s: after so many seconds no trial is begun; those under way are finished."""
         self._objectives = dict(studies[0].objectives)
         super().__init__()  # without metrics: Tune would insist on them even for a failed trial
         self._results = results_folder
@@ -51,12 +57,21 @@ class StudySearch(Searcher):
             self._open(name, config)
         self.num_trials_left = sum(self._left.values())
         self._num_done = 0
+        self._out_of_time = False
         self._started = time.perf_counter()
+        self._deadline = math.inf if time_budget_s is None else self._started + time_budget_s
+        self._seen: list[list[float]] = []
+        """Objectives of every row of this sweep so far."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next run of the study that is furthest from its budget; called by Tune."""
         name = max(self._left, key=lambda study: self._left[study])
         if self._left[name] == 0:
+            return Searcher.FINISHED
+        if time.perf_counter() > self._deadline:
+            if not self._out_of_time:
+                self._log("the time budget is used up; what is under way is finished, the same command goes on")
+            self._out_of_time = True
             return Searcher.FINISHED
         self._left[name] -= 1
         self._suggested[trial_id] = self._searches[name].suggest(trial_id)
@@ -74,7 +89,7 @@ class StudySearch(Searcher):
             self._searches[name].on_trial_complete(trial_id, result=values)
             self._add_thresholds(name, suggested["number"], rows[1:])
             scores = "  ".join(f"{metric} {value:.3f}" for metric, value in values.items())
-            line = f"{rows[0]['method']}  {scores}  {rows[0]['train_seconds']:.0f} s"
+            line = f"{rows[0]['method']}  {scores}  {rows[0]['train_seconds']:.0f} s{self._on_the_front(rows)}"
         else:
             self._searches[name].on_trial_complete(trial_id, error=True)
             problem = result.get("error")
@@ -85,7 +100,15 @@ class StudySearch(Searcher):
             line = f"failed: {problem}"
         elapsed = time.perf_counter() - self._started
         left = elapsed / self._num_done * (self.num_trials_left - self._num_done)
-        self._log(f"[{self._num_done}/{self.num_trials_left}, {left / 60:.0f} min left] {name}: {line}")
+        rate = f"{60 * self._num_done / elapsed:.1f} a minute"
+        self._log(f"[{self._num_done}/{self.num_trials_left}, {rate}, {left / 60:.0f} min left] {name}: {line}")
+
+    def _on_the_front(self, rows: Sequence[Row]) -> str:
+        """Whether a trial's rows are on the front of this sweep so far, and how long that is."""
+        self._seen += [[row[metric] for metric in self._objectives] for row in rows]
+        kept = nondominated(np.array(self._seen), list(self._objectives.values()))
+        on_it = int(kept[-len(rows) :].sum())
+        return f"  front of {kept.sum()}" + (f", {on_it} of them new" if on_it else "")
 
     def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
         """Nothing: a trial reports once, at its end."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import shutil
 import tempfile
 import time
@@ -22,6 +20,7 @@ from filelock import FileLock, Timeout
 from ray import tune
 
 from bench import results
+from bench.cluster import DRIVER, connected
 from bench.config import RunConfig, run_config
 from bench.prepare import StartFrom, prepared_model
 from bench.search_space import SweepConfig
@@ -37,15 +36,6 @@ from bench.train import (
 )
 from grun.errors import UserError
 
-RAY_ENVIRONMENT = {
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_SCHEDULER_EVENTS": "0",
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-}
-"""No tables, phoning home or log files of Tune's own, and workers that find relative paths as the driver does."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Pool:
@@ -53,10 +43,12 @@ class Pool:
 
     num_concurrent: int | None = None
     """Trials at once; None: as many as fit."""
-    cpus_per_trial: int = 1
-    """CPUs, and torch threads, of one trial."""
-    gpus_per_trial: float | None = None
-    """GPUs of one trial, fractions allowed; None: one where the cluster has any."""
+    time_budget_s: float | None = None
+    """Seconds after which no trial is begun; None: none are too many."""
+    cpus_per_worker: int = 1
+    """CPUs, and torch threads, of each worker of a trial."""
+    gpus_per_worker: float | None = None
+    """GPUs of each, fractions allowed; None: one where the cluster has any."""
 
 
 def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log: Log) -> None:
@@ -69,26 +61,32 @@ def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log:
     results.create(execution.results)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    with _study_locks(studies, execution.results), _ray(log):
-        num_concurrent, gpus = _place(pool)
-        worker = replace(execution, num_threads=pool.cpus_per_trial, device="cuda" if gpus else execution.device)
-        _prepare_references(studies, worker, pool.cpus_per_trial, gpus, log)
-        search = StudySearch(studies, execution.results, log)
+    with _study_locks(studies, execution.results), connected(log):
+        placement = _place(pool, execution.num_workers)
+        worker = replace(
+            execution,
+            num_threads=pool.cpus_per_worker,
+            cpus_per_worker=pool.cpus_per_worker,
+            gpus_per_worker=placement.gpus_per_worker,
+            device="cuda" if placement.gpus_per_worker else execution.device,
+        )
+        _prepare_references(studies, worker, log)
+        search = StudySearch(studies, execution.results, log, pool.time_budget_s)
         if search.num_trials_left == 0:
             log("every study has used its budget; nothing to do (raise --num-trials to go on)")
             return
-        log(f"{search.num_trials_left} trainings to do, {num_concurrent} at a time")
+        log(f"{search.num_trials_left} trainings to do, {placement.num_concurrent} at a time")
         scratch = tempfile.mkdtemp(prefix="grun-bench-tune-")
         try:
             tuner = tune.Tuner(
                 tune.with_resources(
                     tune.with_parameters(_trial, execution=worker, studies={s.study: s for s in studies}),
-                    {"cpu": pool.cpus_per_trial, "gpu": gpus},
+                    _trial_resources(worker),
                 ),
                 tune_config=tune.TuneConfig(
                     search_alg=search,
                     num_samples=search.num_trials_left,
-                    max_concurrent_trials=num_concurrent,
+                    max_concurrent_trials=placement.num_concurrent,
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: trial.trial_id,
                 ),
@@ -155,41 +153,39 @@ def _study_locks(studies: Sequence[SweepConfig], folder: Path) -> Iterator[None]
         yield
 
 
-@contextmanager
-def _ray(log: Log) -> Iterator[None]:
-    """The cluster at RAY_ADDRESS, else one on this machine for as long as the sweep lasts."""
-    if ray.is_initialized():
-        yield
-        return
-    log("starting Ray")
-    for name, value in RAY_ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        yield
-    finally:
-        ray.shutdown()
+@dataclass(frozen=True, kw_only=True)
+class _Placement:
+    """What fits where."""
+
+    num_concurrent: int
+    """Trials at once."""
+    gpus_per_worker: float
 
 
-def _place(pool: Pool) -> tuple[int, float]:
-    """(trials at once, GPUs a trial). Raises UserError with the numbers where not even what was asked for fits."""
+def _place(pool: Pool, num_workers: int) -> _Placement:
+    """Raises UserError with the numbers where not even what was asked for fits: Ray would wait for ever."""
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-    gpus_per_trial = pool.gpus_per_trial if pool.gpus_per_trial is not None else float(gpus >= 1)
-    if gpus_per_trial > gpus:
-        raise UserError("--gpus-per-trial", f"{gpus_per_trial:g} asked for, but there are {gpus:g} GPUs; use fewer")
-    if pool.cpus_per_trial > cpus:
-        raise UserError("--cpus-per-trial", f"{pool.cpus_per_trial} asked for, but there are {cpus:g} CPUs; use fewer")
-    fit = int(cpus // pool.cpus_per_trial)
-    if gpus_per_trial:
-        fit = min(fit, int(gpus / gpus_per_trial))
+    gpus_per_worker = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(gpus >= 1)
+    for option, kind, each, have in (
+        ("--gpus-per-worker", "GPU", gpus_per_worker, gpus),
+        ("--cpus-per-worker", "CPU", pool.cpus_per_worker, cpus),
+    ):
+        if each * num_workers > have:
+            raise UserError(
+                option,
+                f"{num_workers} x {each:g} asked for a trial, but there are {have:g} {kind}s; use fewer",
+            )
+    fit = int(cpus // (pool.cpus_per_worker * num_workers))
+    if gpus_per_worker:
+        fit = min(fit, int(gpus / (gpus_per_worker * num_workers)))
     if pool.num_concurrent is not None and pool.num_concurrent > fit:
         raise UserError(
             "--num-concurrent",
-            f"{pool.num_concurrent} trials of {pool.cpus_per_trial} CPUs and {gpus_per_trial:g} GPUs do not fit "
-            f"{cpus:g} CPUs and {gpus:g} GPUs; use at most {fit}",
+            f"{pool.num_concurrent} trials of {num_workers} x ({pool.cpus_per_worker} CPUs, {gpus_per_worker:g} GPUs) "
+            f"do not fit {cpus:g} CPUs and {gpus:g} GPUs; use at most {fit}",
         )
-    return pool.num_concurrent or fit, gpus_per_trial
+    return _Placement(num_concurrent=pool.num_concurrent or fit, gpus_per_worker=gpus_per_worker)
 
 
 class _Board:
@@ -205,7 +201,14 @@ class _Board:
         return self.phases
 
 
-def _prepare_references(studies: Sequence[SweepConfig], execution: Execution, cpus: int, gpus: float, log: Log) -> None:
+def _trial_resources(execution: Execution) -> dict[str, float]:
+    """Of the process that runs a trial: a trial's own workers take theirs beside it."""
+    if execution.uses_ray_train:
+        return {DRIVER: 1.0}
+    return {"cpu": float(execution.cpus_per_worker), "gpu": execution.gpus_per_worker}
+
+
+def _prepare_references(studies: Sequence[SweepConfig], execution: Execution, log: Log) -> None:
     """Target and retain models trained side by side and evaluated, before any trial needs them."""
     configs: dict[str, RunConfig] = {}
     for study in studies:
@@ -221,11 +224,13 @@ def _prepare_references(studies: Sequence[SweepConfig], execution: Execution, cp
         return
     log("preparing target and retain models")
     board = ray.remote(num_cpus=0)(_Board).remote()
-    remote = ray.remote(num_cpus=cpus, num_gpus=gpus)
+    cpus = execution.cpus_per_worker
+    remote = ray.remote(num_cpus=cpus, num_gpus=execution.gpus_per_worker)
     prepare = remote(_prepare_task)
     _wait([prepare.remote(c, s, cpus, board) for c in configs.values() for s in references(c)], board, log)
     evaluate = remote(evaluate_references)
-    for rows in ray.get([evaluate.remote(config, execution) for config in configs.values()]):
+    alone = replace(execution, num_workers=1, ray_train="auto")
+    for rows in ray.get([evaluate.remote(config, alone) for config in configs.values()]):
         for row in rows:
             log(
                 f"{row['method']}: forget ROUGE-L {row['forget_rouge_l_recall']:.3f}, "

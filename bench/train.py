@@ -11,10 +11,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Ge
+from safetensors import SafetensorError
 
 from bench import costs, results
 from bench.benchmarks.items import Benchmark
@@ -27,18 +30,23 @@ from bench.robustness import attack
 from bench.score import score
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.none import NoneConfig
+from grun.checkpoints import Checkpoints
 from grun.data import PromptTemplate
 from grun.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.forward import Adapted, CausalLM, PlainModel
 from grun.plan import Plan, plan_steps, refusal_examples
 from grun.reference import Reference
+from grun.sharding import shard
 from grun.unlearn import reference_of, unlearn
 from grun.unlearned import save
+from grun.workers import ALONE, Workers
 
 Row = dict[str, Any]
 DEFAULT_CACHE_GB = 20.0
 """Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
+CHECKPOINT_SECONDS = 60.0
+"""A training that lasts longer leaves a checkpoint this often, to go on from if it is cut off."""
 logger = logging.getLogger(__name__)
 
 
@@ -56,6 +64,25 @@ class Execution:
     """torch's CPU threads; None: leave them as they are."""
     save_module: bool = True
     """Keep what was trained under RESULTS/modules."""
+    num_workers: Annotated[int, Ge(1)] = 1
+    """Processes that train and evaluate a run together, through Ray Train."""
+    ray_train: Literal["auto", "always"] = "auto"
+    """auto: a run of one worker skips Ray Train, whose start takes most of a minute."""
+    cpus_per_worker: Annotated[int, Ge(1)] = 1
+    """CPUs that a worker asks Ray for."""
+    gpus_per_worker: Annotated[float, Ge(0)] = 0.0
+    """GPUs likewise."""
+    accumulation_steps: Annotated[int, Ge(1)] = 1
+    """Passes that each worker cuts its part of a step into, to use less memory."""
+    gradient_checkpointing: bool = False
+    """Full fine-tuning and LoRA: compute activations again on the way back, to use less memory."""
+    shard: bool = False
+    """Full fine-tuning: each worker holds only its part of the weights (FSDP2), for models that fit no GPU whole."""
+
+    @property
+    def uses_ray_train(self) -> bool:
+        """Whether a run's work happens in workers of Ray Train."""
+        return self.num_workers > 1 or self.ray_train == "always"
 
     def torch_device(self) -> torch.device:
         """The device itself. Raises UserError where there is no such one."""
@@ -119,13 +146,32 @@ def run(
     """
     configs = at_thresholds(config, gate_thresholds)
     found = [results.read_run(execution.results, each.run_key) for each in configs]
-    if all(row is not None for row in found):
-        return [row for row in found if row is not None]
+    missing = [each for each, row in zip(configs, found, strict=True) if row is None]
+    if missing:
+        results.create(execution.results)
+        if execution.uses_ray_train:
+            from bench.workers import run_on_workers  # Ray, and seconds of imports
 
+            run_on_workers(missing, execution, study=study, progress=progress)
+        else:
+            run_missing(missing, execution, study=study, progress=progress)
+        found = [results.read_run(execution.results, each.run_key) for each in configs]
+    return [row for row in found if row is not None]
+
+
+def run_missing(
+    configs: Sequence[RunConfig],
+    execution: Execution,
+    *,
+    study: str | None,
+    progress: Progress = quiet,
+    workers: Workers = ALONE,
+) -> None:
+    """One worker's part in training, evaluating and writing; the configs differ in their gate threshold alone."""
+    config = configs[0]
     if execution.num_threads is not None:
         torch.set_num_threads(execution.num_threads)
     device = execution.torch_device()
-    results.create(execution.results)
     costs.reset_peak_memory(device)
     benchmark = config.benchmark.load()
     source = prepared_model(
@@ -134,25 +180,23 @@ def run(
         config.start_from,
         lambda done, total: progress(f"prepare {config.start_from}", done, total),
     )
-    missing = [each for each, row in zip(configs, found, strict=True) if row is None]
     try:
-        adapted, template, trained = _train_or_load(config, execution, benchmark, source, device, progress)
+        adapted, template, trained = _train_or_load(config, execution, benchmark, source, device, progress, workers)
         started = time.perf_counter()
-        measured = _measure(missing, execution, benchmark, adapted, template, progress)
+        measured = _measure(configs, execution, benchmark, adapted, template, progress, workers)
         cost = {
             # A curve of thresholds is one evaluation: its rows share the seconds.
-            "eval_seconds": (time.perf_counter() - started) / len(missing),
+            "eval_seconds": (time.perf_counter() - started) / len(configs),
             "peak_memory_gb": costs.peak_memory_gb(device),
         }
-        retain_model_items = _retain_model_items(config, execution, progress)
-        new = {
-            each.run_key: _write(each, execution, adapted, items, retain_model_items, trained | cost, study)
-            for each, items in zip(missing, measured, strict=True)
-        }
+        if workers.is_first:
+            retain_model_items = _retain_model_items(config, execution, progress)
+            for each, items in zip(configs, measured, strict=True):
+                _write(each, execution, adapted, items, retain_model_items, trained | cost, study)
+            _checkpoint(config, execution).unlink(missing_ok=True)
     except Exception as error:
-        results.write_run(execution.results, failed_row(missing[0], error, study))
+        results.write_run(execution.results, failed_row(config, error, study))
         raise
-    return [new[each.run_key] if row is None else row for each, row in zip(configs, found, strict=True)]
 
 
 def failed_row(config: RunConfig, error: BaseException, study: str | None) -> Row:
@@ -169,22 +213,43 @@ def _train_or_load(
     source: str,
     device: torch.device,
     progress: Progress,
+    workers: Workers,
 ) -> tuple[Adapted, PromptTemplate, Row]:
     """The unlearned model, and the cost columns of its training."""
-    model, tokenizer = load_pretrained(source, device, trained_in_place=config.adapter.name == "full")
+    model, tokenizer = load_pretrained(
+        source, "cpu" if execution.shard else device, trained_in_place=config.adapter.name == "full"
+    )
     template = PromptTemplate.of(tokenizer)
     folder = execution.results / "modules" / config.train_key
     if (folder / "training.json").is_file():
-        adapted = _cached(config.adapter.load(model, folder), execution)
-        return adapted, template, json.loads((folder / "training.json").read_text())
+        try:
+            trained = json.loads((folder / "training.json").read_text())
+            return _cached(config.adapter.load(model, folder), execution), template, trained
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s); training again", folder, type(error).__name__)
+            shutil.rmtree(folder)
+            return _train_or_load(config, execution, benchmark, source, device, progress, workers)
 
-    plan, reference = plan_of(config, benchmark, template, model, progress)
+    if execution.shard:
+        config.adapter.attach(model, config.seed)  # settles what is trained
+        shard(model, device, workers)
+    plan, reference = plan_of(
+        config, benchmark, template, model, progress, workers=workers, accumulation_steps=execution.accumulation_steps
+    )
     adapted = _cached(config.adapter.attach(model, config.seed), execution)
+    if execution.gradient_checkpointing and isinstance(adapted, PlainModel):
+        adapted.checkpoint_gradients()
     parameters = adapted.trainable_parameters()
-    trained: Row = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
+    trained = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
     if not isinstance(config.adapter, NoneConfig):
         gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
-        trained["train_seconds"] = unlearn(
+        checkpoints = Checkpoints(
+            _checkpoint(config, execution),
+            every_seconds=CHECKPOINT_SECONDS,
+            writes=workers.is_first,
+            log=logger.warning,
+        )
+        done = unlearn(
             adapted,
             plan,
             forget_loss=config.forget_loss,
@@ -197,10 +262,17 @@ def _train_or_load(
             seed=config.seed,
             report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
             progress=progress,
+            workers=workers,
+            checkpoints=None if execution.shard else checkpoints,
         )
-        if execution.save_module:
-            _save_module(config, adapted, trained, source, folder)
+        trained |= {"train_seconds": done.seconds, "num_steps": done.steps}
+        if execution.save_module and (workers.is_first or workers.sharded):
+            _save_module(config, adapted, trained, source, folder, keep=workers.is_first)
     return adapted, template, trained
+
+
+def _checkpoint(config: RunConfig, execution: Execution) -> Path:
+    return execution.results / "checkpoints" / f"{config.train_key}.safetensors"
 
 
 def load_module(config: RunConfig, execution: Execution) -> tuple[EditedModel | PlainModel, Any]:
@@ -212,9 +284,16 @@ def load_module(config: RunConfig, execution: Execution) -> tuple[EditedModel | 
 
 
 def plan_of(
-    config: RunConfig, benchmark: Benchmark, template: PromptTemplate, model: CausalLM, progress: Progress
+    config: RunConfig,
+    benchmark: Benchmark,
+    template: PromptTemplate,
+    model: CausalLM,
+    progress: Progress,
+    *,
+    workers: Workers = ALONE,
+    accumulation_steps: int = 1,
 ) -> tuple[Plan, Reference | None]:
-    """What the run trains on, and what its losses need of the untouched model."""
+    """What this worker trains on, and what its losses need of the untouched model."""
     targets = config.forget_loss.targets
     if "refusal" in targets and any(item.form != "question" for item in benchmark.forget_set):
         raise UserError(
@@ -228,6 +307,9 @@ def plan_of(
         batch_size=config.training.batch_size,
         num_epochs=config.training.num_epochs,
         seed=config.seed,
+        mean_over=config.forget_loss.mean_over,
+        workers=workers,
+        accumulation_steps=accumulation_steps,
     )
     if isinstance(config.adapter, NoneConfig):
         return plan, None
@@ -266,10 +348,16 @@ def _retain_model_items(config: RunConfig, execution: Execution, progress: Progr
     return results.read_items(execution.results, gold.run_key)
 
 
-def _save_module(config: RunConfig, adapted: Adapted, trained: Row, source: str, folder: Path) -> None:
-    """Write beside and rename, so that a module that is there is whole."""
+def _save_module(config: RunConfig, adapted: Adapted, trained: Row, source: str, folder: Path, *, keep: bool) -> None:
+    """Write beside and rename, so that a module that is there is whole.
+
+    keep: whether this worker's copy is the one that stays.
+    """
     scratch = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
     save(adapted, config.adapter, source, scratch)
+    if not keep:
+        shutil.rmtree(scratch)
+        return
     write_yaml(scratch / "run.yaml", config.to_dict())
     (scratch / "training.json").write_text(json.dumps(trained))
     shutil.rmtree(folder, ignore_errors=True)
@@ -283,10 +371,11 @@ def _measure(
     adapted: Adapted,
     template: PromptTemplate,
     progress: Progress,
+    workers: Workers,
 ) -> list[list[Row]]:
     """Item rows of each config; the configs differ in their gate threshold alone."""
     adapted.train(False)
-    curve = _evaluated(configs, execution, benchmark, adapted, template, progress)
+    curve = _evaluated(configs, execution, benchmark, adapted, template, progress, workers)
     robustness = configs[0].evaluation.robustness
     if robustness is None:
         return curve
@@ -306,6 +395,7 @@ def _measure(
             max_new_tokens=each.evaluation.max_new_tokens,
             batch_size=each.evaluation.batch_size,
             progress=progress,
+            workers=workers,
         )
     return curve
 
@@ -317,25 +407,35 @@ def _evaluated(
     adapted: Adapted,
     template: PromptTemplate,
     progress: Progress,
+    workers: Workers,
 ) -> list[list[Row]]:
     """Item rows of each config without attacks."""
     first = configs[0]
+    measure = partial(
+        evaluate,
+        adapted,
+        template,
+        benchmark.evaluation,
+        first.evaluation,
+        progress,
+        workers=workers,
+        decode_all=execution.engine == "plain",
+    )
     if not isinstance(first.adapter, GrunConfig) or not isinstance(adapted, EditedModel):
-        decode_all = execution.engine == "plain"
-        return [evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress, decode_all=decode_all)]
+        return [measure()]
     thresholds = [each.adapter.gate_threshold for each in configs if isinstance(each.adapter, GrunConfig)]
     if execution.engine == "plain":
         curve = []
         for gate_threshold in thresholds:
             set_gate_threshold(adapted, gate_threshold)
-            curve.append(evaluate(adapted, template, benchmark.evaluation, first.evaluation, progress, decode_all=True))
+            curve.append(measure())
         return curve
     base = reference_config(first, first.start_from)
     run(base, execution, progress=progress)
     base_items = results.read_items(execution.results, base.run_key)
     assert base_items is not None, "it was written just now"
     return evaluate_thresholds(
-        adapted, template, benchmark.evaluation, first.evaluation, thresholds, base_items, progress
+        adapted, template, benchmark.evaluation, first.evaluation, thresholds, base_items, progress, workers=workers
     )
 
 
@@ -347,7 +447,7 @@ def _write(
     retain_model_items: list[Row] | None,
     costs_so_far: Row,
     study: str | None,
-) -> Row:
+) -> None:
     """Score the items and write them with the run's row."""
     if config.method == "retain_model":
         retain_model_items = items
@@ -370,7 +470,6 @@ def _write(
         }
     )
     results.write_run(execution.results, row, items)
-    return row
 
 
 def _config_columns(config: RunConfig) -> Row:

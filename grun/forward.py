@@ -133,6 +133,10 @@ class PlainModel:
         """See `Adapted`."""
         self.model.train(mode)
 
+    def checkpoint_gradients(self) -> None:
+        """Keep no activations between the layers' ends; compute them again on the way back."""
+        self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
 
 def in_groups(
     examples: Sequence[Example],

@@ -5,10 +5,13 @@ Shapes: B all sequences of a step (forget first, then retain), N their answer to
 
 from __future__ import annotations
 
+import math
 import time
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from statistics import mean
 from typing import Annotated, Literal
 
 import torch
@@ -16,6 +19,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
+from grun.checkpoints import Checkpoints, Trained
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.forget_losses.rmu import RmuConfig
@@ -30,6 +34,7 @@ from grun.losses import (
 )
 from grun.plan import Plan, StepExamples
 from grun.reference import Need, Reference
+from grun.workers import ALONE, Workers
 
 RetainLoss = Literal["ce", "kl", "rmu_mse"]
 RETAIN_NEEDS: dict[RetainLoss, Need | None] = {"ce": None, "kl": "logits", "rmu_mse": "hidden"}
@@ -54,6 +59,9 @@ class TrainingConfig:
     """Share of the steps over which the learning rate rises to its peak; from there it falls linearly to 0."""
     max_grad_norm: Annotated[float, Gt(0)] = 1.0
     """Gradients of a larger joint norm are scaled down to it."""
+    max_retain_loss: Annotated[float, Gt(0)] | None = None
+    """Training ends early once the retain loss, its mean over an epoch, is larger: such a model is lost, and the
+    rest of a trial's time with it. None: never."""
 
     def resolved(self, forget_loss: ForgetLossConfig) -> TrainingConfig:
         """The same with the paper's retain_weight filled in where it is None."""
@@ -62,9 +70,9 @@ class TrainingConfig:
         return replace(self, retain_weight=forget_loss.paper_retain_weight)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Step:
-    """What one step did; handed to `report`."""
+    """What one step did, all workers together; handed to `report`."""
 
     step: int
     """From 1."""
@@ -72,7 +80,8 @@ class Step:
     loss: float
     forget_loss: float
     retain_loss: float
-    gate_loss: float | None
+    gate_loss: float
+    """0 where there are no gates."""
 
 
 def unlearn(
@@ -89,10 +98,13 @@ def unlearn(
     seed: int,
     report: Callable[[Step], None],
     progress: Callable[[str, int, int], None],
-) -> float:
-    """Train what the adapter makes trainable; returns the seconds it took.
+    workers: Workers = ALONE,
+    checkpoints: Checkpoints | None = None,
+) -> Trained:
+    """Train what the adapter makes trainable.
 
-    plan: made with `forget_loss.targets` and `training`'s batches and epochs.
+    plan: made with `forget_loss.targets`, `training`'s batches and epochs, and `workers`.
+    checkpoints: where an earlier, cut off call with the same arguments left what it had.
     reference: what `reference_of` gave before the adapter was attached.
     progress: called with (what is being prepared, done, total) before the first step.
     Raises UserError where the loss stops being finite, naming the step.
@@ -105,47 +117,53 @@ def unlearn(
     num_steps = len(plan.steps)
     parameters = adapted.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=training.weight_decay)
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda done: learning_rate_share(done, num_steps, training.warmup_fraction)
-    )
-    torch.manual_seed(seed)  # LoRA's dropout
+    before = checkpoints.load(parameters, optimizer) if checkpoints else Trained()
+    started -= before.seconds
+    step, steps_an_epoch = before.steps, num_steps // training.num_epochs
+    retain_losses: list[float] = []
     adapted.train(True)
-    for step, examples in enumerate(plan.steps, start=1):
-        output = adapted.answer_output(examples.all, hidden_layer(forget_loss))
-        forget, retain = _scores(output, examples, reference, forget_loss, retain_loss)
-        forget_term = forget_loss(forget)
-        retain_term = _retain_loss(retain, retain_loss)
+    for step, parts in enumerate(plan.steps[before.steps :], start=before.steps + 1):
+        torch.manual_seed(zlib.crc32(f"{seed}/{step}/{workers.rank}".encode()))  # LoRA's dropout
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * learning_rate_share(step - 1, num_steps, training.warmup_fraction)
         warm = min(1.0, step / gate_warmup_steps) if gate_warmup_steps else 1.0
-        loss = warm * (training.forget_weight * forget_term + (training.retain_weight or 0.0) * retain_term)
-        gate_term: Tensor | None = None
-        if output.gate_logit_BK is not None:
-            # One row a prompt: where a forget prompt stands twice, with its answer and a refusal, its gate is the same.
-            gate_logit_BK = output.gate_logit_BK[-2 * len(examples.retain) :]
-            is_forget_B = torch.arange(len(gate_logit_BK), device=adapted.device) < len(examples.retain)
-            gate_term = gate_bce(gate_logit_BK, is_forget_B)
-            loss = loss + gate_weight * gate_term
-
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        done: list[list[Tensor]] = []
+        for part in parts:
+            output = adapted.answer_output(part.examples.all, hidden_layer(forget_loss))
+            forget, retain = _scores(output, part.examples, reference, forget_loss, retain_loss)
+            forget_term = part.forget_share * forget_loss(forget)
+            retain_term = part.retain_share * _retain_loss(retain, retain_loss)
+            gate_term = torch.zeros((), device=adapted.device)
+            if output.gate_logit_BK is not None:
+                # One row a prompt: one that stands twice, with its answer and a refusal, has the same gate in both.
+                num_items = len(part.examples.retain)
+                gate_logit_BK = output.gate_logit_BK[-2 * num_items :]
+                is_forget_B = torch.arange(2 * num_items, device=adapted.device) < num_items
+                gate_term = part.gate_share * gate_bce(gate_logit_BK, is_forget_B)
+            loss = warm * (training.forget_weight * forget_term + (training.retain_weight or 0.0) * retain_term)
+            loss = loss + gate_weight * gate_term
+            loss.backward()
+            done.append([term.detach() for term in (loss, forget_term, retain_term, gate_term)])
+
+        workers.sum_gradients(parameters)
         norm = torch.nn.utils.clip_grad_norm_(parameters, training.max_grad_norm)
         if not torch.isfinite(norm):
             raise UserError(
                 "adapter.learning_rate", f"training diverged at step {step} of {num_steps}; use a smaller one"
             )
         optimizer.step()
-        schedule.step()
-        report(
-            Step(
-                step=step,
-                num_steps=num_steps,
-                loss=loss.item(),
-                forget_loss=forget_term.item(),
-                retain_loss=retain_term.item(),
-                gate_loss=None if gate_term is None else gate_term.item(),
-            )
-        )
+        losses = workers.sum(torch.stack([torch.stack(terms) for terms in done]).sum(dim=0)).tolist()
+        report(Step(step, num_steps, *losses))
+        retain_losses.append(losses[2])
+        if step % steps_an_epoch == 0:
+            if mean(retain_losses) > (training.max_retain_loss or math.inf):
+                break
+            retain_losses.clear()
+            if checkpoints:
+                checkpoints.offer(parameters, optimizer, Trained(steps=step, seconds=time.perf_counter() - started))
     adapted.train(False)
-    return time.perf_counter() - started
+    return Trained(steps=step, seconds=time.perf_counter() - started)
 
 
 def hidden_layer(forget_loss: ForgetLossConfig) -> Layer | None:
@@ -167,8 +185,9 @@ def reference_of(
     model: before an adapter is attached. batch_size: sequences a forward pass.
     """
     forget_need, retain_need = forget_loss.reference, RETAIN_NEEDS[retain_loss]
-    examples = [example for step in plan.steps for example in (*step.answers, *step.refusals) if forget_need]
-    examples += [example for step in plan.steps for example in step.retain if retain_need]
+    parts = [part.examples for step in plan.steps for part in step]
+    examples = [example for part in parts for example in (*part.answers, *part.refusals) if forget_need]
+    examples += [example for part in parts for example in part.retain if retain_need]
     if not examples:
         return None
     return Reference(

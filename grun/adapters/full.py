@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from grun.forward import CausalLM, PlainModel
 from grun.layers import Layers, layer_indices
 from grun.patching import decoder_layers
+from grun.sharding import whole
 
 WEIGHTS = "weights.safetensors"
 
@@ -46,7 +47,7 @@ class FullConfig:
 
     def save(self, adapted: PlainModel, folder: Path) -> None:
         """Write the trained weights, and only those."""
-        trained = {n: p.detach().cpu() for n, p in adapted.model.named_parameters() if p.requires_grad}
+        trained = {n: whole(p).detach().cpu() for n, p in adapted.model.named_parameters() if p.requires_grad}
         save_file(trained, folder / WEIGHTS)
 
     def load(self, model: CausalLM, folder: Path) -> PlainModel:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from grun.losses import ForgetScores
-from grun.plan import Target
+from grun.plan import Target, Unit
 from grun.reference import Need
 
 
@@ -21,6 +21,7 @@ class CeUConfig:
     paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[tuple[Target, ...]] = ("answer",)
     reference: ClassVar[Need | None] = None
+    mean_over: ClassVar[Unit] = "tokens"
     name: Literal["ce_u"] = "ce_u"
 
     def __call__(self, forget: ForgetScores) -> Tensor:

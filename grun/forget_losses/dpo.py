@@ -10,7 +10,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from grun.losses import ForgetScores
-from grun.plan import Target
+from grun.plan import Target, Unit
 from grun.reference import Need
 
 
@@ -21,6 +21,7 @@ class DpoConfig:
     paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[tuple[Target, ...]] = ("answer", "refusal")
     reference: ClassVar[Need | None] = "nll"
+    mean_over: ClassVar[Unit] = "sequences"
     name: Literal["dpo"] = "dpo"
     beta: Annotated[float, Gt(0)] = 0.1
     """Inverse temperature: the larger, the less the model may move from where it was."""

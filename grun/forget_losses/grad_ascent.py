@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from grun.losses import ForgetScores, mean_token_nll
-from grun.plan import Target
+from grun.plan import Target, Unit
 from grun.reference import Need
 
 
@@ -19,6 +19,7 @@ class GradAscentConfig:
     paper_retain_weight: ClassVar[float] = 2.0
     targets: ClassVar[tuple[Target, ...]] = ("answer",)
     reference: ClassVar[Need | None] = None
+    mean_over: ClassVar[Unit] = "tokens"
     name: Literal["grad_ascent"] = "grad_ascent"
 
     def __call__(self, forget: ForgetScores) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from grun.layers import Layer
 from grun.losses import ForgetScores
-from grun.plan import Target
+from grun.plan import Target, Unit
 from grun.reference import Need
 
 
@@ -23,6 +23,7 @@ class RmuConfig:
     paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[tuple[Target, ...]] = ("answer",)
     reference: ClassVar[Need | None] = None
+    mean_over: ClassVar[Unit] = "tokens"
     name: Literal["rmu"] = "rmu"
     layer: Layer = 1.0
     """Steered layer: its index from 0, or its relative depth in (0, 1] as a decimal. With edits: an edited layer or one

@@ -10,7 +10,7 @@ from annotated_types import Ge, Gt
 from torch import Tensor
 
 from grun.losses import ForgetScores
-from grun.plan import Target
+from grun.plan import Target, Unit
 from grun.reference import Need
 
 
@@ -21,6 +21,7 @@ class SimnpoConfig:
     paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[tuple[Target, ...]] = ("answer",)
     reference: ClassVar[Need | None] = None
+    mean_over: ClassVar[Unit] = "sequences"
     name: Literal["simnpo"] = "simnpo"
     beta: Annotated[float, Gt(0)] = 2.5
     """Inverse temperature of the per-token likelihood. The paper's value on TOFU."""

@@ -11,7 +11,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from grun.losses import ForgetScores
-from grun.plan import Target
+from grun.plan import Target, Unit
 from grun.reference import Need
 
 
@@ -22,6 +22,7 @@ class UndialConfig:
     paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[tuple[Target, ...]] = ("answer",)
     reference: ClassVar[Need | None] = "logits"
+    mean_over: ClassVar[Unit] = "tokens"
     name: Literal["undial"] = "undial"
     beta: Annotated[float, Gt(0)] = 10.0
     """How far the true token's logit is lowered."""

@@ -9,7 +9,7 @@ from annotated_types import Ge
 from torch import Tensor
 
 from grun.losses import ForgetScores
-from grun.plan import Target
+from grun.plan import Target, Unit
 from grun.reference import Need
 
 
@@ -20,6 +20,7 @@ class WgaConfig:
     paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[tuple[Target, ...]] = ("answer",)
     reference: ClassVar[Need | None] = None
+    mean_over: ClassVar[Unit] = "tokens"
     name: Literal["wga"] = "wga"
     beta: Annotated[float, Ge(0)] = 1.0
     """Power of the probability; 0 is gradient ascent."""

@@ -44,6 +44,7 @@ def _train(config: Any, adapted: Any, template: PromptTemplate, benchmark: Bench
             batch_size=TRAINING.batch_size,
             num_epochs=TRAINING.num_epochs,
             seed=0,
+            mean_over="tokens",
         ),
         forget_loss=GradAscentConfig(),
         retain_loss="ce",

@@ -2,84 +2,101 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
-import torch
 
-from bench.benchmarks.authors import AuthorsConfig
+from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.models import TinyConfig, new_tiny_model
 from bench.train import plan_of
 from grun.adapters import AdapterConfig
 from grun.adapters.grun import GrunConfig
 from grun.data import PromptTemplate
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
-from grun.forward import prepare_for_answers
+from grun.refusals import PER_ITEM
 from grun.unlearn import RETAIN_NEEDS, Step, unlearn
 
 ADAPTERS = [kind.name for kind in get_args(AdapterConfig) if kind.name != "none"]
 FORGET_LOSSES = [kind.name for kind in get_args(ForgetLossConfig)]
-BENCHMARK = AuthorsConfig(num_authors=5).load()
-SMALL = overlay({}, {"training.batch_size": 5, "training.num_epochs": 4, "benchmark.num_authors": 5})
+FEW_STEPS = {"training.batch_size": 5, "training.num_epochs": 3}
+"""Two batches of the ten forget items an epoch: six steps."""
 WEIGHTED = ("wga", "satimp", "ce_u")
 """Losses whose weights or targets are held constant in a step: their values need not fall from step to step."""
+Train = Callable[..., list[Step]]
 
 
-def _fresh() -> tuple[Any, PromptTemplate]:
-    """A model that has learned nothing: enough to see which way a loss pushes."""
-    pairs = [item.pair for item in [*BENCHMARK.forget_set, *BENCHMARK.retain_set]]
-    tiny = TinyConfig(num_layers=2, hidden_size=32, vocab_size=500)
-    model, tokenizer = new_tiny_model(tiny, [text for pair in pairs for text in pair])
-    prepare_for_answers(model, tokenizer)
-    return model, PromptTemplate.of(tokenizer)
+@pytest.fixture
+def train(
+    small_config: RunConfig, small_benchmark: Benchmark, fresh_target: Callable[[], tuple[Any, PromptTemplate]]
+) -> Train:
+    """Trains a model that knows the forget set; returns what each step did."""
 
+    def run(changes: dict[str, Any], accumulation_steps: int = 1) -> list[Step]:
+        config = run_config(overlay(small_config.to_dict(), FEW_STEPS | changes))
+        model, template = fresh_target()
+        plan, reference = plan_of(
+            config, small_benchmark, template, model, lambda *phase: None, accumulation_steps=accumulation_steps
+        )
+        gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
+        steps: list[Step] = []
+        unlearn(
+            config.adapter.attach(model, config.seed),
+            plan,
+            forget_loss=config.forget_loss,
+            retain_loss=config.retain_loss,
+            training=config.training,
+            learning_rate=config.adapter.learning_rate,
+            gate_weight=gates.gate_weight if gates else 0.0,
+            gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
+            reference=reference,
+            seed=config.seed,
+            report=steps.append,
+            progress=lambda *phase: None,
+        )
+        return steps
 
-def _train(config: RunConfig) -> list[Step]:
-    """Eight steps."""
-    model, template = _fresh()
-    plan, reference = plan_of(config, BENCHMARK, template, model, lambda *phase: None)
-    gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
-    steps: list[Step] = []
-    unlearn(
-        config.adapter.attach(model, config.seed),
-        plan,
-        forget_loss=config.forget_loss,
-        retain_loss=config.retain_loss,
-        training=config.training,
-        learning_rate=config.adapter.learning_rate,
-        gate_weight=gates.gate_weight if gates else 0.0,
-        gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
-        reference=reference,
-        seed=config.seed,
-        report=steps.append,
-        progress=lambda *phase: None,
-    )
-    return steps
+    return run
 
 
 @pytest.mark.parametrize("retain_loss", RETAIN_NEEDS)
 @pytest.mark.parametrize("forget_loss", FORGET_LOSSES)
 @pytest.mark.parametrize("adapter", ADAPTERS)
-def test_every_pair_trains(adapter: str, forget_loss: str, retain_loss: str) -> None:
-    """Its forget loss falls over eight steps; a pair that means nothing is refused in one line."""
-    changes = {"adapter": adapter, "adapter.learning_rate": 3e-3, "forget_loss": forget_loss}
-    settings = overlay(SMALL, {**changes, "retain_loss": retain_loss})
+def test_every_pair_trains(adapter: str, forget_loss: str, retain_loss: str, train: Train) -> None:
+    """Its forget loss falls from an epoch to the next with the same refusals; what means nothing is refused."""
+    changes = {
+        "adapter": adapter,
+        "adapter.learning_rate": 1e-3,
+        "forget_loss": forget_loss,
+        "retain_loss": retain_loss,
+        "training.batch_size": 10,
+        "training.num_epochs": 1 + PER_ITEM,
+    }
     if retain_loss == "rmu_mse" and forget_loss != "rmu":
         with pytest.raises(UserError, match="retain_loss: rmu_mse keeps the layer"):
-            run_config(settings)
+            train(changes)
         return
-    steps = _train(run_config(settings))
-    assert len(steps) == 8
-    assert all(torch.isfinite(torch.tensor(step.loss)) for step in steps)
+    steps = train(changes)
+    assert len(steps) == 1 + PER_ITEM
+    assert all(math.isfinite(step.loss) for step in steps)
     assert steps[-1].forget_loss < steps[0].forget_loss or forget_loss in WEIGHTED
+
+
+@pytest.mark.parametrize("forget_loss", FORGET_LOSSES)
+def test_a_step_in_parts_is_a_step(forget_loss: str, train: Train) -> None:
+    """Five items a step in passes of two, two and one: every loss of every step to 1e-4."""
+    changes = {"forget_loss": forget_loss, "retain_loss": "kl"}
+    for one, other in zip(train(changes), train(changes, accumulation_steps=3), strict=True):
+        for field in ("loss", "forget_loss", "retain_loss", "gate_loss"):
+            assert getattr(other, field) == pytest.approx(getattr(one, field), rel=1e-4, abs=1e-5)
 
 
 @pytest.mark.parametrize("gate_function", ["linear", "mlp_3", "mlp_5"])
 @pytest.mark.parametrize("gate_weight", [0.0, 10.0])
 @pytest.mark.parametrize("gate_warmup_steps", [0, 4])
-def test_what_a_step_minimises(gate_function: str, gate_weight: float, gate_warmup_steps: int) -> None:
+def test_what_a_step_minimises(gate_function: str, gate_weight: float, gate_warmup_steps: int, train: Train) -> None:
     """warm-up · (forget_weight · forget + retain_weight · retain) + gate_weight · gate, the gate term never scaled."""
     changes = {
         "adapter.gate_function": gate_function,
@@ -88,24 +105,31 @@ def test_what_a_step_minimises(gate_function: str, gate_weight: float, gate_warm
         "training.forget_weight": 0.5,
         "training.retain_weight": 3.0,
     }
-    for step in _train(run_config(overlay(SMALL, {"adapter": "grun", **changes}))):
+    for step in train(changes):
         warm = min(1.0, step.step / gate_warmup_steps) if gate_warmup_steps else 1.0
-        assert step.gate_loss is not None
         expected = warm * (0.5 * step.forget_loss + 3.0 * step.retain_loss) + gate_weight * step.gate_loss
         assert step.loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_without_a_gate_loss_the_gates_still_learn() -> None:
+def test_without_a_gate_loss_the_gates_still_learn(train: Train) -> None:
     """They get their gradient from the forget and retain losses alone."""
-    config = run_config(overlay(SMALL, {"adapter": "grun", "adapter.gate_weight": 0.0, "seed": 1}))
-    steps = _train(config)
+    steps = train({"adapter.gate_weight": 0.0, "training.batch_size": 10})
     assert len({step.gate_loss for step in steps}) == len(steps)
 
 
-def test_seeds_differ_and_repeat() -> None:
+def test_a_lost_model_is_given_up(train: Train) -> None:
+    """An epoch whose mean retain loss is over the limit is the last one; below it nothing changes."""
+    changes = {"adapter": "full", "adapter.learning_rate": 0.05, "training.num_epochs": 6}
+    whole = train(changes)
+    assert len(whole) == 12
+    epochs = [(whole[at].retain_loss + whole[at + 1].retain_loss) / 2 for at in range(0, 12, 2)]
+    limit = (epochs[1] + epochs[2]) / 2
+    assert epochs[1] < limit < epochs[2], "it gets worse in the third epoch"
+    assert train({**changes, "training.max_retain_loss": limit}) == whole[:6]
+
+
+def test_seeds_differ_and_repeat(train: Train) -> None:
     """Another seed draws other batches and initial values; the same seed gives the same losses to the last bit."""
-    one, again, other = (
-        [step.loss for step in _train(run_config(overlay(SMALL, {"seed": seed})))] for seed in (1, 1, 2)
-    )
+    one, again, other = ([step.loss for step in train({"seed": seed})] for seed in (1, 1, 2))
     assert one == again
     assert one != other

@@ -59,6 +59,7 @@ def test_trajectory(name: str) -> None:
         batch_size=4,
         num_epochs=2,
         seed=0,
+        mean_over=forget_loss.mean_over,
     )
     reference = reference_of(model, plan, forget_loss, retain_loss, batch_size=4, progress=lambda *phase: None)
     steps: list[Step] = []

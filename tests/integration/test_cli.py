@@ -215,7 +215,7 @@ BAD_SPACES: dict[str, tuple[dict[str, Any], str]] = {
     "threshold out of range": ({"gate_thresholds": [2.0]}, "2.0 is not a gate value"),
     "initial point beside the space": ({"initial_points": [{"seed": 1}]}, "seed is not in search_space"),
     "bad base": ({"base": {"training": {"num_epochs": 0}}}, "training.num_epochs: must be"),
-    "more GPUs than there are": ({}, "--gpus-per-trial: 64 asked for, but there are"),
+    "more GPUs than there are": ({}, "--gpus-per-worker: 1 x 64 asked for a trial, but there are"),
 }
 
 
@@ -247,7 +247,7 @@ def test_bad_search_space(case: str, tmp_path: Path, capsys: Captured) -> None:
     changes, message = BAD_SPACES[case]
     argv = ["sweep", _space(tmp_path, **changes), "--results", str(tmp_path / "results")]
     if case == "more GPUs than there are":
-        argv += ["--gpus-per-trial", "64"]
+        argv += ["--gpus-per-worker", "64"]
     assert message in _one_line(argv, capsys)
 
 

@@ -1,0 +1,71 @@
+"""Training cut off goes on where it was: what is trained and AdamW's moments, in one safetensors file."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+STATE = ("step", "exp_avg", "exp_avg_sq")
+"""What AdamW keeps of each parameter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """How far a training came."""
+
+    steps: int = 0
+    seconds: float = 0.0
+
+
+class Checkpoints:
+    """One training's checkpoint; a newer one replaces it."""
+
+    def __init__(self, file: Path, *, every_seconds: float, writes: bool, log: Callable[[str], None]) -> None:
+        """writes: whether this process writes; all read. log: gets one line where something was found."""
+        self.file, self.every_seconds, self.writes, self.log = file, every_seconds, writes, log
+        self._last = time.perf_counter()
+
+    def load(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> Trained:
+        """Put everything back as it was; a missing or damaged checkpoint leaves all as it is."""
+        if not self.file.is_file():
+            return Trained()
+        try:
+            tensors = load_file(self.file)
+            steps, seconds = tensors["trained"].tolist()
+            values = [tensors[f"parameter.{place}"] for place in range(len(parameters))]
+            states = [{name: tensors[f"{name}.{place}"] for name in STATE} for place in range(len(parameters))]
+            if [value.shape for value in values] != [parameter.shape for parameter in parameters]:
+                raise ValueError("of another module")
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            self.log(f"{self.file} is damaged ({type(error).__name__}); training starts over")
+            return Trained()
+        with torch.no_grad():
+            for parameter, value, state in zip(parameters, values, states, strict=True):
+                parameter.copy_(value)
+                optimizer.state[parameter] = {
+                    name: tensor if name == "step" else tensor.to(parameter.device) for name, tensor in state.items()
+                }
+        self.log(f"training goes on after step {steps:.0f}")
+        return Trained(steps=int(steps), seconds=seconds)
+
+    def offer(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, trained: Trained) -> None:
+        """Write a checkpoint where the last one is old enough: beside, then moved into place."""
+        if not self.writes or time.perf_counter() - self._last < self.every_seconds:
+            return
+        self._last = time.perf_counter()
+        tensors = {"trained": torch.tensor([trained.steps, trained.seconds], dtype=torch.float64)}
+        for place, parameter in enumerate(parameters):
+            tensors[f"parameter.{place}"] = parameter.detach()
+            tensors |= {f"{name}.{place}": optimizer.state[parameter][name] for name in STATE}
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        scratch = self.file.with_name(f".tmp-{os.getpid()}-{self.file.name}")
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch)
+        os.replace(scratch, self.file)

@@ -1,0 +1,29 @@
+"""Full fine-tuning of a model that fits no GPU whole: each worker holds its part of every weight (FSDP2)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+
+from grun.forward import CausalLM
+from grun.patching import decoder_layers
+from grun.workers import Workers
+
+
+def shard(model: CausalLM, device: torch.device, workers: Workers) -> None:
+    """Split the model's weights over the workers, in place; they are whole one decoder layer at a time.
+
+    device: of this worker; the model may still be on the CPU. Which weights are trained is settled before.
+    """
+    mesh = init_device_mesh(device.type, (workers.size,))
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh)
+    fully_shard(model, mesh=mesh)
+
+
+def whole(weight: Tensor) -> Tensor:
+    """A weight as it would be without sharding. Where it is sharded, every worker must ask for it."""
+    return weight.full_tensor() if isinstance(weight, DTensor) else weight
