@@ -1,4 +1,4 @@
-"""`grun-bench`: prepare | train | evaluate | sweep | pareto | report | seeds | rescore | benchmark | keys.
+"""`grun-bench`: prepare | train | evaluate | sweep | pareto | report | seeds | rescore | compact | benchmark | keys.
 
 Any RunConfig key may follow as `--key value`, e.g. `--adapter lora --adapter.r 8`; `grun-bench keys` lists them.
 An error in the user's hands is one line on stderr and exit code 2.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import json
 import os
 import re
 import sys
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from bench.comparison import Comparison
     from bench.config import RunConfig
     from bench.evaluate import Progress
+    from bench.results import Folder
     from bench.sweep import Pool
     from bench.train import Execution
 
@@ -119,8 +121,8 @@ def _train(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.train import evaluate_references, run
 
     config, execution = _run_config(options, _attacked(options, overrides)), _execution(options)
-    if results.read_run(execution.results, config.run_key) is not None:
-        console.print(f"{execution.results} holds this run already; name another --results to do it again")
+    if results.read_run(execution.folder, config.run_key) is not None:
+        console.print(f"{execution.folder} holds this run already; name another --results to do it again")
     with _progress() as progress:
         references = evaluate_references(config, execution, progress)
         rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=progress)
@@ -130,14 +132,17 @@ def _train(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 def _evaluate(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.config import overlay, run_config
     from bench.files import read_yaml
-    from bench.train import run
+    from bench.storage import location
+    from bench.train import TRAINING, run
 
-    if not (options.module / "training.json").is_file():
-        raise UserError("MODULE", f"{options.module} holds no trained module; give a folder under RESULTS/modules")
-    config = run_config(overlay(read_yaml(options.module / "run.yaml"), _attacked(options, overrides)))
-    if config.train_key != options.module.name:
+    module = location(options.module)
+    if not (module / TRAINING).exists():
+        raise UserError("MODULE", f"{module} holds no trained module; give a folder under RESULTS/modules")
+    with module.read_folder() as local:
+        config = run_config(overlay(read_yaml(local / "run.yaml"), _attacked(options, overrides)))
+    if config.train_key != module.name:
         raise UserError("MODULE", "only evaluation keys and adapter.gate_threshold can change without training again")
-    execution = _execution(options, results=options.module.resolve().parent.parent)
+    execution = _execution(options, results=module.parent.parent)
     with _progress() as progress:
         rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=progress)
     _print_rows(rows)
@@ -147,7 +152,6 @@ def _evaluate(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None
 
 def _lm_eval(options: argparse.Namespace, config: RunConfig, execution: Execution) -> None:
     """lm-eval's tasks on the module, at the config's own gate threshold."""
-    from bench.files import write_json
     from bench.lm_eval_model import UnlearnedLM, run_lm_eval
     from bench.train import load_module
 
@@ -159,8 +163,8 @@ def _lm_eval(options: argparse.Namespace, config: RunConfig, execution: Executio
         batch_size=config.evaluation.batch_size,
     )
     found = run_lm_eval(model, options.lm_eval, include=options.lm_eval_include, limit=options.lm_eval_limit)
-    file = execution.results / "lm_eval" / f"{config.run_key}.json"
-    write_json(file, found)
+    file = execution.folder / "lm_eval" / f"{config.run_key}.json"
+    file.write((json.dumps(found, indent=1) + "\n").encode())
     table = Table("task", "metric", "value")
     for task, metrics in found["results"].items():
         for name, value in metrics.items():
@@ -183,23 +187,28 @@ def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
 def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.comparison import as_json, compare, write_front_configs
+    from bench.storage import location
 
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
-    configs = write_front_configs(comparison, options.folder / "front")
+    front = location(options.folder) / "front"
+    configs = write_front_configs(comparison, front)
     if options.format == "json":
         print(as_json(comparison))
         return
     _print_front(comparison)
     _print_methods(comparison)
-    console.print(f"{len(configs)} ready-to-run configs in {options.folder / 'front'}; grun-bench train FILE runs one")
+    console.print(f"{len(configs)} ready-to-run configs in {front}; grun-bench train FILE runs one")
 
 
 def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.comparison import compare
     from bench.report import write_report
+    from bench.storage import location
 
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
-    page, picture = options.folder / "report.html", options.picture or options.folder / "fronts.png"
+    folder = location(options.folder)
+    page = folder / "report.html"
+    picture = location(options.picture) if options.picture else folder / "fronts.png"
     write_report(comparison, options.folder, page, picture)
     console.print(f"wrote {page} and {picture}")
 
@@ -207,11 +216,12 @@ def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 def _seeds(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.comparison import compare
     from bench.seeds import repeat_best, write_table
+    from bench.storage import location
 
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
     execution = _execution(options, results=options.folder)
     rows = repeat_best(comparison, options.num_seeds, execution, _pool(options), _log)
-    output = options.output or options.folder / "seeds.md"
+    output = location(options.output) if options.output else location(options.folder) / "seeds.md"
     write_table(output, rows, comparison.utility, f"grun-bench seeds {options.folder} --num-seeds {options.num_seeds}")
     console.print(f"wrote {output}")
 
@@ -221,6 +231,15 @@ def _rescore(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
     rescored, lost = rescore(options.folder)
     console.print(f"{rescored} runs rescored" + (f", {lost} without readable items left as they were" if lost else ""))
+
+
+def _compact(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench import results
+
+    num_runs, num_damaged = results.compact(options.folder)
+    console.print(
+        f"{num_runs} runs compacted" + (f", {num_damaged} damaged files left as they were" if num_damaged else "")
+    )
 
 
 def _benchmark(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
@@ -271,12 +290,12 @@ def _attacked(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Mapp
     return {"evaluation.robustness": {}, **overrides} if options.robustness else overrides
 
 
-def _execution(options: argparse.Namespace, results: Path | None = None) -> Execution:
+def _execution(options: argparse.Namespace, results: Folder | None = None) -> Execution:
+    from bench.storage import location
     from bench.train import Execution
 
-    # Absolute: a worker need not run where this command does.
     return Execution(
-        results=(results or options.results).resolve(),
+        results=location(results or options.results),  # absolute: a worker need not run where this command does
         device=options.device,
         engine=options.engine,
         num_threads=options.num_threads,
@@ -403,7 +422,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def machine(added: argparse.ArgumentParser, results: bool = True) -> None:
         if results:
-            added.add_argument("--results", type=Path, default=Path(DEFAULT_RESULTS), help="results folder")
+            added.add_argument("--results", default=DEFAULT_RESULTS, help="results folder: a path, s3:// or gs://")
         added.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto", help="where models run")
         added.add_argument(
             "--engine", choices=["auto", "plain"], default="auto", help="plain: check GRUN and ReFT through pyvene"
@@ -436,7 +455,7 @@ def _parser() -> argparse.ArgumentParser:
         )
 
     def choice(added: argparse.ArgumentParser) -> None:
-        added.add_argument("folder", metavar="RESULTS", type=Path, help="results folder")
+        added.add_argument("folder", metavar="RESULTS", help="results folder")
         added.add_argument("--objectives", nargs="+", metavar="METRIC:max|min", help="two or three")
         added.add_argument("--where", nargs="+", metavar="COLUMN=VALUE", default=[], help="only these runs")
 
@@ -449,7 +468,7 @@ def _parser() -> argparse.ArgumentParser:
     thresholds(added)
     robustness(added)
     added = command("evaluate", _evaluate, "Evaluate a trained module again, e.g. at other gate thresholds.")
-    added.add_argument("module", metavar="MODULE", type=Path, help="a folder under RESULTS/modules")
+    added.add_argument("module", metavar="MODULE", help="a folder under RESULTS/modules")
     machine(added, results=False)
     thresholds(added)
     robustness(added)
@@ -466,15 +485,17 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--format", choices=["table", "json"], default="table")
     added = command("report", _report, "Write RESULTS/report.html and a picture of the fronts.")
     choice(added)
-    added.add_argument("--picture", type=Path, help="PNG to write; default: RESULTS/fronts.png")
+    added.add_argument("--picture", help="PNG to write; default: RESULTS/fronts.png")
     added = command("seeds", _seeds, "Each method's best run again with other seeds: a table of mean ± deviation.")
     choice(added)
     machine(added, results=False)
     pool(added)
     added.add_argument("--num-seeds", type=_positive, default=3, help="seeds a method")
-    added.add_argument("--output", type=Path, help="Markdown to write; default: RESULTS/seeds.md")
+    added.add_argument("--output", help="Markdown to write; default: RESULTS/seeds.md")
     added = command("rescore", _rescore, "Compute every metric anew from the stored items.")
-    added.add_argument("folder", metavar="RESULTS", type=Path, help="results folder")
+    added.add_argument("folder", metavar="RESULTS", help="results folder")
+    added = command("compact", _compact, "Put the rows of many small Parquet files into few large ones.")
+    added.add_argument("folder", metavar="RESULTS", help="results folder")
     added = command("benchmark", _benchmark, "Time GRUN against pyvene, hooks, LoRA and full fine-tuning, here.")
     added.add_argument("file", nargs="?", help="RunConfig YAML")
     machine(added, results=False)

@@ -6,16 +6,17 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from bench import pareto, results
-from bench.files import write_yaml
+from bench.files import yaml_text
 from bench.metrics.forget_quality import log10_forget_quality_floor
 from bench.pareto import Direction, Floats
+from bench.results import Folder
+from bench.storage import Location
 from grun.errors import UserError
 
 OBJECTIVES: dict[str, Direction] = {"log10_forget_quality": "max", "model_utility": "max"}
@@ -61,7 +62,7 @@ class Comparison:
 
 
 def compare(
-    results_folder: Path, objectives: Mapping[str, Direction] | None = None, where: Mapping[str, str] | None = None
+    results_folder: Folder, objectives: Mapping[str, Direction] | None = None, where: Mapping[str, str] | None = None
 ) -> Comparison:
     """Fronts over all finished runs of the folder, overall and by method.
 
@@ -126,13 +127,13 @@ def compare(
     )
 
 
-def write_front_configs(comparison: Comparison, folder: Path) -> dict[str, Path]:
+def write_front_configs(comparison: Comparison, folder: Location) -> dict[str, Location]:
     """One RunConfig YAML for each point of each method's front, ready for `grun-bench train`; by run_key."""
     written = {}
     for summary in comparison.methods:
         for number, row in enumerate(summary.front, start=1):
             path = folder / f"{summary.method}-{number:02d}.yaml"
-            write_yaml(path, json.loads(row["config_json"]))
+            path.write(yaml_text(json.loads(row["config_json"])).encode())
             written[row["run_key"]] = path
     return written
 
@@ -201,7 +202,7 @@ def _best(rows: Sequence[Row], target: Row | None, utility: str) -> Row | None:
     return min(kept, key=lambda row: row["forget_rouge_l_recall"], default=None)
 
 
-def _log10_floor(folder: Path, rows: Sequence[Row]) -> float | None:
+def _log10_floor(folder: Folder, rows: Sequence[Row]) -> float | None:
     """The least log10_forget_quality possible, from the size of the forget set that was evaluated."""
     if not rows:
         return None

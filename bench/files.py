@@ -1,4 +1,4 @@
-"""YAML files in and out, JSON out."""
+"""YAML in and out."""
 
 from __future__ import annotations
 
@@ -28,15 +28,11 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def write_yaml(path: Path, data: Mapping[str, Any]) -> None:
+    """`yaml_text` as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml_text(data))
+
+
+def yaml_text(data: Mapping[str, Any]) -> str:
     """Plain data as YAML, keys in their own order, short lists on one line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    plain = json.loads(json.dumps(data))
-    path.write_text(yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=100))
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Plain data as JSON, written beside and moved into place."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_name(f".tmp-{path.name}")
-    scratch.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
-    scratch.replace(path)
+    return yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False, default_flow_style=None, width=100)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import json
-from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -12,15 +12,19 @@ import vl_convert
 
 from bench import charts, results
 from bench.comparison import Comparison, MethodSummary
+from bench.results import Folder
+from bench.storage import Location
 
 NUM_EXAMPLES = 4
 PNG_SCALE = 2.0
 
 
-def write_report(comparison: Comparison, results_folder: Path, page: Path, picture: Path) -> None:
+def write_report(comparison: Comparison, results_folder: Folder, page: Location, picture: Location) -> None:
     """Write the page and the picture. The page needs no other file and no network."""
     fronts = charts.fronts(comparison)
-    fronts.save(str(picture), scale_factor=PNG_SCALE)
+    drawn = io.BytesIO()
+    fronts.save(drawn, format="png", scale_factor=PNG_SCALE)
+    picture.write(drawn.getvalue())
     gated = next((s for s in comparison.methods if s.recommended and s.recommended["gate_auc"] is not None), None)
     specs = {"fronts": fronts.to_json(indent=None)}
     if gated is not None and gated.recommended is not None:
@@ -39,10 +43,10 @@ def write_report(comparison: Comparison, results_folder: Path, page: Path, pictu
         specs_json=json.dumps({name: json.loads(spec) for name, spec in specs.items()}).replace("</", "<\\/"),
         vega=vl_convert.javascript_bundle("Object.assign(window, {vegaEmbed});"),
     )
-    page.write_text(html, encoding="utf-8")
+    page.write(html.encode())
 
 
-def _examples(comparison: Comparison, summary: MethodSummary, folder: Path) -> dict[str, Any]:
+def _examples(comparison: Comparison, summary: MethodSummary, folder: Folder) -> dict[str, Any]:
     """Some generations before and after, of the method's recommended run: forget items first, then retain ones."""
     rows: list[dict[str, Any]] = []
     if summary.recommended is not None and comparison.target_model is not None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from bench import results
 from bench.score import score
 
 
-def rescore(folder: Path) -> tuple[int, int]:
+def rescore(folder: results.Folder) -> tuple[int, int]:
     """Write every finished run's metrics anew; returns (runs rescored, runs whose items are missing or damaged).
 
     Metrics that an older run has no raw values for stay null. Raises UserError where the folder holds no runs.

@@ -2,17 +2,20 @@
 
     RESULTS/runs/<run_key>.parquet     one row: config, metrics, costs
     RESULTS/items/<run_key>.parquet    one row an evaluated item: raw values
+    RESULTS/{runs,items}/compact-*     many of them in one, made by `compact`
     RESULTS/modules/<train_key>/       what was trained, where it is small
     RESULTS/studies.journal            Optuna's storage
 
-A file's name is the hash of the config, so writing a row again replaces it and never doubles it.
+A file's name is the hash of the config, so writing a row again replaces it and never doubles it: many writers need no
+lock. Readers may come at any time; where a run stands in several files, its own counts, then the latest compacted one.
 """
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.storage import Location, location
 from grun.errors import UserError
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
@@ -127,87 +131,177 @@ ITEMS_SCHEMA = pa.schema(
     ]
 )
 Row = Mapping[str, Any]
+Folder = Location | Path | str
+COMPACT = "compact-"
+COMPACT_BYTES = 256 * 2**20
+"""Size at which a compacted file is full."""
 
 
-def create(results: Path) -> None:
+def create(results: Folder) -> None:
     """Make the folder. Raises UserError where it cannot be written."""
+    folder = location(results)
+    probe = folder / "writable"
     try:
         for table in ("runs", "items", "modules"):
-            (results / table).mkdir(parents=True, exist_ok=True)
-        probe = results / f".tmp-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+            (folder / table).make_folder()
+        probe.write(b"")
+        probe.remove()
     except OSError as error:
-        raise UserError("--results", f"{results} cannot be written ({error.strerror}); name another folder") from error
+        why = error.strerror or str(error).splitlines()[0]
+        raise UserError("--results", f"{folder} cannot be written ({why}); name another folder") from error
 
 
-def write_run(results: Path, run: Row, items: Sequence[Row] = ()) -> None:
+def write_run(results: Folder, run: Row, items: Sequence[Row] = ()) -> None:
     """Write one run: items first, so a run that is there always has its items. `run` is a row of RUNS_SCHEMA."""
-    key = run["run_key"]
+    folder, key = location(results), run["run_key"]
     if items:
-        _write(results / "items" / f"{key}.parquet", [{"run_key": key, **item} for item in items], ITEMS_SCHEMA)
-    _write(results / "runs" / f"{key}.parquet", [run], RUNS_SCHEMA)
+        rows = [{"run_key": key, **item} for item in items]
+        (folder / "items" / f"{key}.parquet").write(_parquet(rows, ITEMS_SCHEMA))
+    (folder / "runs" / f"{key}.parquet").write(_parquet([run], RUNS_SCHEMA))
 
 
-def read_run(results: Path, run_key: str) -> dict[str, Any] | None:
+def read_run(results: Folder, run_key: str) -> dict[str, Any] | None:
     """One run's row; None where it was never written, failed, or its file is damaged."""
-    rows = _read(results / "runs" / f"{run_key}.parquet", RUNS_SCHEMA)
+    rows = _rows_of(location(results) / "runs", run_key, RUNS_SCHEMA)
     return rows[0] if rows and rows[0]["status"] == "ok" else None
 
 
-def read_items(results: Path, run_key: str) -> list[dict[str, Any]] | None:
+def read_items(results: Folder, run_key: str) -> list[dict[str, Any]] | None:
     """One run's items, in the order they were written; None where there are none or the file is damaged."""
-    return _read(results / "items" / f"{run_key}.parquet", ITEMS_SCHEMA)
+    return _rows_of(location(results) / "items", run_key, ITEMS_SCHEMA) or None
 
 
-def scan_runs(results: Path) -> pl.DataFrame:
-    """Every run's row. Raises UserError where the folder holds no runs."""
-    if not (results / "runs").is_dir():
-        raise UserError("RESULTS", f"{results} holds no runs; run `grun-bench train` or `grun-bench sweep` first")
-    return _scan(results / "runs", RUNS_SCHEMA)
+def scan_runs(results: Folder) -> pl.DataFrame:
+    """Every run's row, oldest first. Raises UserError where the folder holds no runs."""
+    folder = location(results)
+    for _ in range(3):  # a compaction may take files away while they are read
+        files = (folder / "runs").files(".parquet")
+        if not files:
+            raise UserError("RESULTS", f"{folder} holds no runs; run `grun-bench train` or `grun-bench sweep` first")
+        try:
+            tables = [_read(file, RUNS_SCHEMA) for file in sorted(files, key=_is_single)]
+        except FileNotFoundError:
+            continue
+        whole = pa.concat_tables([RUNS_SCHEMA.empty_table(), *(table for table in tables if table is not None)])
+        rows = pl.DataFrame(pl.from_arrow(whole))
+        return rows.unique("run_key", keep="last", maintain_order=True).sort("created_at")
+    raise UserError("RESULTS", f"{folder} changes faster than it can be read; try again")
 
 
-def scan_items(results: Path, run_keys: Sequence[str]) -> pl.DataFrame:
+def scan_items(results: Folder, run_keys: Sequence[str]) -> pl.DataFrame:
     """Items of some runs."""
-    return _scan(results / "items", ITEMS_SCHEMA, run_keys)
+    folder = location(results) / "items"
+    rows = [row for key in run_keys for row in _rows_of(folder, key, ITEMS_SCHEMA)]
+    return pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=ITEMS_SCHEMA)))
 
 
-def damaged_files(results: Path) -> list[Path]:
-    """Parquet files that cannot be read; their runs are done again when asked for."""
-    tables = (("runs", RUNS_SCHEMA), ("items", ITEMS_SCHEMA))
-    return [file for table, schema in tables for file in _files(results / table) if _read(file, schema) is None]
+def damaged_files(results: Folder) -> list[Location]:
+    """Parquet files without a readable end; their runs are done again when asked for."""
+    folder = location(results)
+    return [
+        file for table in ("runs", "items") for file in (folder / table).files(".parquet") if not _is_readable(file)
+    ]
 
 
-def _write(path: Path, rows: Sequence[Row], schema: pa.Schema) -> None:
-    """Write beside, flush to disk, rename: a reader sees the whole file or none."""
+def compact(results: Folder) -> tuple[int, int]:
+    """Many small files into few large ones; returns (runs compacted, damaged files left as they are).
+
+    Safe beside readers and writers: a file is taken away only once its rows stand in another.
+    """
+    folder = location(results)
+    num_runs = 0
+    for table, schema in (("items", ITEMS_SCHEMA), ("runs", RUNS_SCHEMA)):
+        single = [file for file in (folder / table).files(".parquet") if _is_single(file)]
+        for members, content in _packed(single, schema):
+            (folder / table / f"{COMPACT}{time.time_ns()}-{os.getpid()}.parquet").write(content)
+            for member in members:
+                member.remove()
+            num_runs += len(members) if table == "runs" else 0
+    return num_runs, len(damaged_files(folder))
+
+
+def _packed(files: Sequence[Location], schema: pa.Schema) -> Iterator[tuple[list[Location], bytes]]:
+    """The files' rows as large Parquet files, with the files they came from.
+
+    Tables of many rows stay row groups of their own, so that one run's items are found without reading the others'.
+    """
+    members: list[Location] = []
+    tables: list[pa.Table] = []
+    for file in files:
+        try:
+            table = _read(file, schema)
+        except FileNotFoundError:
+            continue
+        if table is not None:
+            members.append(file)
+            tables.append(table)
+        if sum(each.nbytes for each in tables) > COMPACT_BYTES:
+            yield members, _joined(tables, schema)
+            members, tables = [], []
+    if members:
+        yield members, _joined(tables, schema)
+
+
+def _joined(tables: Sequence[pa.Table], schema: pa.Schema) -> bytes:
+    out = io.BytesIO()
+    with pq.ParquetWriter(out, schema) as writer:
+        for table in tables if tables[0].num_rows > 1 else [pa.concat_tables(tables)]:
+            writer.write_table(table)
+    return out.getvalue()
+
+
+def _parquet(rows: Sequence[Row], schema: pa.Schema) -> bytes:
     unknown = {name for row in rows for name in row} - set(schema.names)
     if unknown:
-        raise ValueError(f"{path.parent.name} has no column {', '.join(sorted(unknown))}")
-    scratch = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        with scratch.open("wb") as file:
-            pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(scratch, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            scratch.unlink()
+        raise ValueError(f"there is no column {', '.join(sorted(unknown))}")
+    out = io.BytesIO()
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema), out)
+    return out.getvalue()
 
 
-def _read(path: Path, schema: pa.Schema) -> list[dict[str, Any]] | None:
-    """Rows with every column of the schema: null where the file was written before there was one."""
+def _rows_of(folder: Location, run_key: str, schema: pa.Schema) -> list[dict[str, Any]]:
+    """Rows of one run: from its own file, else from what was compacted."""
     try:
-        return [dict.fromkeys(schema.names) | row for row in pq.read_table(path).to_pylist()]
+        own = _read(folder / f"{run_key}.parquet", schema)
+        return [] if own is None else own.to_pylist()
+    except FileNotFoundError:
+        pass
+    for file in reversed([file for file in folder.files(".parquet") if not _is_single(file)]):
+        table = _read(file, schema, run_key)
+        if table is not None and table.num_rows:
+            return table.to_pylist()
+    return []
+
+
+def _is_single(file: Location) -> bool:
+    """One run's own file; those of `compact` are named by when they were made, so that later ones sort last."""
+    return not file.name.startswith(COMPACT)
+
+
+def _read(file: Location, schema: pa.Schema, run_key: str | None = None) -> pa.Table | None:
+    """Rows (of one run, if named) with every column of the schema: null where the file is older than the column.
+
+    None where the file is damaged. Raises FileNotFoundError where there is none.
+    """
+    try:
+        with file.open() as handle:
+            table = pq.read_table(handle, filters=None if run_key is None else [("run_key", "==", run_key)])
+    except FileNotFoundError:
+        raise
     except (OSError, pa.ArrowInvalid):
         return None
+    known = table.select([name for name in table.column_names if name in schema.names])
+    return (
+        pa.concat_tables([schema.empty_table(), known], promote_options="permissive").select(schema.names).cast(schema)
+    )
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.glob("*.parquet") if not file.name.startswith("."))
-
-
-def _scan(folder: Path, schema: pa.Schema, run_keys: Sequence[str] | None = None) -> pl.DataFrame:
-    files = _files(folder) if run_keys is None else [folder / f"{key}.parquet" for key in run_keys]
-    rows = [row for file in files for row in _read(file, schema) or []]
-    return pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(rows, schema=schema)))
+def _is_readable(file: Location) -> bool:
+    try:
+        with file.open() as handle:
+            pq.ParquetFile(handle)
+    except FileNotFoundError:
+        return True
+    except (OSError, pa.ArrowInvalid):
+        return False
+    return True

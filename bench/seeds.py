@@ -6,13 +6,13 @@ import json
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from bench import results
 from bench.comparison import Comparison, MethodSummary
 from bench.config import overlay, run_config
 from bench.search_space import Categorical, SweepConfig
+from bench.storage import Location
 from bench.sweep import Pool, sweep
 from bench.train import Execution
 
@@ -42,7 +42,7 @@ def repeat_best(
     execution.results: the folder that was compared. Returns the rows of all repeated runs and their references.
     """
     studies = [_study(chosen, comparison, num_seeds) for chosen in map(best_of, comparison.methods) if chosen]
-    there = replace(execution, results=execution.results / FOLDER)
+    there = replace(execution, results=execution.folder / FOLDER)
     sweep(studies, there, pool, log)
     return results.scan_runs(there.results).filter(status="ok").to_dicts()
 
@@ -66,13 +66,12 @@ def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:
     )
 
 
-def write_table(file: Path, rows: Sequence[Row], utility: str, command: str) -> None:
+def write_table(file: Location, rows: Sequence[Row], utility: str, command: str) -> None:
     """A Markdown table: one line a method, the target and the retain model first.
 
     utility: `model_utility`, or the partial one. command: what made the table, written above it.
     """
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("\n".join(_lines(rows, utility, command)) + "\n", encoding="utf-8")
+    file.write(("\n".join(_lines(rows, utility, command)) + "\n").encode())
 
 
 def _lines(rows: Sequence[Row], utility: str, command: str) -> Iterator[str]:

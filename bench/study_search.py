@@ -21,7 +21,9 @@ from ray.tune.search.optuna import OptunaSearch
 from bench import results
 from bench.config import run_config
 from bench.pareto import nondominated
+from bench.prepare import cache_dir
 from bench.search_space import THRESHOLD, SweepConfig
+from bench.storage import Location, location
 from bench.train import Row, at_thresholds, failed_row
 from grun.errors import UserError
 
@@ -41,7 +43,11 @@ class StudySearch(Searcher):
     """
 
     def __init__(
-        self, studies: Sequence[SweepConfig], results_folder: Path, log: Log, time_budget_s: float | None = None
+        self,
+        studies: Sequence[SweepConfig],
+        results_folder: results.Folder,
+        log: Log,
+        time_budget_s: float | None = None,
     ) -> None:
         """time_budget_s: after so many seconds no trial is begun; those under way are finished."""
         self._objectives = dict(studies[0].objectives)
@@ -98,6 +104,7 @@ class StudySearch(Searcher):
                 config = run_config(json.loads(suggested["run_json"]))
                 results.write_run(self._results, failed_row(config, RuntimeError(problem), name))
             line = f"failed: {problem}"
+        keep_journal(self._results)
         elapsed = time.perf_counter() - self._started
         left = elapsed / self._num_done * (self.num_trials_left - self._num_done)
         rate = f"{60 * self._num_done / elapsed:.1f} a minute"
@@ -192,9 +199,26 @@ class StudySearch(Searcher):
                 )
 
 
-def study_storage(results_folder: Path) -> BaseStorage:
+def study_storage(results_folder: results.Folder) -> BaseStorage:
     """Optuna's storage of a results folder; `optuna-dashboard` opens the same file."""
-    return JournalStorage(JournalFileBackend(str(results_folder / "studies.journal")))
+    there, here = _journal(results_folder)
+    here.parent.mkdir(parents=True, exist_ok=True)
+    if there.local is None and there.exists():
+        here.write_bytes(there.read())
+    return JournalStorage(JournalFileBackend(str(here)))
+
+
+def keep_journal(results_folder: results.Folder) -> None:
+    """Optuna appends to a file; an object store has none such: a local one is used, and put there after each trial."""
+    there, here = _journal(results_folder)
+    if there.local is None:
+        there.write(here.read_bytes())
+
+
+def _journal(results_folder: results.Folder) -> tuple[Location, Path]:
+    """Where Optuna's journal is kept, and the local file that Optuna uses."""
+    there = location(results_folder) / "studies.journal"
+    return there, there.local or cache_dir() / "studies" / f"{there.digest()}.journal"
 
 
 def _counts(trial: FrozenTrial) -> bool:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -24,6 +23,7 @@ from bench.cluster import DRIVER, connected
 from bench.config import RunConfig, run_config
 from bench.prepare import StartFrom, prepared_model
 from bench.search_space import SweepConfig
+from bench.storage import Location
 from bench.study_search import Log, StudySearch
 from bench.train import (
     Execution,
@@ -58,10 +58,10 @@ def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log:
     Raises UserError where the studies cannot be compared, cannot be measured or cannot be placed.
     """
     _check_comparable(studies)
-    results.create(execution.results)
+    results.create(execution.folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    with _study_locks(studies, execution.results), connected(log):
+    with _study_locks(studies, execution.folder), connected(log):
         placement = _place(pool, execution.num_workers)
         worker = replace(
             execution,
@@ -141,13 +141,16 @@ def _check_comparable(studies: Sequence[SweepConfig]) -> None:
 
 
 @contextmanager
-def _study_locks(studies: Sequence[SweepConfig], folder: Path) -> Iterator[None]:
-    """Keep a second sweep out of a study that is running; other studies may share the folder."""
+def _study_locks(studies: Sequence[SweepConfig], folder: Location) -> Iterator[None]:
+    """Keep a second sweep out of a study that is running; other studies may share the folder.
+
+    Object stores have no locks: there, it is the user who must not run a study twice at once.
+    """
     with ExitStack() as stack:
-        for study in studies:
+        for study in studies if folder.local else ():
             name = study.study.replace("/", "-")
             try:
-                stack.enter_context(FileLock(folder / f".sweep-{name}.lock", timeout=0))
+                stack.enter_context(FileLock(f"{folder}/.sweep-{name}.lock", timeout=0))
             except Timeout:
                 raise UserError("study", f"{study.study} is being run by another sweep; wait for it") from None
         yield

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import logging
 import os
-import shutil
+import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from bench.models import load_pretrained
 from bench.prepare import StartFrom, cache_dir, prepared_model
 from bench.robustness import attack
 from bench.score import score
+from bench.storage import Location, location
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.none import NoneConfig
 from grun.checkpoints import Checkpoints
@@ -45,6 +46,8 @@ from grun.workers import ALONE, Workers
 Row = dict[str, Any]
 DEFAULT_CACHE_GB = 20.0
 """Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
+TRAINING = "training.json"
+"""File of a module's folder with what its training cost; where it is, the module is whole."""
 CHECKPOINT_SECONDS = 60.0
 """A training that lasts longer leaves a checkpoint this often, to go on from if it is cut off."""
 logger = logging.getLogger(__name__)
@@ -54,8 +57,8 @@ logger = logging.getLogger(__name__)
 class Execution:
     """Where and how a run happens; none of it changes the result beyond float rounding."""
 
-    results: Path
-    """The results folder."""
+    results: results.Folder
+    """The results folder: a path, s3:// or gs://."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     engine: Literal["auto", "plain"] = "auto"
@@ -78,6 +81,11 @@ class Execution:
     """Full fine-tuning and LoRA: compute activations again on the way back, to use less memory."""
     shard: bool = False
     """Full fine-tuning: each worker holds only its part of the weights (FSDP2), for models that fit no GPU whole."""
+
+    @property
+    def folder(self) -> Location:
+        """The results folder, as a place to read and write."""
+        return location(self.results)
 
     @property
     def uses_ray_train(self) -> bool:
@@ -145,17 +153,17 @@ def run(
     one trained module. What is in the results already is not computed again.
     """
     configs = at_thresholds(config, gate_thresholds)
-    found = [results.read_run(execution.results, each.run_key) for each in configs]
+    found = [results.read_run(execution.folder, each.run_key) for each in configs]
     missing = [each for each, row in zip(configs, found, strict=True) if row is None]
     if missing:
-        results.create(execution.results)
+        results.create(execution.folder)
         if execution.uses_ray_train:
             from bench.workers import run_on_workers  # Ray, and seconds of imports
 
             run_on_workers(missing, execution, study=study, progress=progress)
         else:
             run_missing(missing, execution, study=study, progress=progress)
-        found = [results.read_run(execution.results, each.run_key) for each in configs]
+        found = [results.read_run(execution.folder, each.run_key) for each in configs]
     return [row for row in found if row is not None]
 
 
@@ -193,9 +201,9 @@ def run_missing(
             retain_model_items = _retain_model_items(config, execution, progress)
             for each, items in zip(configs, measured, strict=True):
                 _write(each, execution, adapted, items, retain_model_items, trained | cost, study)
-            _checkpoint(config, execution).unlink(missing_ok=True)
+            _checkpoint(config, execution).remove()
     except Exception as error:
-        results.write_run(execution.results, failed_row(config, error, study))
+        results.write_run(execution.folder, failed_row(config, error, study))
         raise
 
 
@@ -220,14 +228,15 @@ def _train_or_load(
         source, "cpu" if execution.shard else device, trained_in_place=config.adapter.name == "full"
     )
     template = PromptTemplate.of(tokenizer)
-    folder = execution.results / "modules" / config.train_key
-    if (folder / "training.json").is_file():
+    folder = execution.folder / "modules" / config.train_key
+    if (folder / TRAINING).exists():
         try:
-            trained = json.loads((folder / "training.json").read_text())
-            return _cached(config.adapter.load(model, folder), execution), template, trained
+            trained = json.loads((folder / TRAINING).read())
+            with folder.read_folder() as local:
+                return _cached(config.adapter.load(model, local), execution), template, trained
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             logger.warning("%s is damaged (%s); training again", folder, type(error).__name__)
-            shutil.rmtree(folder)
+            folder.remove()
             return _train_or_load(config, execution, benchmark, source, device, progress, workers)
 
     if execution.shard:
@@ -266,13 +275,17 @@ def _train_or_load(
             checkpoints=None if execution.shard else checkpoints,
         )
         trained |= {"train_seconds": done.seconds, "num_steps": done.steps}
-        if execution.save_module and (workers.is_first or workers.sharded):
-            _save_module(config, adapted, trained, source, folder, keep=workers.is_first)
+        if execution.save_module and workers.is_first:
+            with folder.written_folder(last=TRAINING) as scratch:
+                _save_module(config, adapted, trained, source, scratch)
+        elif execution.save_module and workers.sharded:  # the first one needs every other's part
+            with tempfile.TemporaryDirectory() as unused:
+                _save_module(config, adapted, trained, source, Path(unused))
     return adapted, template, trained
 
 
-def _checkpoint(config: RunConfig, execution: Execution) -> Path:
-    return execution.results / "checkpoints" / f"{config.train_key}.safetensors"
+def _checkpoint(config: RunConfig, execution: Execution) -> Location:
+    return execution.folder / "checkpoints" / f"{config.train_key}.safetensors"
 
 
 def load_module(config: RunConfig, execution: Execution) -> tuple[EditedModel | PlainModel, Any]:
@@ -280,7 +293,8 @@ def load_module(config: RunConfig, execution: Execution) -> tuple[EditedModel | 
     device = execution.torch_device()
     source = prepared_model(config.model, config.benchmark.load(), config.start_from, lambda done, total: None)
     model, tokenizer = load_pretrained(source, device)
-    return config.adapter.load(model, execution.results / "modules" / config.train_key), tokenizer
+    with (execution.folder / "modules" / config.train_key).read_folder() as local:
+        return config.adapter.load(model, local), tokenizer
 
 
 def plan_of(
@@ -345,23 +359,13 @@ def _retain_model_items(config: RunConfig, execution: Execution, progress: Progr
     if not has_retain_model(config) or gold.run_key == config.run_key:
         return None
     run(gold, execution, progress=progress)
-    return results.read_items(execution.results, gold.run_key)
+    return results.read_items(execution.folder, gold.run_key)
 
 
-def _save_module(config: RunConfig, adapted: Adapted, trained: Row, source: str, folder: Path, *, keep: bool) -> None:
-    """Write beside and rename, so that a module that is there is whole.
-
-    keep: whether this worker's copy is the one that stays.
-    """
-    scratch = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-    save(adapted, config.adapter, source, scratch)
-    if not keep:
-        shutil.rmtree(scratch)
-        return
-    write_yaml(scratch / "run.yaml", config.to_dict())
-    (scratch / "training.json").write_text(json.dumps(trained))
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(scratch, folder)
+def _save_module(config: RunConfig, adapted: Adapted, trained: Row, source: str, folder: Path) -> None:
+    save(adapted, config.adapter, source, folder)
+    write_yaml(folder / "run.yaml", config.to_dict())
+    (folder / TRAINING).write_text(json.dumps(trained))
 
 
 def _measure(
@@ -432,7 +436,7 @@ def _evaluated(
         return curve
     base = reference_config(first, first.start_from)
     run(base, execution, progress=progress)
-    base_items = results.read_items(execution.results, base.run_key)
+    base_items = results.read_items(execution.folder, base.run_key)
     assert base_items is not None, "it was written just now"
     return evaluate_thresholds(
         adapted, template, benchmark.evaluation, first.evaluation, thresholds, base_items, progress, workers=workers
@@ -469,7 +473,7 @@ def _write(
             "created_at": _now(),
         }
     )
-    results.write_run(execution.results, row, items)
+    results.write_run(execution.folder, row, items)
 
 
 def _config_columns(config: RunConfig) -> Row:

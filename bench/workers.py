@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +63,7 @@ def run_on_workers(
 
 def _fit(spec: dict[str, Any], execution: Execution) -> None:
     # Under the results folder: Ray Train wants a place that every node sees.
-    name, storage = f"train-{uuid.uuid4().hex}", execution.results / ".ray"
+    name, storage = f"train-{uuid.uuid4().hex}", execution.folder / ".ray"
     resources = {"CPU": float(execution.cpus_per_worker)}
     if execution.gpus_per_worker:
         resources["GPU"] = execution.gpus_per_worker
@@ -84,7 +83,7 @@ def _fit(spec: dict[str, Any], execution: Execution) -> None:
     try:
         trainer.fit()
     finally:
-        shutil.rmtree(storage / name, ignore_errors=True)
+        (storage / name).remove()
 
 
 def _work(spec: dict[str, Any]) -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import nn
 
 STATE = ("step", "exp_avg", "exp_avg_sq")
@@ -25,20 +24,33 @@ class Trained:
     seconds: float = 0.0
 
 
+class File(Protocol):
+    """Where a checkpoint is kept."""
+
+    def exists(self) -> bool:
+        """Whether there is one."""
+
+    def read(self) -> bytes:
+        """All of it. Raises OSError."""
+
+    def write(self, content: bytes) -> None:
+        """Put it there, whole or not at all."""
+
+
 class Checkpoints:
     """One training's checkpoint; a newer one replaces it."""
 
-    def __init__(self, file: Path, *, every_seconds: float, writes: bool, log: Callable[[str], None]) -> None:
+    def __init__(self, file: File, *, every_seconds: float, writes: bool, log: Callable[[str], None]) -> None:
         """writes: whether this process writes; all read. log: gets one line where something was found."""
         self.file, self.every_seconds, self.writes, self.log = file, every_seconds, writes, log
         self._last = time.perf_counter()
 
     def load(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> Trained:
         """Put everything back as it was; a missing or damaged checkpoint leaves all as it is."""
-        if not self.file.is_file():
+        if not self.file.exists():
             return Trained()
         try:
-            tensors = load_file(self.file)
+            tensors = load(self.file.read())
             steps, seconds = tensors["trained"].tolist()
             values = [tensors[f"parameter.{place}"] for place in range(len(parameters))]
             states = [{name: tensors[f"{name}.{place}"] for name in STATE} for place in range(len(parameters))]
@@ -57,7 +69,7 @@ class Checkpoints:
         return Trained(steps=int(steps), seconds=seconds)
 
     def offer(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, trained: Trained) -> None:
-        """Write a checkpoint where the last one is old enough: beside, then moved into place."""
+        """Write a checkpoint where the last one is old enough."""
         if not self.writes or time.perf_counter() - self._last < self.every_seconds:
             return
         self._last = time.perf_counter()
@@ -65,7 +77,4 @@ class Checkpoints:
         for place, parameter in enumerate(parameters):
             tensors[f"parameter.{place}"] = parameter.detach()
             tensors |= {f"{name}.{place}": optimizer.state[parameter][name] for name in STATE}
-        self.file.parent.mkdir(parents=True, exist_ok=True)
-        scratch = self.file.with_name(f".tmp-{os.getpid()}-{self.file.name}")
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, scratch)
-        os.replace(scratch, self.file)
+        self.file.write(save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}))

@@ -46,7 +46,7 @@ def test_damaged_and_half_written_files_are_left_out(tmp_path: Path) -> None:
     damaged.write_bytes(damaged.read_bytes()[:100])
     (tmp_path / "runs" / ".tmp-1-c.parquet").write_bytes(b"half")
     assert results.scan_runs(tmp_path)["run_key"].to_list() == ["a"]
-    assert results.damaged_files(tmp_path) == [damaged]
+    assert [file.local for file in results.damaged_files(tmp_path)] == [damaged]
     assert results.read_run(tmp_path, "b") is None
 
 

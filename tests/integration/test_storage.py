@@ -1,0 +1,237 @@
+"""The results folder in an object store: a real S3 server on loopback (moto's), written, read, compacted, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bench import results
+from bench.cli import main
+from bench.config import RunConfig
+from bench.files import write_yaml
+from bench.storage import Location, location
+from bench.train import Execution, evaluate_references, run
+from grun.errors import UserError
+
+BUCKET = "s3://bench"
+TIMEOUT_S = 60
+
+
+@pytest.fixture(scope="module")
+def s3() -> Iterator[str]:
+    """A bucket, and the environment that leads to it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    server = subprocess.Popen(
+        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    there = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+    }
+    before = {name: os.environ.get(name) for name in there}
+    os.environ.update(there)
+    try:
+        import boto3
+
+        deadline = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                boto3.client("s3").create_bucket(Bucket="bench")
+                break
+            except Exception:
+                assert server.poll() is None, "the server died"
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        yield BUCKET
+    finally:
+        server.terminate()
+        server.wait()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name)
+            else:
+                os.environ[name] = value
+
+
+@pytest.fixture(params=["disk", "s3"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Location:
+    """A fresh folder of each kind."""
+    if request.param == "disk":
+        return location(tmp_path / "results")
+    return location(f"{request.getfixturevalue('s3')}/{tmp_path.name}")
+
+
+def _row(key: str, **columns: Any) -> dict[str, Any]:
+    return {"run_key": key, "status": "ok", "method": "grun+npo", "created_at": datetime.now(UTC), **columns}
+
+
+def test_files_come_back_as_they_were(folder: Location) -> None:
+    file = folder / "a" / "b.bin"
+    assert not file.exists()
+    with pytest.raises(FileNotFoundError):
+        file.read()
+    for content in (b"", b"x" * 10_000_000, b"short"):
+        file.write(content)
+        assert file.read() == content
+    (folder / "a" / ".hidden").write(b"")
+    assert [each.name for each in (folder / "a").files()] == ["b.bin"]
+    assert (folder / "a").files(".txt") == (folder / "nowhere").files() == []
+    file.remove()
+    file.remove()
+    assert not file.exists()
+
+
+def test_a_folder_is_written_with_its_last_file_last(folder: Location) -> None:
+    place = folder / "module"
+    for number in (1, 2):
+        with place.written_folder(last="done.json") as scratch:
+            (scratch / "done.json").write_text(str(number))
+            (scratch / "weights").write_bytes(b"w" * number)
+    with place.read_folder() as local:
+        assert {file.name: file.read_bytes() for file in local.iterdir()} == {"done.json": b"2", "weights": b"ww"}
+    place.remove()
+    assert place.files() == []
+
+
+def test_a_folder_whose_filling_failed_is_not_there(folder: Location) -> None:
+    def fill() -> None:
+        with (folder / "module").written_folder(last="done.json") as scratch:
+            (scratch / "done.json").write_text("x")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fill()
+    assert (folder / "module").files() == []
+
+
+def test_rows_are_written_read_and_compacted(folder: Location) -> None:
+    """Compacting changes no row; a run written again afterwards, or compacted twice, counts once and is the newer."""
+    results.create(folder)
+    item = {"split": "forget", "item_index": 0, "question": "q", "answer": "a", "wrong_nll": [1.0], "gate": [0.5]}
+    for number in range(7):
+        results.write_run(folder, _row(f"{number}", forget_quality=number / 10), [{**item, "item_index": number}] * 2)
+    (folder / "runs" / "broken.parquet").write(b"PAR1 and then nothing")
+    before, items = results.scan_runs(folder), results.scan_items(folder, ["3", "5"])
+    assert results.compact(folder) == (7, 1)
+    assert results.scan_runs(folder).equals(before)
+    assert results.scan_items(folder, ["3", "5"]).equals(items)
+    assert [file.name.startswith("compact-") for file in (folder / "runs").files()] == [False, True]
+    results.write_run(folder, _row("3", forget_quality=0.9), [item])
+    for _ in range(2):
+        found = results.read_run(folder, "3")
+        assert found is not None
+        assert found["forget_quality"] == 0.9
+        assert results.read_items(folder, "3") == [dict.fromkeys(results.ITEMS_SCHEMA.names) | {"run_key": "3"} | item]
+        runs = results.scan_runs(folder)
+        assert sorted(runs["run_key"].to_list()) == [f"{number}" for number in range(7)]
+        assert runs.filter(run_key="3")["forget_quality"].to_list() == [0.9]
+        results.compact(folder)
+    assert results.read_run(folder, "8") is None
+
+
+def test_readers_and_writers_do_not_mind_each_other(folder: Location) -> None:
+    """Four writers, a compaction over and over, and a reader that never sees a row twice or a damaged file."""
+    results.create(folder)
+    results.write_run(folder, _row("first"))
+    writing = [
+        threading.Thread(target=lambda w=w: [results.write_run(folder, _row(f"{w}-{n}")) for n in range(12)])  # type: ignore[misc]
+        for w in range(4)
+    ]
+    for thread in writing:
+        thread.start()
+    seen = 0
+    while any(thread.is_alive() for thread in writing):
+        keys = results.scan_runs(folder)["run_key"].to_list()
+        assert len(keys) == len(set(keys)) >= seen
+        seen = len(keys)
+        assert results.damaged_files(folder) == []
+        results.compact(folder)
+    assert results.scan_runs(folder).height == 49
+
+
+def test_ten_thousand_rows_are_read_in_a_second(tmp_path: Path) -> None:
+    """As `compact` leaves them, all columns; and one of ten thousand is found."""
+    results.create(tmp_path)
+    row = _row("", config_json=json.dumps({"a": 1}), **dict.fromkeys(results.METRICS, 0.5))
+    table = pa.Table.from_pylist([{**row, "run_key": f"{n:05d}"} for n in range(10_000)], schema=results.RUNS_SCHEMA)
+    pq.write_table(table, tmp_path / "runs" / "compact-1-1.parquet")
+    started = time.perf_counter()
+    runs = results.scan_runs(tmp_path)
+    assert time.perf_counter() - started < 1.0
+    assert runs.height == 10_000
+    found = results.read_run(tmp_path, "04567")
+    assert found is not None
+    assert found["run_key"] == "04567"
+
+
+def test_a_run_its_module_and_its_front_in_s3(
+    s3: str, small_config: RunConfig, tmp_path: Path, assert_same_metrics: Any, capsys: Any
+) -> None:
+    """The same rows as on a disk; evaluated again from its module; front, page and picture beside them."""
+    there = Execution(results=f"{s3}/run")
+    evaluate_references(small_config, there)
+    (row,) = run(small_config, there)
+    (local,) = run(small_config, Execution(results=tmp_path))
+    assert_same_metrics(row, local)
+    main(["evaluate", f"{s3}/run/modules/{row['train_key']}", "--gate-thresholds", "0.5"])
+    assert results.scan_runs(f"{s3}/run").filter(adapter="grun")["gate_threshold"].sort().to_list() == [0.0, 0.5]
+    main(["pareto", f"{s3}/run"])
+    main(["report", f"{s3}/run"])
+    place = location(f"{s3}/run")
+    assert (place / "report.html").read().startswith(b"<!doctype html>")
+    assert (place / "fronts.png").read().startswith(b"\x89PNG")
+    assert (place / "front").files(".yaml")
+    main(["rescore", f"{s3}/run"])
+    assert "4 runs rescored" in capsys.readouterr().out
+
+
+def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, tmp_path: Path) -> None:
+    """Its study too is kept there: from another cache the same command finds what is done."""
+    space = {
+        "study": "s",
+        "base": small_config.to_dict(),
+        "search_space": {"adapter.learning_rate": {"type": "float", "low": 0.005, "high": 0.02, "log": True}},
+    }
+    write_yaml(tmp_path / "s.yaml", space)
+    command = [str(Path(sys.executable).with_name("grun-bench")), "sweep", str(tmp_path / "s.yaml")]
+    printed = []
+    for trials, cache in ((1, "one"), (2, "two")):
+        done = subprocess.run(
+            [*command, "--results", f"{s3}/sweep", "--num-trials", str(trials)],
+            capture_output=True,
+            text=True,
+            timeout=240,
+            env=os.environ | {"GRUN_BENCH_CACHE": str(tmp_path / cache)},
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        printed.append(done.stdout)
+    assert "1 of 2 trainings are done already" in printed[1]
+    assert results.scan_runs(f"{s3}/sweep").filter(adapter="grun").height == 2
+
+
+@pytest.mark.parametrize(
+    ("where", "complaint"), [("ftp://x/y", "ftp:// is not known"), ("s3://no-such-bucket/x", "cannot be written")]
+)
+def test_what_cannot_be_reached_is_named(s3: str, where: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint) as error:
+        results.create(where)
+    assert error.value.field == "--results"
