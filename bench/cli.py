@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import json
 import os
 import re
@@ -75,6 +76,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(_complain(str(error)))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        sys.exit(_complain(f"--results: {error.strerror}; free some, and run it again: what was finished is kept"))
     except KeyboardInterrupt:
         print("grun-bench: interrupted; what was finished is kept, the same command goes on", file=sys.stderr)
         sys.exit(130)

@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
 
@@ -15,12 +16,15 @@ DRIVERS = 1000
 ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     "RAY_SCHEDULER_EVENTS": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 """No tables, phoning home or log files of Ray's own, and workers that find relative paths as the driver does."""
+PASSED_ON = ("GRUN_BENCH_", "HF_HUB_", "TOKENIZERS_", *ENVIRONMENT)
+"""Environment variables, by how they begin, that workers on a joined cluster are given."""
 
 
 @contextmanager
@@ -33,8 +37,12 @@ def connected(log: Callable[[str], None]) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     log(f"joining Ray at {address}" if address else "starting Ray")
-    there = {} if address else {"resources": {DRIVER: DRIVERS}}
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **there)
+    own: dict[str, Any] = {"resources": {DRIVER: DRIVERS}}
+    # Other nodes' processes do not inherit this one's environment.
+    joined: dict[str, Any] = {
+        "runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}}
+    }
+    ray.init(log_to_driver=False, logging_level=logging.ERROR, **(joined if address else own))
     try:
         yield
     finally:

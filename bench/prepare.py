@@ -17,6 +17,7 @@ from filelock import FileLock
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.models import FineTuningConfig, ModelConfig, TinyConfig, load_pretrained, new_tiny_model, quiet_transformers
+from bench.storage import Location, location
 from grun.data import Example, PromptTemplate, epoch_batches
 from grun.errors import UserError
 from grun.forward import CausalLM, PlainModel, prepare_for_answers
@@ -28,9 +29,19 @@ RECIPE_VERSION = 1
 """Raise it when a change to this file or to the tiny model changes the weights a recipe gives."""
 
 
+LAST_FILE = "config.json"
+"""What stands last where a prepared model is shared."""
+
+
 def cache_dir() -> Path:
-    """Where prepared models live: $GRUN_BENCH_CACHE, else ~/.cache/grun-bench."""
+    """This node's own copies of prepared models, prefixes and the like: $GRUN_BENCH_CACHE, else ~/.cache/grun-bench."""
     return Path(os.environ.get("GRUN_BENCH_CACHE", "~/.cache/grun-bench")).expanduser()
+
+
+def shared_models() -> Location | None:
+    """Where prepared models lie for all nodes, each of which copies one once: $GRUN_BENCH_SHARED; None: nowhere."""
+    shared = os.environ.get("GRUN_BENCH_SHARED")
+    return location(shared) / "models" if shared else None
 
 
 def prepared_model(
@@ -64,10 +75,33 @@ def prepared_model(
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                _build(folder, model, [text for pair in everything for text in pair], lessons, progress)
+                _fetch_or_build(folder, model, [text for pair in everything for text in pair], lessons, progress)
     except PermissionError as error:
         raise UserError("GRUN_BENCH_CACHE", f"{error.filename} is not writable; set it to a folder that is") from error
     return str(folder)
+
+
+def _fetch_or_build(
+    folder: Path,
+    config: ModelConfig,
+    texts: Sequence[str],
+    lessons: Sequence[Item],
+    progress: Callable[[int, int], None],
+) -> None:
+    """From another node's work where that is shared; else made here, and shared."""
+    shared = shared_models()
+    there = shared / folder.name if shared else None
+    if there is None or not (there / LAST_FILE).exists():
+        _build(folder, config, texts, lessons, progress)
+        if there is not None:
+            with there.written_folder(last=LAST_FILE) as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
+        return
+    scratch = folder.with_suffix(f".tmp-{os.getpid()}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    with there.read_folder() as found:
+        shutil.copytree(found, scratch)
+    os.replace(scratch, folder)
 
 
 def _build(

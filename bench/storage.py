@@ -8,6 +8,7 @@ credentials say how.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -173,6 +174,11 @@ def location(where: Location | Path | str) -> Location:
     if scheme not in ("s3", "gs"):
         raise UserError("--results", f"{scheme}:// is not known; use a path, s3://BUCKET/FOLDER or gs://BUCKET/FOLDER")
     return Location(text.rstrip("/"))
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed for want of space. safetensors says so in words alone."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(error)
 
 
 @cache

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import time
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import optuna
 from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -23,7 +25,7 @@ from bench.config import run_config
 from bench.pareto import nondominated
 from bench.prepare import cache_dir
 from bench.search_space import THRESHOLD, SweepConfig
-from bench.storage import Location, location
+from bench.storage import Location, is_full, location
 from bench.train import Row, at_thresholds, failed_row
 from grun.errors import UserError
 
@@ -64,6 +66,8 @@ class StudySearch(Searcher):
         self.num_trials_left = sum(self._left.values())
         self._num_done = 0
         self._out_of_time = False
+        self.is_full = False
+        """Whether the results folder ran out of space."""
         self._started = time.perf_counter()
         self._deadline = math.inf if time_budget_s is None else self._started + time_budget_s
         self._seen: list[list[float]] = []
@@ -74,17 +78,37 @@ class StudySearch(Searcher):
         name = max(self._left, key=lambda study: self._left[study])
         if self._left[name] == 0:
             return Searcher.FINISHED
+        if self.is_full:
+            return Searcher.FINISHED
         if time.perf_counter() > self._deadline:
             if not self._out_of_time:
                 self._log("the time budget is used up; what is under way is finished, the same command goes on")
             self._out_of_time = True
             return Searcher.FINISHED
         self._left[name] -= 1
-        self._suggested[trial_id] = self._searches[name].suggest(trial_id)
+        try:
+            self._suggested[trial_id] = self._searches[name].suggest(trial_id)
+        except OSError as problem:
+            return self._stop_if_full(problem)
         return self._suggested[trial_id]
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
-        """Tell Optuna, and the user; called by Tune."""
+        """Tell Optuna, and the user; called by Tune. A trial that found no space is left to the next sweep."""
+        try:
+            if (result or {}).get("full"):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self._settle_finished(trial_id, result)
+        except OSError as problem:
+            self._stop_if_full(problem)
+
+    def _stop_if_full(self, problem: OSError) -> str:
+        """Begin nothing more once the results folder is full; Optuna's running trials are settled when it is opened."""
+        if not is_full(problem):
+            raise problem
+        self.is_full = True
+        return str(Searcher.FINISHED)
+
+    def _settle_finished(self, trial_id: str, result: Mapping[str, Any] | None) -> None:
         suggested = self._suggested.pop(trial_id)
         name = suggested["study"]
         result = result or {}
@@ -205,7 +229,20 @@ def study_storage(results_folder: results.Folder) -> BaseStorage:
     here.parent.mkdir(parents=True, exist_ok=True)
     if there.local is None and there.exists():
         here.write_bytes(there.read())
+    _drop_half_a_line(here)
     return JournalStorage(JournalFileBackend(str(here)))
+
+
+def _drop_half_a_line(journal: Path) -> None:
+    """A process killed, or out of space, in mid-write leaves some: it would spoil the next line."""
+    lock = JournalFileSymlinkLock(str(journal))
+    lock.acquire()
+    try:
+        content = journal.read_bytes() if journal.is_file() else b"\n"
+        if content and not content.endswith(b"\n"):
+            os.truncate(journal, content.rfind(b"\n") + 1)
+    finally:
+        lock.release()
 
 
 def keep_journal(results_folder: results.Folder) -> None:

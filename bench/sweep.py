@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import tempfile
 import time
@@ -23,7 +25,7 @@ from bench.cluster import DRIVER, connected
 from bench.config import RunConfig, run_config
 from bench.prepare import StartFrom, prepared_model
 from bench.search_space import SweepConfig
-from bench.storage import Location
+from bench.storage import Location, is_full
 from bench.study_search import Log, StudySearch
 from bench.train import (
     Execution,
@@ -99,6 +101,8 @@ def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log:
             tuner.fit()
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
+        if search.is_full:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, SweepConfig]) -> None:
@@ -116,9 +120,12 @@ def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, Swe
         if empty:
             raise UserError("objectives", f"{empty[0]} has no value on this benchmark and model; use another")
     except Exception as error:
-        row = failed_row(config, error, study.study)
-        results.write_run(execution.results, row)
-        tune.report({"error": row["error"], "rows": []})
+        row, full = failed_row(config, error, study.study), is_full(error)
+        try:
+            results.write_run(execution.results, row)
+        except OSError as another:
+            full = full or is_full(another)
+        tune.report({"error": row["error"], "full": full, "rows": []})
         return
     kept = (*study.objectives, "run_key", "method", "gate_threshold", "train_seconds")
     tune.report({"rows": [{name: row[name] for name in kept} for row in rows]})

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
+import tempfile
 import uuid
 from collections.abc import Sequence
 from dataclasses import replace
@@ -62,8 +64,7 @@ def run_on_workers(
 
 
 def _fit(spec: dict[str, Any], execution: Execution) -> None:
-    # Under the results folder: Ray Train wants a place that every node sees.
-    name, storage = f"train-{uuid.uuid4().hex}", execution.folder / ".ray"
+    scratch = tempfile.mkdtemp(prefix="grun-bench-train-")  # for Ray's own notes: our checkpoints are in the results
     resources = {"CPU": float(execution.cpus_per_worker)}
     if execution.gpus_per_worker:
         resources["GPU"] = execution.gpus_per_worker
@@ -77,13 +78,13 @@ def _fit(spec: dict[str, Any], execution: Execution) -> None:
         ),
         torch_config=TorchConfig(backend="nccl" if execution.gpus_per_worker >= 1 else "gloo"),
         run_config=ray.train.RunConfig(
-            name=name, storage_path=str(storage), failure_config=FailureConfig(max_failures=0)
+            name=f"train-{uuid.uuid4().hex}", storage_path=scratch, failure_config=FailureConfig(max_failures=0)
         ),
     )
     try:
         trainer.fit()
     finally:
-        (storage / name).remove()
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _work(spec: dict[str, Any]) -> None:

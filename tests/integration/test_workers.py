@@ -88,6 +88,7 @@ def test_ray_train_gives_the_same_rows(
     """Two workers, and one by force; an error of the run's own is raised as it is, and is a row."""
     execution = Execution(results=tmp_path, num_workers=2, num_threads=1)
     config = _config(small_config, "grun")
+    evaluate_references(config, Execution(results=tmp_path))
     (row,) = run(config, execution)
     assert_same_metrics(row, alone["grun"])
     other = run_config(overlay(config.to_dict(), {"adapter": "full", "adapter.learning_rate": 1e30}))

@@ -1,0 +1,247 @@
+"""Faults for real: workers and nodes killed, a writer killed in mid-write, a full disk, two sweeps at once."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import polars as pl
+import psutil
+import pytest
+from optuna.trial import TrialState
+
+from bench import results
+from bench.config import overlay
+from bench.files import write_yaml
+from bench.study_search import INTERRUPTED, study_storage
+
+TIMEOUT_S = 240
+BENCH = str(Path(sys.executable).with_name("grun-bench"))
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory: pytest.TempPathFactory, small_config: Any) -> Callable[..., Path]:
+    """Writes a search space of so many GRUN trainings, some seconds each."""
+    folder = tmp_path_factory.mktemp("spaces")
+
+    def write(study: str, num_trials: int, num_epochs: int = 60) -> Path:
+        file = folder / f"{study}.yaml"
+        base = overlay(small_config.to_dict(), {"training.num_epochs": num_epochs})
+        rate = {"type": "float", "low": 0.005, "high": 0.02, "log": True}
+        write_yaml(
+            file,
+            {
+                "study": study,
+                "base": base,
+                "search_space": {"adapter.learning_rate": rate},
+                "gate_thresholds": [0.0, 0.5],
+                "num_trials": num_trials,
+            },
+        )
+        return file
+
+    return write
+
+
+def _start(log: Path, *words: object, **environment: str) -> subprocess.Popen[bytes]:
+    with log.open("w") as out:
+        return subprocess.Popen(
+            [BENCH, "sweep", *map(str, words)],
+            stdout=out,
+            stderr=out,
+            env=os.environ | environment,
+            start_new_session=True,
+        )
+
+
+def _until(condition: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        found = condition()
+        if found:
+            return found
+        assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+def _finish(process: subprocess.Popen[bytes], log: Path) -> str:
+    assert process.wait(TIMEOUT_S) == 0, log.read_text()
+    return log.read_text()
+
+
+def _modules(folder: Path) -> int:
+    return len(list((folder / "modules").glob("[!.]*"))) if (folder / "modules").is_dir() else 0
+
+
+def _check_whole(folder: Path, study: str, num_trials: int) -> None:
+    """Every training at both thresholds exactly once, and Optuna knows of each."""
+    rows = results.scan_runs(folder).filter(pl.col("study") == study)
+    assert rows["status"].unique().to_list() == ["ok"]
+    assert rows.height == rows["run_key"].n_unique() == 2 * num_trials
+    assert rows["train_key"].n_unique() == num_trials
+    trials = optuna.load_study(study_name=study, storage=study_storage(folder)).trials
+    assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
+    counted = [t for t in trials if t.state == TrialState.COMPLETE and INTERRUPTED not in t.user_attrs]
+    assert len({t.user_attrs["run_key"] for t in counted}) == len(counted) == num_trials
+
+
+def _trial_workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    return [
+        child
+        for child in psutil.Process(process.pid).children(recursive=True)
+        if "ImplicitFunc" in " ".join(child.cmdline())
+    ]
+
+
+def test_killed_workers_are_replaced(space: Any, tmp_path: Path) -> None:
+    """kill -9 of whatever is training, twice: Tune starts another worker, and no row is missing or double."""
+    log, folder = tmp_path / "log", tmp_path / "r"
+    sweep = _start(log, space("workers", 4), "--results", folder)
+    for finished in (1, 2):
+        _until(lambda enough=finished: _modules(folder) >= enough, sweep, log)  # type: ignore[misc]
+        for worker in _until(lambda: _trial_workers(sweep), sweep, log):
+            worker.kill()
+    _finish(sweep, log)
+    _check_whole(folder, "workers", 4)
+
+
+@pytest.fixture
+def two_nodes() -> Iterator[Any]:
+    """A head with one CPU and a node with another, on this machine."""
+    import ray
+    from ray.cluster_utils import Cluster
+
+    from bench.cluster import DRIVER
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {DRIVER: 10}})
+    node = cluster.add_node(num_cpus=1)
+    yield cluster, node
+    ray.shutdown()
+    cluster.shutdown()
+
+
+def test_a_killed_node_is_done_without(two_nodes: Any, space: Any, tmp_path: Path) -> None:
+    """Half of the cluster dies while both halves train; the other half does it all."""
+    cluster, node = two_nodes
+    log, folder = tmp_path / "log", tmp_path / "r"
+    sweep = _start(log, space("nodes", 4), "--results", folder, RAY_ADDRESS=cluster.address)
+    _until(lambda: _modules(folder) >= 1, sweep, log)
+    assert "2 at a time" in log.read_text()
+    cluster.remove_node(node, allow_graceful=False)
+    _finish(sweep, log)
+    _check_whole(folder, "nodes", 4)
+
+
+WRITE_FOR_EVER = """
+import sys
+from datetime import UTC, datetime
+from bench import results
+
+item = {"split": "forget", "item_index": 0, "question": "q" * 1000, "answer": "a", "wrong_nll": [1.0] * 1000}
+number = 0
+while True:
+    row = {"run_key": f"{sys.argv[2]}-{number}", "status": "ok", "created_at": datetime.now(UTC)}
+    results.write_run(sys.argv[1], row, [item] * 50)
+    print(row["run_key"], flush=True)
+    number += 1
+"""
+
+
+def test_a_writer_killed_in_mid_write_leaves_whole_rows(tmp_path: Path) -> None:
+    """Ten writers killed at random moments: every row that was said to be written is there with its items."""
+    results.create(tmp_path)
+    draw = random.Random(0)
+    said: list[str] = []
+    for writer in range(10):
+        command = [sys.executable, "-c", WRITE_FOR_EVER, str(tmp_path), str(writer)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        said.append(process.stdout.readline().strip())
+        time.sleep(draw.uniform(0.0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        said += process.stdout.read().split()
+        process.wait()
+    assert results.damaged_files(tmp_path) == []
+    runs = set(results.scan_runs(tmp_path)["run_key"])
+    assert set(said) <= runs
+    for key in runs:
+        items = results.read_items(tmp_path, key)
+        assert items is not None
+        assert len(items) == 50
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of two megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def _fill(file: Path) -> None:
+    """Until not one more byte fits."""
+    with file.open("wb", buffering=0) as out:
+        for size in (4096, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    out.write(b"x" * size)
+
+
+def test_a_full_disk_stops_a_sweep_in_one_line(small_disk: Path, space: Any, tmp_path: Path) -> None:
+    """With space again, the same command goes on to the end; what was finished is not done twice."""
+    log, folder, ballast = tmp_path / "log", small_disk / "r", small_disk / "ballast"
+    sweep = _start(log, space("disk", 4, num_epochs=10), "--results", folder, "--num-concurrent", 1)
+    _until(lambda: _modules(folder) >= 1, sweep, log)
+    _fill(ballast)
+    assert sweep.wait(TIMEOUT_S) == 2, log.read_text()
+    last = log.read_text().strip().splitlines()[-1]
+    assert last.startswith("grun-bench: --results: No space left on device; free some")
+    assert "Traceback" not in log.read_text()
+    ballast.unlink()
+    before = {file: file.stat().st_mtime_ns for file in (folder / "runs").glob("*.parquet")}
+    again = _start(log, space("disk", 4, num_epochs=10), "--results", folder)
+    _finish(again, log)
+    after = {file: file.stat().st_mtime_ns for file in (folder / "runs").glob("*.parquet")}
+    assert before.items() <= after.items()
+    _check_whole(folder, "disk", 4)
+
+
+def test_two_sweeps_share_a_folder_but_not_a_study(space: Any, tmp_path: Path) -> None:
+    """Side by side they finish each its own study; a third on a study that is running is refused at once."""
+    folder = tmp_path / "r"
+    logs = [tmp_path / f"log{number}" for number in range(3)]
+    first = _start(logs[0], space("one", 2), "--results", folder, "--num-concurrent", 1)
+    _until(lambda: (folder / ".sweep-one.lock").exists(), first, logs[0])
+    second = _start(logs[1], space("two", 2), "--results", folder, "--num-concurrent", 1)
+    third = _start(logs[2], space("one", 2), "--results", folder)
+    assert third.wait(TIMEOUT_S) == 2
+    assert logs[2].read_text().strip() == "grun-bench: study: one is being run by another sweep; wait for it"
+    for process, log in ((first, logs[0]), (second, logs[1])):
+        _finish(process, log)
+    for study in ("one", "two"):
+        _check_whole(folder, study, 2)
+
+
+def test_a_journal_that_ends_in_half_a_line_can_be_read_on(tmp_path: Path) -> None:
+    study = optuna.create_study(study_name="s", storage=study_storage(tmp_path))
+    study.ask()
+    with (tmp_path / "studies.journal").open("ab") as file:
+        file.write(b'{"op_code": 5, "wor')
+    again = optuna.load_study(study_name="s", storage=study_storage(tmp_path))
+    assert len(again.trials) == 1
+    again.ask()
+    assert len(optuna.load_study(study_name="s", storage=study_storage(tmp_path)).trials) == 2
