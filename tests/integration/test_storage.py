@@ -20,8 +20,9 @@ import pytest
 
 from bench import results
 from bench.cli import main
-from bench.config import RunConfig
+from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
+from bench.prepare import prepared_model
 from bench.storage import Location, location
 from bench.train import Execution, evaluate_references, run
 from grun.errors import UserError
@@ -226,6 +227,25 @@ def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, tmp_path: Path)
         printed.append(done.stdout)
     assert "1 of 2 trainings are done already" in printed[1]
     assert results.scan_runs(f"{s3}/sweep").filter(adapter="grun").height == 2
+
+
+def test_a_model_prepared_on_one_node_is_copied_by_the_next(
+    folder: Location, small_config: RunConfig, small_benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nodes' caches and a shared place: trained once, then the same bytes."""
+    model = run_config(overlay(small_config.to_dict(), {"model.fine_tuning.num_epochs": 1})).model
+    monkeypatch.setenv("GRUN_BENCH_SHARED", str(folder))
+    steps: list[int] = []
+    made = []
+    for node in ("one", "two"):
+        monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path / node))
+        made.append(
+            Path(prepared_model(model, small_benchmark, "target_model", lambda done, total: steps.append(done)))
+        )
+        assert made[-1].is_relative_to(tmp_path / node)
+    assert steps == list(range(1, steps[-1] + 1)), "the second node trained nothing"
+    files = [{file.name: file.read_bytes() for file in each.iterdir()} for each in made]
+    assert files[0] == files[1]
 
 
 @pytest.mark.parametrize(
