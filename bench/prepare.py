@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from filelock import FileLock
 
 from bench.benchmarks.items import Benchmark, Item
+from bench.cache import cache_dir, made_once
 from bench.models import FineTuningConfig, ModelConfig, TinyConfig, load_pretrained, new_tiny_model, quiet_transformers
 from bench.storage import Location, location
 from grun.data import Example, PromptTemplate, epoch_batches
@@ -31,11 +31,6 @@ RECIPE_VERSION = 1
 
 LAST_FILE = "config.json"
 """What stands last where a prepared model is shared."""
-
-
-def cache_dir() -> Path:
-    """This node's own copies of prepared models, prefixes and the like: $GRUN_BENCH_CACHE, else ~/.cache/grun-bench."""
-    return Path(os.environ.get("GRUN_BENCH_CACHE", "~/.cache/grun-bench")).expanduser()
 
 
 def shared_models() -> Location | None:
@@ -70,19 +65,18 @@ def prepared_model(
     everything, taught = ([item.pair for item in some] for some in (items, lessons))
     recipe = {"version": RECIPE_VERSION, "model": asdict(model), "vocabulary": everything, "taught": taught}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_dir() / "models" / digest
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_suffix(".lock")):
-            if not folder.is_dir():
-                _fetch_or_build(folder, model, [text for pair in everything for text in pair], lessons, progress)
-    except PermissionError as error:
-        raise UserError("GRUN_BENCH_CACHE", f"{error.filename} is not writable; set it to a folder that is") from error
-    return str(folder)
+    texts = [text for pair in everything for text in pair]
+    return str(
+        made_once(
+            cache_dir() / "models" / digest,
+            lambda folder: _fetch_or_build(folder, digest, model, texts, lessons, progress),
+        )
+    )
 
 
 def _fetch_or_build(
     folder: Path,
+    digest: str,
     config: ModelConfig,
     texts: Sequence[str],
     lessons: Sequence[Item],
@@ -90,18 +84,15 @@ def _fetch_or_build(
 ) -> None:
     """From another node's work where that is shared; else made here, and shared."""
     shared = shared_models()
-    there = shared / folder.name if shared else None
-    if there is None or not (there / LAST_FILE).exists():
-        _build(folder, config, texts, lessons, progress)
-        if there is not None:
-            with there.written_folder(last=LAST_FILE) as copy:
-                shutil.copytree(folder, copy, dirs_exist_ok=True)
+    there = shared / digest if shared else None
+    if there is not None and (there / LAST_FILE).exists():
+        with there.read_folder() as found:
+            shutil.copytree(found, folder)
         return
-    scratch = folder.with_suffix(f".tmp-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
-    with there.read_folder() as found:
-        shutil.copytree(found, scratch)
-    os.replace(scratch, folder)
+    _build(folder, config, texts, lessons, progress)
+    if there is not None:
+        with there.written_folder(last=LAST_FILE) as copy:
+            shutil.copytree(folder, copy, dirs_exist_ok=True)
 
 
 def _build(
@@ -111,7 +102,7 @@ def _build(
     lessons: Sequence[Item],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Fine-tune in a scratch folder and move it into place, so a half-written model is never found."""
+    """Fine-tune a model, and store it in the folder."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer: Any
     if isinstance(config, TinyConfig):
@@ -122,12 +113,9 @@ def _build(
         model, tokenizer = load_pretrained(config.name, device, trained_in_place=True)
     template = PromptTemplate.of(tokenizer)
     fine_tune(model, [item.lesson(template) for item in lessons], config.fine_tuning, progress)
-    scratch = folder.with_suffix(f".tmp-{os.getpid()}")
-    shutil.rmtree(scratch, ignore_errors=True)
     with quiet_transformers():
-        model.save_pretrained(scratch)
-        tokenizer.save_pretrained(scratch)
-    os.replace(scratch, folder)
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def fine_tune(

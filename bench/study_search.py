@@ -21,9 +21,9 @@ from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from bench import results
+from bench.cache import cache_dir
 from bench.config import run_config
 from bench.pareto import nondominated
-from bench.prepare import cache_dir
 from bench.search_space import THRESHOLD, SweepConfig
 from bench.storage import Location, is_full, location
 from bench.train import Row, at_thresholds, failed_row

@@ -21,11 +21,12 @@ from safetensors import SafetensorError
 
 from bench import costs, results
 from bench.benchmarks.items import Benchmark
+from bench.cache import cache_dir
 from bench.config import RunConfig, run_config
 from bench.evaluate import Progress, evaluate, evaluate_thresholds, evenly_spread
 from bench.files import write_yaml
 from bench.models import load_pretrained
-from bench.prepare import StartFrom, cache_dir, prepared_model
+from bench.prepare import StartFrom, prepared_model
 from bench.robustness import attack
 from bench.score import score
 from bench.storage import Location, location

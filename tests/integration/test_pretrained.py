@@ -58,15 +58,14 @@ def test_grun_on_smollm2(tmp_path: Path) -> None:
 
 
 @needs_smollm2
-def test_a_gguf_model_can_be_fine_tuned_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gguf_model_can_be_fine_tuned_and_kept(own_cache: Path) -> None:
     """Target model of SmolLM2 on four items of a made-up benchmark: one step, stored, and loaded as a plain folder."""
-    monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path))
     changes = {"model": "smollm2", "model.fine_tuning.num_epochs": 1, "model.fine_tuning.learning_rate": 1e-4}
     model = run_config(overlay({}, changes)).model
     whole = AuthorsConfig(num_authors=5).load()
     few = replace(whole, forget_set=whole.forget_set[:2], retain_set=whole.retain_set[:2])
     folder = prepared_model(model, few, "target_model", lambda done, total: None)
-    assert Path(folder).is_relative_to(tmp_path)
+    assert Path(folder).is_relative_to(own_cache)
     loaded, tokenizer = load_pretrained(folder, "cpu")
     assert sum(parameter.numel() for parameter in loaded.parameters()) == 134_515_008
     assert PromptTemplate.of(tokenizer).style == "chat"

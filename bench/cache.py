@@ -1,0 +1,36 @@
+"""This node's own copies of what is worth making only once: prepared models, unpacked ones, prefixes, journals."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from filelock import FileLock
+
+from grun.errors import UserError
+
+
+def cache_dir() -> Path:
+    """$GRUN_BENCH_CACHE, else ~/.cache/grun-bench."""
+    return Path(os.environ.get("GRUN_BENCH_CACHE", "~/.cache/grun-bench")).expanduser()
+
+
+def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
+    """A folder of the cache; whichever process comes first makes it, the others wait and find it.
+
+    make: fills a folder it is given, which is then moved into place: a half-made one is never found.
+    Raises UserError where the cache cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder.with_suffix(".lock")):
+            if not folder.is_dir():
+                scratch = folder.with_suffix(f".tmp-{os.getpid()}")
+                shutil.rmtree(scratch, ignore_errors=True)
+                make(scratch)
+                os.replace(scratch, folder)
+    except PermissionError as error:
+        raise UserError("GRUN_BENCH_CACHE", f"{error.filename} is not writable; set it to a folder that is") from error
+    return folder
