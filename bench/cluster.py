@@ -6,9 +6,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
+import yaml
 
 DRIVER = "tune_driver"
 """Resource of a process that only waits for its workers: it needs no CPU, but Ray wants it to need something."""
@@ -25,6 +27,23 @@ ENVIRONMENT = {
 """No tables, phoning home or log files of Ray's own, and workers that find relative paths as the driver does."""
 PASSED_ON = ("GRUN_BENCH_", "HF_HUB_", "TOKENIZERS_", *ENVIRONMENT)
 """Environment variables, by how they begin, that workers on a joined cluster are given."""
+
+
+BOOTSTRAP = "~/ray_bootstrap_config.yaml"
+"""Where `ray up` leaves the cluster's description on its head."""
+
+
+def possible_resources() -> dict[str, float]:
+    """What the cluster has, or could have once it has grown: by kind, e.g. CPU and GPU."""
+    there = dict(ray.cluster_resources())
+    description = Path(BOOTSTRAP).expanduser()
+    if not description.is_file():
+        return there
+    could: dict[str, float] = {}
+    for node_type in yaml.safe_load(description.read_text())["available_node_types"].values():
+        for kind, each in node_type.get("resources", {}).items():
+            could[kind] = could.get(kind, 0.0) + each * node_type.get("max_workers", 0)
+    return {kind: max(there.get(kind, 0.0), could.get(kind, 0.0)) for kind in {*there, *could}}
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 from ray import tune
 
 from bench import results
-from bench.cluster import DRIVER, connected
+from bench.cluster import DRIVER, connected, possible_resources
 from bench.config import RunConfig, run_config
 from bench.prepare import StartFrom, prepared_model
 from bench.search_space import SweepConfig
@@ -64,7 +64,7 @@ def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     with _study_locks(studies, execution.folder), connected(log):
-        placement = _place(pool, execution.num_workers)
+        placement = _place(pool, execution)
         worker = replace(
             execution,
             num_threads=pool.cpus_per_worker,
@@ -172,9 +172,13 @@ class _Placement:
     gpus_per_worker: float
 
 
-def _place(pool: Pool, num_workers: int) -> _Placement:
+def _place(pool: Pool, execution: Execution) -> _Placement:
     """Raises UserError with the numbers where not even what was asked for fits: Ray would wait for ever."""
-    there = ray.cluster_resources()
+    there, num_workers = possible_resources(), execution.num_workers
+    if execution.uses_ray_train and not there.get(DRIVER):
+        raise UserError(
+            "--num-workers", f"the cluster has no resource {DRIVER}; start its head with `{{{DRIVER}: 1000}}`"
+        )
     cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
     gpus_per_worker = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(gpus >= 1)
     for option, kind, each, have in (

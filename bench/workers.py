@@ -17,7 +17,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from bench import results
-from bench.cluster import connected
+from bench.cluster import connected, possible_resources
 from bench.config import RunConfig, run_config
 from bench.evaluate import Progress
 from bench.train import Execution, failed_row, reference_config, references, run, run_missing
@@ -110,7 +110,7 @@ def _own_error(error: TrainingFailedError) -> Exception | None:
 
 def _check_fits(execution: Execution) -> None:
     """Raises UserError where the workers can never all run at once: Ray would wait for ever."""
-    there = ray.cluster_resources()
+    there = possible_resources()
     for kind, each in (("CPU", execution.cpus_per_worker), ("GPU", execution.gpus_per_worker)):
         wanted, have = each * execution.num_workers, there.get(kind, 0.0)
         if wanted > have:

@@ -96,11 +96,15 @@ def _check_whole(folder: Path, study: str, num_trials: int) -> None:
 
 
 def _trial_workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [
-        child
-        for child in psutil.Process(process.pid).children(recursive=True)
-        if "ImplicitFunc" in " ".join(child.cmdline())
-    ]
+    return [child for child in psutil.Process(process.pid).children(recursive=True) if "ImplicitFunc" in _title(child)]
+
+
+def _title(process: psutil.Process) -> str:
+    """Ray names a worker after what it runs. Empty for one that has just ended (a zombie has no command line)."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def test_killed_workers_are_replaced(space: Any, tmp_path: Path) -> None:

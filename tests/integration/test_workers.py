@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from bench import results
+from bench.cli import main
 from bench.config import RunConfig, overlay, run_config
+from bench.files import write_yaml
 from bench.train import Execution, evaluate_references, run
 from grun.errors import UserError
 
@@ -85,15 +87,21 @@ def test_two_processes_are_one(
 def test_ray_train_gives_the_same_rows(
     alone: Any, small_config: RunConfig, tmp_path: Path, assert_same_metrics: Callable[..., None]
 ) -> None:
-    """Two workers, and one by force; an error of the run's own is raised as it is, and is a row."""
-    execution = Execution(results=tmp_path, num_workers=2, num_threads=1)
+    """A trial of two workers in a sweep, and a run of one by force; an error of its own is raised as it is."""
     config = _config(small_config, "grun")
     evaluate_references(config, Execution(results=tmp_path))
-    (row,) = run(config, execution)
+    choice = {"seed": {"type": "categorical", "choices": [config.seed]}}
+    write_yaml(
+        tmp_path / "one.yaml", {"study": "one", "base": config.to_dict(), "search_space": choice, "num_trials": 1}
+    )
+    main(["sweep", str(tmp_path / "one.yaml"), "--results", str(tmp_path), "--num-workers", "2"])
+    row = results.read_run(tmp_path, config.run_key)
+    assert row is not None
     assert_same_metrics(row, alone["grun"])
+    execution = Execution(results=tmp_path, num_threads=1)
     other = run_config(overlay(config.to_dict(), {"adapter": "full", "adapter.learning_rate": 1e30}))
     with pytest.raises(UserError, match=r"diverged|not finite"):
-        run(other, replace(execution, num_workers=1, ray_train="always"))
+        run(other, replace(execution, ray_train="always"))
     assert results.scan_runs(tmp_path).filter(run_key=other.run_key)["status"].to_list() == ["failed"]
 
 
