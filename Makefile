@@ -32,7 +32,7 @@ bench: setup-smollm2
 		--training.num_epochs 8 --evaluation.max_items_per_split 8 \
 		$(if $(TOFU),--benchmark.num_items 100,--benchmark.num_authors 6)
 
-# About two hours on 2 cores. TOFU=DIR: the real TOFU's JSON files; without it they come from the hub.
+# About an hour and a half on 2 cores. TOFU=DIR: the real TOFU's JSON files; without it they come from the hub.
 results: $(READY)
 	@echo "== four adapters by ten forget losses on TOFU, tuned with equal budgets, then again with three seeds"
 	$(BIN)/grun-bench sweep search_spaces/results_grun.yaml search_spaces/results_reft.yaml \
