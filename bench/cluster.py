@@ -56,7 +56,8 @@ def connected(log: Callable[[str], None]) -> Iterator[None]:
         os.environ.setdefault(name, value)
     address = os.environ.get("RAY_ADDRESS")
     log(f"joining Ray at {address}" if address else "starting Ray")
-    own: dict[str, Any] = {"resources": {DRIVER: DRIVERS}}
+    # "local": else Ray would join whatever cluster somebody has started on this machine.
+    own: dict[str, Any] = {"address": "local", "resources": {DRIVER: DRIVERS}}
     # Other nodes' processes do not inherit this one's environment.
     joined: dict[str, Any] = {
         "runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}}

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor
 
 from grun.forward import CausalLM
 from grun.patching import decoder_layers
@@ -18,6 +15,9 @@ def shard(model: CausalLM, device: torch.device, workers: Workers) -> None:
 
     device: of this worker; the model may still be on the CPU. Which weights are trained is settled before.
     """
+    from torch.distributed.device_mesh import init_device_mesh  # this and the next: a second of imports
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (workers.size,))
     for layer in decoder_layers(model):
         fully_shard(layer, mesh=mesh)
@@ -26,4 +26,6 @@ def shard(model: CausalLM, device: torch.device, workers: Workers) -> None:
 
 def whole(weight: Tensor) -> Tensor:
     """A weight as it would be without sharding. Where it is sharded, every worker must ask for it."""
+    from torch.distributed.tensor import DTensor
+
     return weight.full_tensor() if isinstance(weight, DTensor) else weight

@@ -9,6 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
 import random
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from bench.config import RunConfig, overlay, run_config
 from bench.models import load_pretrained
 from bench.prepare import prepared_model
 from bench.results import METRICS
+from bench.train import Execution, evaluate_references
 from grun.data import PromptTemplate
 
 TOFU = Path(__file__).parents[2] / "shared" / "data" / "tofu"
@@ -69,6 +71,20 @@ def small_benchmark(small_config: RunConfig) -> Benchmark:
 def target_folder(small_config: RunConfig, small_benchmark: Benchmark) -> str:
     """Where the small target model lies."""
     return prepared_model(small_config.model, small_benchmark, "target_model", lambda done, total: None)
+
+
+@pytest.fixture(scope="session")
+def small_references(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with the small target and retain model's rows, and nothing else."""
+    folder = tmp_path_factory.mktemp("references")
+    evaluate_references(small_config, Execution(results=folder))
+    return folder
+
+
+@pytest.fixture
+def small_results(small_references: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, for a test to go on in."""
+    return Path(shutil.copytree(small_references, tmp_path / "results"))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import ks_2samp
 
 Floats = NDArray[np.float64]
 
@@ -15,6 +14,8 @@ def forget_quality(unlearned: Floats, retain_model: Floats) -> tuple[float, floa
     Takes log ratios: the test only looks at ranks. p is 1 where the samples are the same; log10 p is floored at
     `log10_forget_quality_floor`, below which p cannot go but float rounding could.
     """
+    from scipy.stats import ks_2samp  # a second of imports
+
     p = float(ks_2samp(unlearned, retain_model).pvalue)
     floor = log10_forget_quality_floor(len(unlearned), len(retain_model))
     return p, max(math.log10(p), floor) if p > 0 else floor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -107,9 +108,9 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_killed_workers_are_replaced(space: Any, tmp_path: Path) -> None:
+def test_killed_workers_are_replaced(space: Any, small_results: Path, tmp_path: Path) -> None:
     """kill -9 of whatever is training, twice: Tune starts another worker, and no row is missing or double."""
-    log, folder = tmp_path / "log", tmp_path / "r"
+    log, folder = tmp_path / "log", small_results
     sweep = _start(log, space("workers", 4), "--results", folder)
     for finished in (1, 2):
         _until(lambda enough=finished: _modules(folder) >= enough, sweep, log)  # type: ignore[misc]
@@ -134,10 +135,10 @@ def two_nodes() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def test_a_killed_node_is_done_without(two_nodes: Any, space: Any, tmp_path: Path) -> None:
+def test_a_killed_node_is_done_without(two_nodes: Any, space: Any, small_results: Path, tmp_path: Path) -> None:
     """Half of the cluster dies while both halves train; the other half does it all."""
     cluster, node = two_nodes
-    log, folder = tmp_path / "log", tmp_path / "r"
+    log, folder = tmp_path / "log", small_results
     sweep = _start(log, space("nodes", 4), "--results", folder, RAY_ADDRESS=cluster.address)
     _until(lambda: _modules(folder) >= 1, sweep, log)
     assert "2 at a time" in log.read_text()
@@ -205,9 +206,12 @@ def _fill(file: Path) -> None:
                     out.write(b"x" * size)
 
 
-def test_a_full_disk_stops_a_sweep_in_one_line(small_disk: Path, space: Any, tmp_path: Path) -> None:
+def test_a_full_disk_stops_a_sweep_in_one_line(
+    small_disk: Path, small_references: Path, space: Any, tmp_path: Path
+) -> None:
     """With space again, the same command goes on to the end; what was finished is not done twice."""
-    log, folder, ballast = tmp_path / "log", small_disk / "r", small_disk / "ballast"
+    log, ballast = tmp_path / "log", small_disk / "ballast"
+    folder = Path(shutil.copytree(small_references, small_disk / "r"))
     sweep = _start(log, space("disk", 4, num_epochs=10), "--results", folder, "--num-concurrent", 1)
     _until(lambda: _modules(folder) >= 1, sweep, log)
     _fill(ballast)
@@ -224,9 +228,9 @@ def test_a_full_disk_stops_a_sweep_in_one_line(small_disk: Path, space: Any, tmp
     _check_whole(folder, "disk", 4)
 
 
-def test_two_sweeps_share_a_folder_but_not_a_study(space: Any, tmp_path: Path) -> None:
+def test_two_sweeps_share_a_folder_but_not_a_study(space: Any, small_results: Path, tmp_path: Path) -> None:
     """Side by side they finish each its own study; a third on a study that is running is refused at once."""
-    folder = tmp_path / "r"
+    folder = small_results
     logs = [tmp_path / f"log{number}" for number in range(3)]
     first = _start(logs[0], space("one", 2), "--results", folder, "--num-concurrent", 1)
     _until(lambda: (folder / ".sweep-one.lock").exists(), first, logs[0])

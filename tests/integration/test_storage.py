@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -205,7 +206,7 @@ def test_a_run_its_module_and_its_front_in_s3(
     assert "4 runs rescored" in capsys.readouterr().out
 
 
-def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, tmp_path: Path) -> None:
+def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, own_cache: Path, tmp_path: Path) -> None:
     """Its study too is kept there: from another cache the same command finds what is done."""
     space = {
         "study": "s",
@@ -214,8 +215,10 @@ def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, tmp_path: Path)
     }
     write_yaml(tmp_path / "s.yaml", space)
     command = [str(Path(sys.executable).with_name("grun-bench")), "sweep", str(tmp_path / "s.yaml")]
+    evaluate_references(small_config, Execution(results=f"{s3}/sweep"))
     printed = []
     for trials, cache in ((1, "one"), (2, "two")):
+        shutil.copytree(own_cache / "models", tmp_path / cache / "models")
         done = subprocess.run(
             [*command, "--results", f"{s3}/sweep", "--num-trials", str(trials)],
             capture_output=True,

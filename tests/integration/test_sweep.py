@@ -129,12 +129,12 @@ def test_other_objectives_are_refused(swept: tuple[Path, str], spaces: Path, tmp
     assert "study grun was begun with others" in done.stderr
 
 
-def test_kill_loses_nothing_finished(spaces: Path, tmp_path: Path) -> None:
+def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, tmp_path: Path) -> None:
     """kill -9 of the driver and its Ray in the middle; the same command then finishes, each row once."""
     log = (tmp_path / "log").open("w")
-    words = _command(spaces / "slow.yaml", "--results", tmp_path / "r", "--num-concurrent", 1)
+    words = _command(spaces / "slow.yaml", "--results", small_results, "--num-concurrent", 1)
     driver = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
-    rows_folder = tmp_path / "r" / "runs"
+    rows_folder = small_results / "runs"
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         finished = list(rows_folder.glob("*.parquet")) if rows_folder.is_dir() else []
@@ -145,17 +145,17 @@ def test_kill_loses_nothing_finished(spaces: Path, tmp_path: Path) -> None:
     time.sleep(1.0)  # into the second training
     os.killpg(driver.pid, signal.SIGKILL)
     driver.wait()
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "r").rglob("*.parquet")}
+    before = {file: file.stat().st_mtime_ns for file in (small_results).rglob("*.parquet")}
     assert 5 <= len([file for file in before if file.parent.name == "runs"]) < 14, "it was killed in the middle"
 
-    printed = _sweep(spaces / "slow.yaml", "--results", tmp_path / "r")
-    after = {file: file.stat().st_mtime_ns for file in (tmp_path / "r").rglob("*.parquet")}
+    printed = _sweep(spaces / "slow.yaml", "--results", small_results)
+    after = {file: file.stat().st_mtime_ns for file in (small_results).rglob("*.parquet")}
     assert before.items() <= after.items(), printed
-    trials = _trials(tmp_path / "r", "slow")
+    trials = _trials(small_results, "slow")
     counted = [t for t in trials if FROM_THRESHOLD not in t.user_attrs and INTERRUPTED not in t.user_attrs]
     assert [trial.state for trial in counted] == [TrialState.COMPLETE] * 4
     assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
-    rows = _unlearned(tmp_path / "r")
+    rows = _unlearned(small_results)
     assert rows["run_key"].n_unique() == rows.height == 12
     interrupted = [trial for trial in trials if INTERRUPTED in trial.user_attrs]
     for trial in interrupted:
