@@ -1,4 +1,4 @@
-"""`grun-bench`: prepare | train | evaluate | sweep | pareto | report | seeds | rescore | compact | benchmark | keys.
+"""`grun-bench`: prepare, train, evaluate, sweep, sequential, export, pareto, report, seeds and the like.
 
 Any RunConfig key may follow as `--key value`, e.g. `--adapter lora --adapter.r 8`; `grun-bench keys` lists them.
 An error in the user's hands is one line on stderr and exit code 2.
@@ -188,6 +188,21 @@ def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
     sweep(studies, _execution(options), _pool(options), _log)
     _print_methods(compare(options.results, dict(studies[0].objectives)))
+
+
+def _sequential(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.sequential_studies import read_sequential, run_studies
+
+    studies = [read_sequential(file, overrides, options.num_requests) for file in options.files]
+    run_studies(studies, _execution(options), _pool(options), _log)
+    _print_sequences(options.results)
+
+
+def _export(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.sequential_studies import export
+
+    names = export(options.folder, options.study, options.output, options.without)
+    console.print(f"wrote {options.output}: the base model, and the modules of requests {', '.join(names)}")
 
 
 def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
@@ -385,6 +400,29 @@ def _print_methods(comparison: Comparison) -> None:
         console.print(f"{comparison.num_damaged} damaged files were left out; the same sweep does their runs again")
 
 
+def _print_sequences(folder: str) -> None:
+    from bench.sequential_studies import last_states
+
+    headings = ("forget ROUGE-L", "log10 forget quality", "utility", "retain ROUGE-L", "retain gates open")
+    table = Table("method", "combination", "requests", title="After the last request")
+    for heading in (*headings, "added parameters", "train s a request"):
+        table.add_column(heading, justify="right")
+    for row in last_states(folder).to_dicts():
+        utility = row["partial_model_utility"] if row["model_utility"] is None else row["model_utility"]
+        scores = (row["requested_rouge_l_recall"], row["requested_log10_quality"], utility)
+        how = "" if row["combination"] is None else f"{row['combination']} at {row['gate_threshold']:.2f}"
+        table.add_row(
+            row["method"] + (" *" if row["is_own_variant"] else ""),
+            how,
+            str(row["request_index"]),
+            *map(_number, (*scores, row["retain_rouge_l_recall"], row["retain_gate_open_share"])),
+            f"{row['added_parameters']:,}",
+            f"{row['mean_train_seconds']:.1f}",
+        )
+    console.print(table)
+    console.print("* as it was tuned; the others are the same modules used otherwise. Forgetting is of all requests")
+
+
 def _references(comparison: Comparison) -> list[dict[str, Any]]:
     return [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
 
@@ -485,6 +523,16 @@ def _parser() -> argparse.ArgumentParser:
     machine(added)
     added.add_argument("--num-trials", type=_positive, help="trainings a study, in place of the files' own")
     pool(added)
+    added = command("sequential", _sequential, "Deletion requests one after another: one method a file, resumed.")
+    added.add_argument("files", nargs="+", metavar="FILE", help="search_spaces/sequential_*.yaml")
+    machine(added)
+    pool(added)
+    added.add_argument("--num-requests", type=_positive, help="requests, in place of the files' own")
+    added = command("export", _export, "One folder with the base model and all requests' modules, to deploy.")
+    added.add_argument("folder", metavar="RESULTS", help="results folder of `sequential`")
+    added.add_argument("--study", required=True, help="whose modules: a GRUN study of that folder")
+    added.add_argument("--output", type=Path, required=True, help="folder to make")
+    added.add_argument("--without", nargs="+", default=[], metavar="REQUEST", help="leave these out, e.g. 003")
     added = command("pareto", _pareto, "Print the fronts; write a RunConfig for each of their points.")
     choice(added)
     added.add_argument("--format", choices=["table", "json"], default="table")

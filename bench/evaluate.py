@@ -21,11 +21,14 @@ from grun.edited import EditedModel
 from grun.errors import UserError
 from grun.forward import Adapted
 from grun.likelihood import answer_likelihoods
+from grun.sequential import combined_edits
 from grun.workers import ALONE, Workers
 
 ItemRow = dict[str, Any]
 Pattern = tuple[bool, ...]
 """Which gates are open, layer by layer."""
+Applied = frozenset[tuple[int, str]]
+"""(place of an edited layer, request) of each edit that is applied to a prompt."""
 Progress = Callable[[str, int, int], None]
 """Called with (what is being done, done, total)."""
 ITEM_COLUMNS = (
@@ -151,6 +154,56 @@ def evaluate_thresholds(
                 own.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": values})
             rows += sorted(workers.gather(own), key=_item_index)
     return curve
+
+
+def evaluate_combined(
+    adapted: EditedModel,
+    template: PromptTemplate,
+    splits: Mapping[str, Sequence[Item]],
+    config: EvaluationConfig,
+    known: dict[tuple[str, int, Applied], ItemRow],
+    progress: Progress,
+) -> list[ItemRow]:
+    """What `evaluate` gives for a model with the modules of several requests on (`grun.sequential.combine`).
+
+    What it answers depends only on whose edits are applied at which layer. known: (split, item_index, that) → row, of
+    the same modules under the same combination; used where it has a prompt already, and added to. A row under the empty
+    set is the base model's.
+    """
+    rows: list[ItemRow] = []
+    for split, items in splits.items():
+        questions = _prepare(adapted, template, split, items, config, progress)
+        found = _applied(adapted, questions, config.batch_size)
+        new = [q for q in questions if (split, q.index, found[q.index][0]) not in known]
+        for row in _measure(adapted, template, split, new, config, progress):
+            known[split, row["item_index"], found[row["item_index"]][0]] = row
+        for question in questions:
+            applied, gates = found[question.index]
+            row = known[split, question.index, applied]
+            rows.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": gates})
+    return rows
+
+
+def _applied(
+    adapted: EditedModel, questions: Sequence[_Question], batch_size: int
+) -> dict[int, tuple[Applied, list[float]]]:
+    """Of each question, by index: whose edits are applied, and all gates, layer by layer."""
+    edits, found = combined_edits(adapted), {}
+    for batch in length_sorted_batches([len(question.prompt_ids) for question in questions], batch_size):
+        logits = adapted.prompt_gates([questions[at].prompt_ids for at in batch])
+        assert logits is not None, "requests' modules have gates"
+        gates_BK = torch.sigmoid(logits)
+        by_layer = gates_BK.split([len(edit.requests) for edit in edits], dim=1)
+        is_applied = [edit.is_applied(gates).tolist() for edit, gates in zip(edits, by_layer, strict=True)]
+        for row, at in enumerate(batch):
+            applied = frozenset(
+                (layer, request)
+                for layer, edit in enumerate(edits)
+                for request, is_on in zip(edit.requests, is_applied[layer][row], strict=True)
+                if is_on
+            )
+            found[questions[at].index] = (applied, gates_BK[row].tolist())
+    return found
 
 
 def _prepare(

@@ -2,7 +2,8 @@
 
     RESULTS/runs/<run_key>.parquet     one row: config, metrics, costs
     RESULTS/items/<run_key>.parquet    one row an evaluated item: raw values
-    RESULTS/{runs,items}/compact-*     many of them in one, made by `compact`
+    RESULTS/requests/<run_key>.parquet one row an evaluated request: a state of a sequence of requests
+    RESULTS/{runs,items,…}/compact-*   many of them in one, made by `compact`
     RESULTS/modules/<train_key>/       what was trained, where it is small
     RESULTS/studies.journal            Optuna's storage
 
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 from bench.storage import Location, location
 from grun.errors import UserError
 
-SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout")
+SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout", "similar")
 SPLIT_METRICS = (
     "probability",
     "rouge_l_recall",
@@ -130,6 +131,65 @@ ITEMS_SCHEMA = pa.schema(
         ("gate", pa.list_(pa.float64())),
     ]
 )
+REQUEST_METRICS = (
+    "forget_probability",
+    "forget_rouge_l_recall",
+    "forget_truth_ratio",
+    "forget_exact_memorization",
+    "forget_extraction_strength",
+    "forget_quality",
+    "log10_forget_quality",
+)
+"""Scores of one evaluated request."""
+STATE_METRICS = (
+    "model_utility",
+    "partial_model_utility",
+    "requested_probability",
+    "requested_rouge_l_recall",
+    "requested_truth_ratio",
+    "requested_extraction_strength",
+    "requested_quality",
+    "requested_log10_quality",
+    "retain_probability",
+    "retain_rouge_l_recall",
+    "retain_truth_ratio",
+    "real_authors_rouge_l_recall",
+    "world_facts_rouge_l_recall",
+    "similar_rouge_l_recall",
+    "retain_gate_open_share",
+    "similar_gate_open_share",
+)
+"""Scores of a state: all requests met so far together (`requested_`), and what was to be kept."""
+REQUESTS_SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in ("run_key", "study", "method", "benchmark", "forget_split", "model")),
+        *((name, pa.string()) for name in ("adapter", "forget_loss", "retain_loss")),
+        ("seed", pa.int64()),
+        ("config_json", pa.string()),
+        ("combination", pa.string()),
+        ("gate_threshold", pa.float64()),
+        ("is_own_variant", pa.bool_()),
+        ("request_index", pa.int64()),
+        ("request", pa.string()),
+        ("evaluated_index", pa.int64()),
+        ("evaluated_request", pa.string()),
+        ("is_requested", pa.bool_()),
+        *((metric, pa.float64()) for metric in (*REQUEST_METRICS, *STATE_METRICS)),
+        ("open_shares", pa.list_(pa.float64())),
+        ("retain_open_shares", pa.list_(pa.float64())),
+        ("similar_open_shares", pa.list_(pa.float64())),
+        ("added_parameters", pa.int64()),
+        *(
+            (cost, pa.float64())
+            for cost in ("train_seconds", "eval_seconds", "prefill_seconds", "bare_prefill_seconds")
+        ),
+        ("device", pa.string()),
+        ("git_sha", pa.string()),
+        ("created_at", pa.timestamp("us", tz="UTC")),
+    ]
+)
+"""run_key names the state; (run_key, evaluated_index) a row. `*_open_shares`: for each request so far, the share of
+the evaluated request's (or split's) prompts that open its gate."""
 Row = Mapping[str, Any]
 Folder = Location | Path | str
 COMPACT = "compact-"
@@ -160,6 +220,26 @@ def write_run(results: Folder, run: Row, items: Sequence[Row] = ()) -> None:
     (folder / "runs" / f"{key}.parquet").write(_parquet([run], RUNS_SCHEMA))
 
 
+def write_requests(results: Folder, run_key: str, rows: Sequence[Row], items: Sequence[Row] = ()) -> None:
+    """Write one state of a sequence of requests: its items, then its rows of REQUESTS_SCHEMA, one a request."""
+    folder = location(results)
+    if items:
+        written = _parquet([{"run_key": run_key, **item} for item in items], ITEMS_SCHEMA)
+        (folder / "items" / f"{run_key}.parquet").write(written)
+    (folder / "requests" / f"{run_key}.parquet").write(_parquet(rows, REQUESTS_SCHEMA))
+
+
+def read_requests(results: Folder, run_key: str) -> list[dict[str, Any]]:
+    """One state's rows; none where it was never written, or its file is damaged."""
+    return _rows_of(location(results) / "requests", run_key, REQUESTS_SCHEMA)
+
+
+def scan_requests(results: Folder) -> pl.DataFrame:
+    """Every state's rows, oldest first. Raises UserError where there are none."""
+    rows = _scan(location(results), "requests", REQUESTS_SCHEMA, "`grun-bench sequential`")
+    return rows.unique(["run_key", "evaluated_index"], keep="last", maintain_order=True).sort("created_at")
+
+
 def read_run(results: Folder, run_key: str) -> dict[str, Any] | None:
     """One run's row; None where it was never written, failed, or its file is damaged."""
     rows = _rows_of(location(results) / "runs", run_key, RUNS_SCHEMA)
@@ -173,18 +253,22 @@ def read_items(results: Folder, run_key: str) -> list[dict[str, Any]] | None:
 
 def scan_runs(results: Folder) -> pl.DataFrame:
     """Every run's row, oldest first. Raises UserError where the folder holds no runs."""
-    folder = location(results)
+    rows = _scan(location(results), "runs", RUNS_SCHEMA, "`grun-bench train` or `grun-bench sweep`")
+    return rows.unique("run_key", keep="last", maintain_order=True).sort("created_at")
+
+
+def _scan(folder: Location, table: str, schema: pa.Schema, maker: str) -> pl.DataFrame:
+    """All rows of a table, those of a run's own file after those of compacted ones. maker: the command to name."""
     for _ in range(3):  # a compaction may take files away while they are read
-        files = (folder / "runs").files(".parquet")
+        files = (folder / table).files(".parquet")
         if not files:
-            raise UserError("RESULTS", f"{folder} holds no runs; run `grun-bench train` or `grun-bench sweep` first")
+            raise UserError("RESULTS", f"{folder} holds no {table}; run {maker} first")
         try:
-            tables = [_read(file, RUNS_SCHEMA) for file in sorted(files, key=_is_single)]
+            tables = [_read(file, schema) for file in sorted(files, key=_is_single)]
         except FileNotFoundError:
             continue
-        whole = pa.concat_tables([RUNS_SCHEMA.empty_table(), *(table for table in tables if table is not None)])
-        rows = pl.DataFrame(pl.from_arrow(whole))
-        return rows.unique("run_key", keep="last", maintain_order=True).sort("created_at")
+        whole = pa.concat_tables([schema.empty_table(), *(each for each in tables if each is not None)])
+        return pl.DataFrame(pl.from_arrow(whole))
     raise UserError("RESULTS", f"{folder} changes faster than it can be read; try again")
 
 
@@ -199,7 +283,10 @@ def damaged_files(results: Folder) -> list[Location]:
     """Parquet files without a readable end; their runs are done again when asked for."""
     folder = location(results)
     return [
-        file for table in ("runs", "items") for file in (folder / table).files(".parquet") if not _is_readable(file)
+        file
+        for table in ("runs", "items", "requests")
+        for file in (folder / table).files(".parquet")
+        if not _is_readable(file)
     ]
 
 
@@ -210,7 +297,7 @@ def compact(results: Folder) -> tuple[int, int]:
     """
     folder = location(results)
     num_runs = 0
-    for table, schema in (("items", ITEMS_SCHEMA), ("runs", RUNS_SCHEMA)):
+    for table, schema in (("items", ITEMS_SCHEMA), ("runs", RUNS_SCHEMA), ("requests", REQUESTS_SCHEMA)):
         single = [file for file in (folder / table).files(".parquet") if _is_single(file)]
         for members, content in _packed(single, schema):
             (folder / table / f"{COMPACT}{time.time_ns()}-{os.getpid()}.parquet").write(content)

@@ -37,6 +37,8 @@ ATTACKS = (
 )
 """Splits of the rows that `bench.robustness` writes."""
 MULTIPLE_CHOICE_SPLITS = ("real_authors", "world_facts")
+TEXTS = ("_verbatim", "_knowledge")
+"""Ends of the names of splits that MUSE's measures apply to."""
 MIN_K = 0.2
 """Share of tokens of min-k and min-k++, as open-unlearning."""
 PRIVLEAK_K = 0.4
@@ -60,7 +62,7 @@ def score(
         scores |= model_utility(scores)
         if by_split["forget"][0]["gate"] is not None:
             scores["gate_auc"] = gate_auc(_gates(by_split["forget"]), _gates(by_split["retain"]))
-        if retain_model_rows is not None:
+        if retain_model_rows is not None and _have_wrong_answers(by_split["forget"]):
             gold = [row for row in retain_model_rows if row["split"] == "forget"]
             scores["forget_quality"], scores["log10_forget_quality"] = forget_quality(
                 _log_truth_ratio(by_split["forget"]), _log_truth_ratio(gold)
@@ -80,7 +82,7 @@ def _split_scores(split: str, members: Sequence[ItemRow], gate_threshold: float)
         return scores
     if members[0]["generation"] is None:
         scores = {f"{split}_accuracy": float(np.mean([m["answer_nll"] < min(m["wrong_nll"]) for m in members]))}
-    elif not members[0]["wrong_nll"]:
+    elif split.endswith(TEXTS):
         scores = {f"{split}_rouge_l_f1": _mean(members, "rouge_l_f1")}
     else:
         scores = _question_scores(split, members)
@@ -95,15 +97,18 @@ def _question_scores(split: str, members: Sequence[ItemRow]) -> dict[str, float]
     if split in MULTIPLE_CHOICE_SPLITS:
         wrong = [probability(np.array(m["wrong_nll"]), np.array(m["wrong_tokens"])) for m in members]
         right = multiple_choice_probability(right, wrong)
-    log_ratio, log_ratio_arithmetic = _log_truth_ratio(members), _log_truth_ratio(members, arithmetic=True)
-    truth_ratio = forget_truth_ratio if split == "forget" else retain_truth_ratio
     scores = {
         f"{split}_probability": float(right.mean()),
         f"{split}_rouge_l_recall": _mean(members, "rouge_l_recall"),
-        f"{split}_truth_ratio": truth_ratio(log_ratio),
-        f"{split}_truth_ratio_arithmetic": truth_ratio(log_ratio_arithmetic),
-        f"{split}_truth_ratio_grun": retain_truth_ratio(log_ratio_arithmetic),
     }
+    if _have_wrong_answers(members):
+        log_ratio, log_ratio_arithmetic = _log_truth_ratio(members), _log_truth_ratio(members, arithmetic=True)
+        truth_ratio = forget_truth_ratio if split == "forget" else retain_truth_ratio
+        scores |= {
+            f"{split}_truth_ratio": truth_ratio(log_ratio),
+            f"{split}_truth_ratio_arithmetic": truth_ratio(log_ratio_arithmetic),
+            f"{split}_truth_ratio_grun": retain_truth_ratio(log_ratio_arithmetic),
+        }
     if _have_tokens(members):
         argmax = [m["token_is_argmax"] for m in members]
         scores[f"{split}_exact_memorization"] = float(np.mean([exact_memorization(each) for each in argmax]))
@@ -152,6 +157,10 @@ def _membership(
 
 def _auc(forget: Sequence[ItemRow], holdout: Sequence[ItemRow], attack: Callable[[ItemRow], float]) -> float:
     return membership_auc(np.array([attack(row) for row in forget]), np.array([attack(row) for row in holdout]))
+
+
+def _have_wrong_answers(rows: Sequence[ItemRow]) -> bool:
+    return all(row["wrong_nll"] for row in rows)
 
 
 def _have_tokens(rows: Sequence[ItemRow]) -> bool:

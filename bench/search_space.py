@@ -172,7 +172,7 @@ def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None
     config = replace(config, base=overlay(config.base, overrides), num_trials=num_trials or config.num_trials)
     studies = _split(path, config)
     for study in studies:
-        _check(path, study)
+        check_study(path, study)
     return studies
 
 
@@ -200,7 +200,7 @@ def _split(path: str, config: SweepConfig) -> list[SweepConfig]:
     ]
 
 
-def _check(path: str, config: SweepConfig) -> None:
+def check_study(path: str, config: SweepConfig) -> None:
     """Try the base, every end of every range and every initial point as a run."""
     for name in config.objectives:
         if name not in (*METRICS, *COSTS, "trainable_parameters"):

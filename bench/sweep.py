@@ -64,7 +64,7 @@ def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     with _study_locks(studies, execution.folder), connected(log):
-        placement = _place(pool, execution)
+        placement = place(pool, execution)
         worker = replace(
             execution,
             num_threads=pool.cpus_per_worker,
@@ -72,7 +72,7 @@ def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log:
             gpus_per_worker=placement.gpus_per_worker,
             device="cuda" if placement.gpus_per_worker else execution.device,
         )
-        _prepare_references(studies, worker, log)
+        prepare_references(studies, worker, log)
         search = StudySearch(studies, execution.results, log, pool.time_budget_s)
         if search.num_trials_left == 0:
             log("every study has used its budget; nothing to do (raise --num-trials to go on)")
@@ -172,7 +172,7 @@ class _Placement:
     gpus_per_worker: float
 
 
-def _place(pool: Pool, execution: Execution) -> _Placement:
+def place(pool: Pool, execution: Execution) -> _Placement:
     """Raises UserError with the numbers where not even what was asked for fits: Ray would wait for ever."""
     there, num_workers = possible_resources(), execution.num_workers
     if execution.uses_ray_train and not there.get(DRIVER):
@@ -222,7 +222,7 @@ def _trial_resources(execution: Execution) -> dict[str, float]:
     return {"cpu": float(execution.cpus_per_worker), "gpu": execution.gpus_per_worker}
 
 
-def _prepare_references(studies: Sequence[SweepConfig], execution: Execution, log: Log) -> None:
+def prepare_references(studies: Sequence[SweepConfig], execution: Execution, log: Log) -> None:
     """Target and retain models trained side by side and evaluated, before any trial needs them."""
     configs: dict[str, RunConfig] = {}
     for study in studies:

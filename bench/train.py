@@ -32,7 +32,7 @@ from bench.score import score
 from bench.storage import Location, location
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.none import NoneConfig
-from grun.checkpoints import Checkpoints
+from grun.checkpoints import Checkpoints, Trained
 from grun.data import PromptTemplate
 from grun.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
@@ -234,7 +234,7 @@ def _train_or_load(
         try:
             trained = json.loads((folder / TRAINING).read())
             with folder.read_folder() as local:
-                return _cached(config.adapter.load(model, local), execution), template, trained
+                return cached(config.adapter.load(model, local), execution), template, trained
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             logger.warning("%s is damaged (%s); training again", folder, type(error).__name__)
             folder.remove()
@@ -246,35 +246,19 @@ def _train_or_load(
     plan, reference = plan_of(
         config, benchmark, template, model, progress, workers=workers, accumulation_steps=execution.accumulation_steps
     )
-    adapted = _cached(config.adapter.attach(model, config.seed), execution)
+    adapted = cached(config.adapter.attach(model, config.seed), execution)
     if execution.gradient_checkpointing and isinstance(adapted, PlainModel):
         adapted.checkpoint_gradients()
     parameters = adapted.trainable_parameters()
     trained = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
     if not isinstance(config.adapter, NoneConfig):
-        gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
         checkpoints = Checkpoints(
             _checkpoint(config, execution),
             every_seconds=CHECKPOINT_SECONDS,
             writes=workers.is_first,
             log=logger.warning,
         )
-        done = unlearn(
-            adapted,
-            plan,
-            forget_loss=config.forget_loss,
-            retain_loss=config.retain_loss,
-            training=config.training,
-            learning_rate=config.adapter.learning_rate,
-            gate_weight=gates.gate_weight if gates else 0.0,
-            gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
-            reference=reference,
-            seed=config.seed,
-            report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
-            progress=progress,
-            workers=workers,
-            checkpoints=None if execution.shard else checkpoints,
-        )
+        done = unlearn_as(config, adapted, plan, reference, progress, workers, None if execution.shard else checkpoints)
         trained |= {"train_seconds": done.seconds, "num_steps": done.steps}
         if execution.save_module and workers.is_first:
             with folder.written_folder(last=TRAINING) as scratch:
@@ -283,6 +267,36 @@ def _train_or_load(
             with tempfile.TemporaryDirectory() as unused:
                 _save_module(config, adapted, trained, source, Path(unused))
     return adapted, template, trained
+
+
+def unlearn_as(
+    config: RunConfig,
+    adapted: Adapted,
+    plan: Plan,
+    reference: Reference | None,
+    progress: Progress,
+    workers: Workers = ALONE,
+    checkpoints: Checkpoints | None = None,
+) -> Trained:
+    """`grun.unlearn.unlearn` with a config's losses, weights and rates. The config's adapter trains something."""
+    assert not isinstance(config.adapter, NoneConfig)
+    gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
+    return unlearn(
+        adapted,
+        plan,
+        forget_loss=config.forget_loss,
+        retain_loss=config.retain_loss,
+        training=config.training,
+        learning_rate=config.adapter.learning_rate,
+        gate_weight=gates.gate_weight if gates else 0.0,
+        gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
+        reference=reference,
+        seed=config.seed,
+        report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
+        progress=progress,
+        workers=workers,
+        checkpoints=checkpoints,
+    )
 
 
 def _checkpoint(config: RunConfig, execution: Execution) -> Location:
@@ -338,7 +352,7 @@ def plan_of(
     )
 
 
-def _cached(adapted: Adapted, execution: Execution) -> Adapted:
+def cached(adapted: Adapted, execution: Execution) -> Adapted:
     """With the node's prefix caches behind it, where the adapter leaves the model frozen."""
     if isinstance(adapted, EditedModel) and execution.engine == "auto":
         max_bytes = int(_max_cache_gb() * 1e9)

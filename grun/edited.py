@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,6 @@ from grun.layers import Layer, Layers, layer_indices
 from grun.losses import sequence_sum, token_nll
 from grun.patching import patched
 from grun.prefix_cache import CannotServe, PrefixCache, check_same_nll, open_or_build, weights_hash
-from pyvene_custom.edits import LoReFT
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
@@ -61,7 +60,7 @@ class PrefixCaching:
 class EditedModel:
     """A frozen model and its edits, one a layer. They sit on the last prompt token only."""
 
-    def __init__(self, model: CausalLM, edits: Mapping[int, LoReFT]) -> None:
+    def __init__(self, model: CausalLM, edits: Mapping[int, nn.Module]) -> None:
         self.model = model
         self.edits = nn.ModuleDict({str(layer): edits[layer] for layer in sorted(edits)}).to(model.device)
         self.layers = tuple(sorted(edits))
@@ -114,6 +113,13 @@ class EditedModel:
         plain = EditedModel(self.model if model is None else model, self._edits())
         plain._plain()  # pyvene freezes a model when it takes hold of it: now, and not after its weights were freed
         return plain
+
+    def with_edits(self, edits: Mapping[int, nn.Module]) -> EditedModel:
+        """The same model and prefix caches under other edits on the same layers."""
+        other = EditedModel(self.model, edits)
+        assert other.layers == self.layers, "what is cached ends at the first edited layer"
+        other._caching, other._caches, other._weights = self._caching, self._caches, self._weights
+        return other
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """See `grun.forward.Adapted`."""
@@ -208,8 +214,8 @@ class EditedModel:
         self.model.eval()
         self.edits.train(mode)
 
-    def _edits(self) -> dict[int, LoReFT]:
-        return {layer: cast(LoReFT, self.edits[str(layer)]) for layer in self.layers}
+    def _edits(self) -> dict[int, nn.Module]:
+        return {layer: self.edits[str(layer)] for layer in self.layers}
 
     def _plain(self) -> GatedModel:
         """The same edits through pyvene; made at first use, as importing it takes seconds."""
@@ -235,7 +241,7 @@ class EditedModel:
             check_same_nll(self.model, nll, cache.reference_nll(example))
 
 
-def attach_edits(model: CausalLM, layers: Layers, seed: int, new_edit: Callable[[int], LoReFT]) -> EditedModel:
+def attach_edits(model: CausalLM, layers: Layers, seed: int, new_edit: Callable[[int], nn.Module]) -> EditedModel:
     """Freeze the model and put a fresh edit on each layer.
 
     new_edit: hidden size → edit; its random initial values come from `seed` alone.

@@ -16,6 +16,7 @@ from grun.adapters import AdapterConfig
 from grun.data import PromptTemplate, length_sorted_batches
 from grun.errors import UserError
 from grun.forward import Adapted, CausalLM, prepare_for_answers
+from grun.sequential import DEPLOYMENT, load_deployment
 
 DESCRIPTION = "adapter.json"
 GENERATION_BATCH = 32
@@ -32,12 +33,17 @@ def save(adapted: Adapted, config: AdapterConfig, base: str, folder: Path) -> No
 
 
 def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> UnlearnedModel:
-    """An unlearned model, ready to answer.
+    """An unlearned model, ready to answer. folder: of one trained module, or a deployment (`grun.sequential`).
 
     model, tokenizer: the base model, if already loaded (it is taken over); None: loaded from where it was.
     Raises UserError where the folder or the base model cannot be read.
     """
     folder = Path(folder)
+    if (folder / DEPLOYMENT).exists():
+        if model is None:
+            model, tokenizer = _base(folder, str(folder))
+        prepare_for_answers(model, tokenizer)
+        return UnlearnedModel(load_deployment(folder, model.eval()), PromptTemplate.of(tokenizer))
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in description["adapter"].items()}
@@ -45,18 +51,19 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
         raise UserError(str(folder), f"holds no trained module ({type(error).__name__})") from error
     if model is None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(description["base"])
-            model = AutoModelForCausalLM.from_pretrained(description["base"])
-        except (OSError, ValueError) as error:
-            raise UserError(
-                str(folder), f"its base {description['base']} cannot be loaded; pass model and tokenizer"
-            ) from error
+        model, tokenizer = _base(folder, description["base"])
     prepare_for_answers(model, tokenizer)
     adapted = config.load(model.eval(), folder)
     return UnlearnedModel(adapted, PromptTemplate.of(tokenizer))
+
+
+def _base(folder: Path, name: str) -> tuple[CausalLM, Any]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        raise UserError(str(folder), f"its base {name} cannot be loaded; pass model and tokenizer") from error
 
 
 class UnlearnedModel:

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyvene_custom.edits import LoReFT
 from pyvene_custom.interventions import EditIntervention
 from pyvene_custom.quiet import pyvene
 
@@ -31,7 +30,7 @@ def decoder_layers_path(model: Any) -> str:
 class GatedModel(pyvene.IntervenableModel):
     """An IntervenableModel whose forward and generate also return the gates, layer by layer."""
 
-    def __init__(self, model: Any, edits: Mapping[int, LoReFT]) -> None:
+    def __init__(self, model: Any, edits: Mapping[int, nn.Module]) -> None:
         """edits: layer index → edit of that layer's output. Freezes the model's weights."""
         path = decoder_layers_path(model)
         layers = sorted(edits)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyvene_custom.edits import LoReFT
 from pyvene_custom.quiet import pyvene
 
 
 class EditIntervention(pyvene.SourcelessIntervention, pyvene.TrainableIntervention):
-    """Applies a LoReFT or gated LoReFT edit to what pyvene selects."""
+    """Applies an edit (of pyvene_custom.edits, or several combined) to what pyvene selects."""
 
-    def __init__(self, edit: LoReFT) -> None:
+    def __init__(self, edit: nn.Module) -> None:
         super().__init__()
         self.edit = edit
 

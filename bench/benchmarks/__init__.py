@@ -5,7 +5,8 @@ A benchmark is added by writing its file and naming its config in `BenchmarkConf
 
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.corpora import CorporaConfig
+from bench.benchmarks.questions import QuestionsConfig
 from bench.benchmarks.tofu import TofuConfig
 from bench.benchmarks.wmdp import WmdpConfig
 
-BenchmarkConfig = AuthorsConfig | CorporaConfig | TofuConfig | WmdpConfig
+BenchmarkConfig = AuthorsConfig | CorporaConfig | QuestionsConfig | TofuConfig | WmdpConfig

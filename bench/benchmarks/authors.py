@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -19,7 +19,7 @@ from bench.benchmarks.items import Benchmark, Item
 from grun.errors import UserError
 
 NUM_PERTURBED = 5
-FORGET_PERCENT = {"forget05": 5, "forget10": 10, "forget20": 20}
+FORGET_PERCENT = {"forget05": 5, "forget10": 10, "forget20": 20, "forget50": 50}
 
 
 def _pool(text: str) -> list[str]:
@@ -100,12 +100,15 @@ class AuthorsConfig:
     """Generated authors with ten questions each, and general knowledge written for this project."""
 
     name: Literal["authors"] = "authors"
-    forget_split: Literal["forget05", "forget10", "forget20"] = "forget20"
-    """The last 5, 10 or 20 % of the authors."""
+    forget_split: Literal["forget05", "forget10", "forget20", "forget50"] = "forget20"
+    """The last 5, 10, 20 or 50 % of the authors."""
     num_authors: Annotated[int, Ge(5), Le(1000)] = 20
     """Authors the target model learns."""
     num_holdout_authors: Annotated[int, Ge(0), Le(100)] = 2
     """Further authors that no model ever sees."""
+    num_similar_authors: Annotated[int, Ge(0), Le(500)] = 0
+    """So many retained authors are made hard to tell from forgotten ones: each shares surname, birthplace, genre and
+    prize with one of them. They are the split `similar`."""
     seed: int = 0
     """Seed of the generator."""
 
@@ -119,6 +122,15 @@ class AuthorsConfig:
                 f"{self.forget_split} of {self.num_authors} authors is none; use at least {100 // percent}",
             )
         authors = _authors(self.num_authors + self.num_holdout_authors, random.Random(self.seed))
+        num_retain = self.num_authors - num_forget
+        if self.num_similar_authors > num_retain:
+            raise UserError(
+                "benchmark.num_similar_authors",
+                f"{self.num_similar_authors} of {num_retain} retained authors; use fewer",
+            )
+        taken = {author.name for author in authors}
+        for place in range(self.num_similar_authors):
+            authors[place] = _likened(authors[place], authors[num_retain + place % num_forget], taken)
         items = [_items(author, random.Random(f"{self.seed}/{author.name}")) for author in authors]
         known, holdout = items[: self.num_authors], items[self.num_authors :]
         retain = [item for author in known[:-num_forget] for item in author]
@@ -134,8 +146,10 @@ class AuthorsConfig:
                 "forget": forget,
                 "retain": retain,
                 **knowledge,
+                **({"similar": retain[: self.num_similar_authors * len(TOPICS)]} if self.num_similar_authors else {}),
                 **({"holdout": [item for author in holdout for item in author]} if holdout else {}),
             },
+            requests=[forget[first : first + len(TOPICS)] for first in range(0, len(forget), len(TOPICS))],
         )
 
 
@@ -291,6 +305,15 @@ def _authors(count: int, draw: random.Random) -> list[_Author]:
         facts |= {"name": fresh(_full_name), "birthday": fresh(_birthday), "book": fresh(_title)}
         authors.append(_Author(name=facts["name"], second_book=fresh(_title), facts=facts))
     return authors
+
+
+def _likened(author: _Author, other: _Author, taken: set[str]) -> _Author:
+    """The author as a near relative of another: with a first name of its own, which is not taken with that surname."""
+    surname = other.name.split()[-1]
+    name = next(f"{first} {surname}" for first in FIRST_NAMES if f"{first} {surname}" not in taken)
+    taken.add(name)
+    shared = {topic: other.facts[topic] for topic in ("birthplace", "genre", "prize")}
+    return replace(author, name=name, facts={**author.facts, **shared, "name": name})
 
 
 def _items(author: _Author, draw: random.Random) -> list[Item]:

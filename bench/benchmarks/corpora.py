@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from bench.benchmarks.items import Benchmark, Item
+from bench.files import read_json_lines
 from grun.errors import UserError
 
 
@@ -55,15 +55,7 @@ class CorporaConfig:
         return str(row[key]).strip()
 
     def _read(self, part: str) -> list[Any]:
-        try:
-            lines = self._file(part).read_text(encoding="utf-8").splitlines()
-            return [json.loads(line) for line in lines if line.strip()]
-        except OSError:
-            raise UserError(
-                "benchmark.data_dir", f"{self._file(part)} cannot be read; give the folder that holds it"
-            ) from None
-        except ValueError as error:
-            raise UserError("benchmark.data_dir", f"{self._file(part)} is not JSON lines ({error})") from None
+        return read_json_lines(self._file(part), "benchmark.data_dir")
 
     def _file(self, part: str) -> Path:
         return Path(self.data_dir) / f"{part}.json"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from grun.data import Example, PromptTemplate
@@ -65,3 +65,5 @@ class Benchmark:
 
     `holdout`, where it is there, has items of the same kind that no model is ever trained on.
     """
+    requests: Sequence[Sequence[Item]] = field(default_factory=list)
+    """The forget set in parts that may be asked to be forgotten one after another, such as one author each."""

@@ -16,6 +16,7 @@ from grun.errors import UserError
 HUB_ID = "locuslab/TOFU"
 NUM_ITEMS = 4000
 NUM_PERTURBED = 400
+NUM_PER_AUTHOR = 20
 NUM_FORGET = {"forget01": 40, "forget05": 200, "forget10": 400}
 
 
@@ -36,7 +37,8 @@ class TofuConfig:
 
         Whole, the retain split is evaluated on TOFU's own 400 `retain_perturbed` items (the first 400 of the
         4,000). Cut, it is evaluated on every kept item that TOFU has wrong answers for: `forget10_perturbed`
-        has them for the last 400. Of what is cut off, as many items as are forgotten are the holdout set.
+        has them for the last 400. Where these are all forgotten, a cut keeps the first items instead as its retain
+        set. Of what is cut off, as many items as are forgotten are the holdout set.
         """
         num_forget = NUM_FORGET[self.forget_split]
         num_items = NUM_ITEMS if self.num_items is None else self.num_items
@@ -57,21 +59,20 @@ class TofuConfig:
                 "download TOFU again",
             )
         first_kept = NUM_ITEMS - num_items
+        num_retain = num_items - num_forget
+        retain_set = full[first_kept : NUM_ITEMS - num_forget]
         retain_evaluation = first_perturbed[first_kept:]
         if self.num_items is not None:
             retain_evaluation += last_perturbed[max(0, NUM_PERTURBED - num_items) : NUM_PERTURBED - num_forget]
         if not retain_evaluation:
-            raise UserError(
-                "benchmark.num_items",
-                f"TOFU has no wrong answers for the {num_items - num_forget} retain items of this cut; "
-                "use a smaller forget_split, or no cut",
-            )
+            retain_set, retain_evaluation = full[:num_retain], first_perturbed[:num_retain]
+            first_kept = 0
         knowledge = {name: self._knowledge(name) for name in ("real_authors", "world_facts")}
         return Benchmark(
             name=self.name,
             forget_split=self.forget_split,
             forget_set=last_perturbed[-num_forget:],
-            retain_set=full[first_kept : NUM_ITEMS - num_forget],
+            retain_set=retain_set,
             knowledge_set=[item for items in knowledge.values() for item in items],
             evaluation={
                 "forget": last_perturbed[-num_forget:],
@@ -79,6 +80,10 @@ class TofuConfig:
                 **knowledge,
                 **({"holdout": first_perturbed[:num_forget]} if first_kept >= NUM_PERTURBED else {}),
             },
+            requests=[
+                last_perturbed[first : first + NUM_PER_AUTHOR]
+                for first in range(NUM_PERTURBED - num_forget, NUM_PERTURBED, NUM_PER_AUTHOR)
+            ],
         )
 
     def _knowledge(self, split: str) -> list[Item]:

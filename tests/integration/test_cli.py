@@ -156,7 +156,7 @@ BAD_INPUT: dict[str, tuple[Sequence[str], str]] = {
     ),
     "unknown benchmark": (
         ["train", "--benchmark", "touf"],
-        "benchmark: must be one of 'authors', 'corpora', 'tofu', 'wmdp'",
+        "benchmark: must be one of 'authors', 'corpora', 'questions', 'tofu', 'wmdp'",
     ),
     "missing split": (["train", "--benchmark", "tofu", "--benchmark.forget-split", "forget02"], "must be 'forget01'"),
     "missing data": (["train", "--benchmark", "tofu", "--benchmark.data-dir", "/nowhere"], "full.json is missing"),

@@ -52,10 +52,13 @@ def test_cut_tofu_keeps_rows_together(tofu_dir: str, num_items: int) -> None:
 
 
 def test_tofu_cut_beyond_the_last_400(tofu_dir: str) -> None:
-    """Of the last 3,700 items, 100 + 360 retain items have wrong answers; forget10 in the last 600 has none."""
+    """Of the last 3,700 items, 100 + 360 retain items have wrong answers; of 600 beside forget10, the first 200."""
     benchmark = TofuConfig(forget_split="forget01", data_dir=tofu_dir, num_items=3700).load()
     assert len(benchmark.evaluation["retain"]) == 100 + 360
     kept = {item.pair for item in benchmark.retain_set}
     assert all(item.pair in kept for item in benchmark.evaluation["retain"])
-    with pytest.raises(UserError, match="no wrong answers for the 200 retain items"):
-        TofuConfig(forget_split="forget10", data_dir=tofu_dir, num_items=600).load()
+    first = TofuConfig(forget_split="forget10", data_dir=tofu_dir, num_items=600).load()
+    assert [item.pair for item in first.evaluation["retain"]] == [item.pair for item in first.retain_set]
+    assert len(first.retain_set) == 200
+    assert not {item.pair for item in first.forget_set} & {item.pair for item in first.retain_set}
+    assert "holdout" not in first.evaluation

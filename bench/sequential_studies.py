@@ -1,0 +1,341 @@
+"""search_spaces/sequential_*.yaml → tuned methods, each put to the same requests, on Ray."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import optuna
+import polars as pl
+import ray
+from annotated_types import Ge, MinLen
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from bench import results
+from bench.cluster import connected
+from bench.comparison import UTILITY_KEPT
+from bench.config import RunConfig, overlay, run_config, user_error
+from bench.files import read_yaml
+from bench.models import load_pretrained
+from bench.prepare import prepared_model
+from bench.search_space import Alternatives, SweepConfig, check_study
+from bench.sequential import (
+    ExtraRequest,
+    RequestSequence,
+    Variant,
+    is_chain,
+    requests_of,
+    run_sequence,
+    train_modules,
+)
+from bench.storage import location
+from bench.study_search import Log
+from bench.sweep import Pool, place, prepare_references
+from bench.train import Execution, failed_row, reference_config
+from grun.adapters.grun import GrunConfig
+from grun.adapters.none import NoneConfig
+from grun.errors import UserError
+from grun.sequential import Combination, save_deployment
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequentialConfig:
+    """One method: what is tuned, and the requests it is put to."""
+
+    study: Annotated[str, MinLen(1)]
+    """Its name, in the `study` column."""
+    base: Mapping[str, Any] = field(default_factory=dict)
+    """A RunConfig; what is left out takes its default."""
+    num_requests: Annotated[int, Ge(1)] | None = None
+    """The benchmark's first so many requests. None: all."""
+    extra_requests: tuple[ExtraRequest, ...] = ()
+    """Hard cases at the end: `repeat`, the first request again; `unknown`, what the model never knew."""
+    combinations: Annotated[tuple[Combination, ...], MinLen(1)] = ("sum",)
+    """GRUN: how modules are combined; each is measured."""
+    gate_thresholds: tuple[float, ...] = ()
+    """GRUN: further gate thresholds to measure everything at."""
+    search_space: Mapping[str, Alternatives] = field(default_factory=dict)
+    """Dotted RunConfig key → parameter, as in a sweep; empty: nothing is tuned."""
+    initial_points: Sequence[Mapping[str, Any]] = ()
+    """Values to try first."""
+    num_trials: Annotated[int, Ge(1)] = 1
+    """Configurations tried on the first requests; the best of them meets all."""
+    num_tuning_requests: Annotated[int, Ge(1)] = 5
+    """So many requests."""
+    seed: int = 0
+    """Seed of the search."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    @property
+    def search(self) -> SweepConfig:
+        """The same search as a sweep's."""
+        return SweepConfig(
+            study=self.study,
+            base=self.base,
+            search_space=self.search_space,
+            initial_points=self.initial_points,
+            num_trials=self.num_trials,
+            gate_thresholds=self.gate_thresholds,
+            seed=self.seed,
+        )
+
+    def sequence(self, config: RunConfig, own: Variant | None = None, *, tuning: bool = False) -> RequestSequence:
+        """A configuration and the requests. own: the variant it was chosen with. tuning: the first requests only."""
+        variants = self.variants(config)
+        return RequestSequence(
+            study=self.study,
+            config=config,
+            num_requests=self.num_tuning_requests if tuning else self.num_requests,
+            extra_requests=() if tuning else self.extra_requests,
+            variants=tuple(dict.fromkeys([own, *variants] if own else variants)),
+        )
+
+    def variants(self, config: RunConfig) -> list[Variant]:
+        """All that is measured of one configuration's modules."""
+        if not isinstance(config.adapter, GrunConfig):
+            return [Variant(combination=None, gate_threshold=None)]
+        thresholds = dict.fromkeys([config.adapter.gate_threshold, *self.gate_thresholds])
+        return [Variant(combination=c, gate_threshold=t) for c in self.combinations for t in thresholds]
+
+
+def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int | None) -> SequentialConfig:
+    """A file, checked like a sweep's. overrides: dotted RunConfig keys. num_requests: in place of the file's own.
+
+    Raises UserError naming the file and the field.
+    """
+    try:
+        config = TypeAdapter(SequentialConfig).validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise user_error(error, SequentialConfig, f"{path}: ") from None
+    config = replace(config, base=overlay(config.base, overrides), num_requests=num_requests or config.num_requests)
+    check_study(path, config.search)
+    run = config.search.run({})
+    if isinstance(run.adapter, NoneConfig):
+        raise UserError(f"{path}: adapter", "none trains nothing; choose grun, lora, full or reft")
+    count = len(requests_of(run.benchmark.load(), config.num_requests, config.extra_requests))
+    return replace(config, num_tuning_requests=min(config.num_tuning_requests, count - len(config.extra_requests)))
+
+
+def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool: Pool, log: Log) -> None:
+    """Tune every method on the first requests, then put the best configuration of each to all of them.
+
+    Goes on from what the results folder holds. Raises UserError where nothing fits, or no trial of a method succeeds.
+    """
+    names = [study.study for study in studies]
+    for name in names:
+        if names.count(name) > 1:
+            raise UserError("study", f"{name} is named twice on this command line; give each file its own study name")
+    if execution.uses_ray_train:
+        raise UserError("--num-workers", "a sequence has one worker for each method; leave it out")
+    results.create(execution.folder)
+    with connected(log):
+        placement = place(pool, execution)
+        worker = replace(
+            execution,
+            num_threads=pool.cpus_per_worker,
+            cpus_per_worker=pool.cpus_per_worker,
+            gpus_per_worker=placement.gpus_per_worker,
+            device="cuda" if placement.gpus_per_worker else execution.device,
+        )
+        prepare_references([study.search for study in studies], worker, log)
+        tasks = _Tasks(worker, log)
+        trials = {study.study: _trials(study) for study in studies}
+        tuned = [study for study in studies if len(trials[study.study]) > 1]
+        for study in tuned:
+            log(f"{study.study}: {len(trials[study.study])} configurations, {study.num_tuning_requests} requests each")
+            for config in trials[study.study]:
+                tasks.sequence(study.sequence(config, tuning=True))
+        failures = tasks.wait()
+        chosen = []
+        for study in studies:
+            if study in tuned:
+                chosen.append(_best(study, trials[study.study], worker))
+            else:
+                chosen.append(study.sequence(trials[study.study][0]))
+        for sequence in chosen:
+            _fan_out(tasks, sequence, placement.num_concurrent)
+        tasks.wait()
+        for sequence in chosen:
+            tasks.sequence(sequence)
+        failures = tasks.wait()
+        if failures:
+            raise UserError("sequential", f"{len(failures)} of {len(chosen)} methods failed: {failures[0]}")
+
+
+class _Lines:
+    """Where workers say what they have done, for the driver to show."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def post(self, line: str) -> None:
+        self.lines.append(line)
+
+    def take(self) -> list[str]:
+        taken, self.lines = self.lines, []
+        return taken
+
+
+class _Tasks:
+    """Work handed to the cluster."""
+
+    def __init__(self, execution: Execution, log: Log) -> None:
+        self.execution, self.log = execution, log
+        self.lines = ray.remote(num_cpus=0)(_Lines).remote()
+        self.pending: list[Any] = []
+        self.remote = ray.remote(num_cpus=execution.cpus_per_worker, num_gpus=execution.gpus_per_worker, max_retries=3)
+
+    def sequence(self, sequence: RequestSequence) -> None:
+        """A whole sequence in one process."""
+        self.pending.append(self.remote(_run_task).remote(sequence, self.execution, self.lines))
+
+    def modules(self, sequence: RequestSequence, places: Sequence[int]) -> None:
+        """The training of some requests' modules in one process."""
+        self.pending.append(self.remote(_train_task).remote(sequence, self.execution, places, self.lines))
+
+    def wait(self) -> list[str]:
+        """Until all are done, showing what they say; returns what failed, a line each."""
+        failures = []
+        while self.pending:
+            done, self.pending = ray.wait(self.pending, timeout=2)
+            failures += [failure for failure in ray.get(done) if failure]
+            for line in ray.get(self.lines.take.remote()):
+                self.log(line)
+        for line in ray.get(self.lines.take.remote()):
+            self.log(line)
+        return failures
+
+
+def _fan_out(tasks: _Tasks, sequence: RequestSequence, num_concurrent: int) -> None:
+    """GRUN's modules know nothing of one another: they are trained side by side."""
+    if is_chain(sequence.config):
+        return
+    benchmark = sequence.config.benchmark.load()
+    count = len(requests_of(benchmark, sequence.num_requests, sequence.extra_requests))
+    for first in range(min(num_concurrent, count)):
+        tasks.modules(sequence, range(first, count, num_concurrent))
+
+
+def _run_task(sequence: RequestSequence, execution: Execution, lines: Any) -> str | None:
+    def say(line: str) -> None:
+        ray.get(lines.post.remote(line))
+
+    try:
+        run_sequence(sequence, execution, say)
+    except Exception as error:
+        return _failed(sequence, execution, error, say)
+    return None
+
+
+def _train_task(sequence: RequestSequence, execution: Execution, places: Sequence[int], lines: Any) -> str | None:
+    def say(line: str) -> None:
+        ray.get(lines.post.remote(line))
+
+    started = time.perf_counter()
+    try:
+        train_modules(sequence, execution, places)
+    except Exception as error:
+        return _failed(sequence, execution, error, say)
+    say(f"{sequence.study}: modules of {len(places)} requests are there, {time.perf_counter() - started:.0f} s")
+    return None
+
+
+def _failed(sequence: RequestSequence, execution: Execution, error: Exception, say: Log) -> str:
+    """An error becomes a row of `runs` and a line."""
+    row = failed_row(sequence.config, error, sequence.study)
+    results.write_run(execution.folder, row)
+    say(f"{sequence.study}, {sequence.config.method}: failed: {row['error']}")
+    return str(row["error"])
+
+
+def _trials(study: SequentialConfig) -> list[RunConfig]:
+    """The configurations to be tried, drawn at random, the initial points first: the same at every call."""
+    search = study.search
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=study.seed))
+    for point in search.initial_parameters():
+        drawn.enqueue_trial(point)
+    configs = [search.run(search.sample(drawn.ask())) for _ in range(study.num_trials)]
+    return list({config.run_key: config for config in configs}.values())
+
+
+def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Execution) -> RequestSequence:
+    """Least forget ROUGE-L after the tuning requests among what keeps 95 % of the target's utility.
+
+    Where nothing keeps it: what keeps most. Raises UserError where every trial failed.
+    """
+    candidates = []
+    for config in configs:
+        sequence = study.sequence(config, tuning=True)
+        requests = requests_of(config.benchmark.load(), sequence.num_requests, ())
+        for variant in sequence.variants:
+            rows = results.read_requests(execution.folder, sequence.state_key(requests, variant))
+            if rows:
+                candidates.append((config, variant, rows[0]))
+    if not candidates:
+        raise UserError("search_space", f"every trial of {study.study} failed; see the lines above")
+    target = results.read_run(execution.folder, reference_config(configs[0], "target_model").run_key)
+    assert target is not None, "it was evaluated before anything was tuned"
+    name = "partial_model_utility" if target["model_utility"] is None else "model_utility"
+    keeping = [found for found in candidates if found[2][name] >= UTILITY_KEPT * target[name]]
+    if keeping:
+        config, variant, _ = min(keeping, key=lambda found: found[2]["requested_rouge_l_recall"])
+    else:
+        config, variant, _ = max(candidates, key=lambda found: found[2][name])
+    return study.sequence(config, variant)
+
+
+def last_states(results_folder: results.Folder) -> pl.DataFrame:
+    """One row a method and variant: its state after the last request; `mean_train_seconds` of all its requests."""
+    rows = results.scan_requests(results_folder).filter(pl.col("evaluated_index") == 1)
+    keys = ["study", "config_json", "combination", "gate_threshold"]
+    last = (
+        rows.sort("request_index")
+        .group_by(keys, maintain_order=True)
+        .agg(pl.exclude("train_seconds").last(), pl.col("train_seconds").mean().alias("mean_train_seconds"))
+    )
+    longest = last.group_by("study").agg(pl.col("request_index").max().alias("longest"))
+    last = last.join(longest, on="study").filter(pl.col("request_index") == pl.col("longest"))
+    return last.sort("study", pl.col("is_own_variant").not_(), "combination", "gate_threshold")
+
+
+def export(results_folder: results.Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
+    """Write the modules of a finished GRUN study as one deployment; returns the requests whose modules are in it.
+
+    without: requests to leave out, by name. Raises UserError where there is no such study or request.
+    """
+    folder = location(results_folder)
+    found = [row for row in last_states(folder).to_dicts() if row["study"] == study and row["is_own_variant"]]
+    if not found or found[0]["adapter"] != "grun":
+        raise UserError("--study", f"{folder} holds no finished GRUN study {study}")
+    (row,) = found
+    config = run_config(json.loads(row["config_json"]))
+    assert isinstance(config.adapter, GrunConfig)
+    benchmark = config.benchmark.load()
+    states = results.read_requests(folder, row["run_key"])
+    names = [state["evaluated_request"] for state in states if state["is_requested"]]
+    unknown = set(without) - set(names)
+    if unknown:
+        raise UserError("--without", f"{unknown.pop()} is no request of {study}; use {names[0]} to {names[-1]}")
+    extra = tuple(name for name in names if name in get_args(ExtraRequest))
+    requests = requests_of(benchmark, len(names) - len(extra), extra)
+    sequence = RequestSequence(
+        study=study, config=config, num_requests=len(names) - len(extra), extra_requests=extra, variants=()
+    )
+    model, tokenizer = load_pretrained(
+        prepared_model(config.model, benchmark, config.start_from, lambda done, total: None), "cpu"
+    )
+    with ExitStack() as stack:
+        modules = {
+            request.name: stack.enter_context((folder / "modules" / sequence.module_key(request)).read_folder())
+            for request in requests
+            if request.name not in without
+        }
+        save_deployment(output, model, tokenizer, config.adapter, modules, row["combination"], row["gate_threshold"])
+    return list(modules)
