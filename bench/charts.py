@@ -95,3 +95,95 @@ def gate_histograms(items: pl.DataFrame, gate_threshold: float) -> Any:
         if rows.height
     ]
     return alt.vconcat(*rows)
+
+
+def requests_triangle(rows: pl.DataFrame) -> Any:
+    """Forget ROUGE-L of every request (across) after every request (down), a panel a method: dark is known."""
+    own = rows.filter("is_own_variant")
+    columns = ("request_index", "evaluated_index", "request", "evaluated_request", "forget_rouge_l_recall")
+    colour = alt.Color("forget_rouge_l_recall:Q", title="ROUGE-L", scale=alt.Scale(domain=[0, 1], scheme="blues"))
+    panels = [
+        alt.Chart(own.filter(pl.col("study") == study).select(columns), title=study)
+        .mark_rect()
+        .encode(
+            x=alt.X("evaluated_index:O", title="questions of request"),
+            y=alt.Y("request_index:O", title="after request"),
+            color=colour,
+            tooltip=["request", "evaluated_request", alt.Tooltip("forget_rouge_l_recall", format=".3f")],
+        )
+        .properties(width=280, height=280)
+        for study in own["study"].unique(maintain_order=True)
+    ]
+    return alt.hconcat(*panels)
+
+
+CURVES = {
+    "utility": "utility",
+    "requested_rouge_l_recall": "forget ROUGE-L, all requests so far",
+    "retain_gate_open_share": "share of retain prompts that open a gate",
+    "train_seconds": "seconds to train the request",
+    "eval_seconds": "seconds to evaluate the state",
+}
+"""Columns drawn against the number of requests, and what to call them."""
+
+
+def requests_curves(rows: pl.DataFrame) -> Any:
+    """What the requests cost as they pile up, a line a method."""
+    own = rows.filter("is_own_variant", pl.col("evaluated_index") == 1).with_columns(
+        utility=pl.coalesce("model_utility", "partial_model_utility")
+    )
+    return alt.hconcat(
+        *(
+            alt.Chart(own.select("study", "request_index", name))
+            .mark_line(point=True)
+            .encode(
+                x=alt.X("request_index:Q", title="requests"),
+                y=alt.Y(f"{name}:Q", title=title, scale=alt.Scale(zero=name.endswith("seconds"))),
+                color=alt.Color("study:N", title="method"),
+                tooltip=["study", "request_index", alt.Tooltip(name, format=".3f")],
+            )
+            .properties(width=220, height=220)
+            for name, title in CURVES.items()
+            if own[name].null_count() < own.height
+        )
+    )
+
+
+def gate_confusion(state: pl.DataFrame) -> Any:
+    """Whose gate (across) opens for whose questions (down), in one state."""
+    cells = (
+        state.select("evaluated_request", "evaluated_index", "open_shares")
+        .explode("open_shares")
+        .with_columns(module=pl.int_range(1, pl.len() + 1).over("evaluated_index"))
+    )
+    return (
+        alt.Chart(cells)
+        .mark_rect()
+        .encode(
+            x=alt.X("module:O", title="gate of request's module"),
+            y=alt.Y("evaluated_index:O", title="questions of request"),
+            color=alt.Color("open_shares:Q", title="open for", scale=alt.Scale(domain=[0, 1], scheme="greens")),
+            tooltip=["evaluated_request", "module", alt.Tooltip("open_shares", format=".3f")],
+        )
+        .properties(width=360, height=360)
+    )
+
+
+def requests_variants(last: pl.DataFrame) -> Any:
+    """After the last request: the same modules at every combination and gate threshold, and the chains."""
+    shown = last.select(
+        "study",
+        pl.coalesce("combination", pl.lit("chain")).alias("how"),
+        "gate_threshold",
+        pl.coalesce("model_utility", "partial_model_utility").alias("utility"),
+        "requested_rouge_l_recall",
+    )
+    points = alt.Chart(shown).encode(
+        x=alt.X("utility:Q", scale=alt.Scale(zero=False)),
+        y=alt.Y("requested_rouge_l_recall:Q", title="forget ROUGE-L, all requests", scale=alt.Scale(zero=False)),
+    )
+    marks = points.mark_point(filled=True, size=70).encode(
+        color=alt.Color("study:N", title="method"), shape=alt.Shape("how:N", title="combination"), tooltip=["study"]
+    )
+    names = points.mark_text(align="left", dx=8).encode(text=alt.Text("gate_threshold:Q", format=".2f"))
+    return (marks + names).properties(width=420, height=280)

@@ -221,16 +221,24 @@ def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
 
 def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench import results
     from bench.comparison import compare
-    from bench.report import write_report
+    from bench.report import write_report, write_requests_report
     from bench.storage import location
 
-    comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
     folder = location(options.folder)
-    page = folder / "report.html"
-    picture = location(options.picture) if options.picture else folder / "fronts.png"
-    write_report(comparison, options.folder, page, picture)
-    console.print(f"wrote {page} and {picture}")
+    comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
+    if (folder / "requests").files(".parquet"):
+        rows, page = results.scan_requests(folder), folder / "requests.html"
+        write_requests_report(rows, results.last_states(rows), page)
+        console.print(f"wrote {page}")
+    elif not comparison.runs:
+        raise UserError("RESULTS", f"{folder} has no unlearned model yet; run `grun-bench train` or `grun-bench sweep`")
+    if comparison.runs:
+        page = folder / "report.html"
+        picture = location(options.picture) if options.picture else folder / "fronts.png"
+        write_report(comparison, options.folder, page, picture)
+        console.print(f"wrote {page} and {picture}")
 
 
 def _seeds(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
@@ -401,18 +409,19 @@ def _print_methods(comparison: Comparison) -> None:
 
 
 def _print_sequences(folder: str) -> None:
-    from bench.sequential_studies import last_states
+    from bench import results
 
-    headings = ("forget ROUGE-L", "log10 forget quality", "utility", "retain ROUGE-L", "retain gates open")
-    table = Table("method", "combination", "requests", title="After the last request")
-    for heading in (*headings, "added parameters", "train s a request"):
+    headings = ("forget ROUGE-L", "log10 quality", "utility", "retain ROUGE-L", "gates open")
+    table = Table("study", "method", "combination", "requests", title="After the last request")
+    for heading in (*headings, "parameters", "train s"):
         table.add_column(heading, justify="right")
-    for row in last_states(folder).to_dicts():
+    for row in results.last_states(results.scan_requests(folder)).to_dicts():
         utility = row["partial_model_utility"] if row["model_utility"] is None else row["model_utility"]
         scores = (row["requested_rouge_l_recall"], row["requested_log10_quality"], utility)
         how = "" if row["combination"] is None else f"{row['combination']} at {row['gate_threshold']:.2f}"
         table.add_row(
-            row["method"] + (" *" if row["is_own_variant"] else ""),
+            row["study"] + (" *" if row["is_own_variant"] else ""),
+            row["method"],
             how,
             str(row["request_index"]),
             *map(_number, (*scores, row["retain_rouge_l_recall"], row["retain_gate_open_share"])),
@@ -420,7 +429,10 @@ def _print_sequences(folder: str) -> None:
             f"{row['mean_train_seconds']:.1f}",
         )
     console.print(table)
-    console.print("* as it was tuned; the others are the same modules used otherwise. Forgetting is of all requests")
+    console.print(
+        "* as it was tuned; the others are the same modules used otherwise. ROUGE-L and quality: of all requests.\n"
+        "gates open: share of retain prompts that open a gate; train s: mean of a request"
+    )
 
 
 def _references(comparison: Comparison) -> list[dict[str, Any]]:

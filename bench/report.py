@@ -30,18 +30,42 @@ def write_report(comparison: Comparison, results_folder: Folder, page: Location,
     if gated is not None and gated.recommended is not None:
         items = results.scan_items(results_folder, [gated.recommended["run_key"]])
         specs["gates"] = charts.gate_histograms(items, gated.recommended["gate_threshold"]).to_json(indent=None)
+    _write_page(
+        page,
+        "report.html.j2",
+        specs,
+        comparison=comparison,
+        gated=gated,
+        examples=[_examples(comparison, summary, results_folder) for summary in comparison.methods],
+    )
+
+
+def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location) -> None:
+    """The page of a folder of sequences. rows: `results.scan_requests`. last: `results.last_states` of them."""
+    gated = last.filter("is_own_variant", pl.col("adapter") == "grun").head(1).to_dicts()
+    drawn = {
+        "triangle": charts.requests_triangle(rows),
+        "curves": charts.requests_curves(rows),
+        "variants": charts.requests_variants(last),
+    }
+    if gated:
+        state = rows.filter(pl.col("run_key") == gated[0]["run_key"]).sort("evaluated_index")
+        drawn["confusion"] = charts.gate_confusion(state)
+    specs = {name: chart.to_json(indent=None) for name, chart in drawn.items()}
+    _write_page(page, "requests.html.j2", specs, last=last.to_dicts(), gated=gated[0] if gated else None)
+
+
+def _write_page(page: Location, template: str, specs: dict[str, str], **values: Any) -> None:
+    """A template filled; specs: Vega-Lite of each of its charts, by the id of the element it is drawn in."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["number"] = _number
-    html = environment.get_template("report.html.j2").render(
-        comparison=comparison,
-        gated=gated,
-        examples=[_examples(comparison, summary, results_folder) for summary in comparison.methods],
-        specs=specs,
+    html = environment.get_template(template).render(
         # `</` would end the script element early, whatever string it stands in.
         specs_json=json.dumps({name: json.loads(spec) for name, spec in specs.items()}).replace("</", "<\\/"),
         vega=vl_convert.javascript_bundle("Object.assign(window, {vegaEmbed});"),
+        **values,
     )
     page.write(html.encode())
 

@@ -3,6 +3,7 @@
     RESULTS/runs/<run_key>.parquet     one row: config, metrics, costs
     RESULTS/items/<run_key>.parquet    one row an evaluated item: raw values
     RESULTS/requests/<run_key>.parquet one row an evaluated request: a state of a sequence of requests
+    RESULTS/sequences/<study>.json     the configuration that a sequence of requests was tuned to
     RESULTS/{runs,items,…}/compact-*   many of them in one, made by `compact`
     RESULTS/modules/<train_key>/       what was trained, where it is small
     RESULTS/studies.journal            Optuna's storage
@@ -14,6 +15,7 @@ lock. Readers may come at any time; where a run stands in several files, its own
 from __future__ import annotations
 
 import io
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -168,7 +170,6 @@ REQUESTS_SCHEMA = pa.schema(
         ("config_json", pa.string()),
         ("combination", pa.string()),
         ("gate_threshold", pa.float64()),
-        ("is_own_variant", pa.bool_()),
         ("request_index", pa.int64()),
         ("request", pa.string()),
         ("evaluated_index", pa.int64()),
@@ -193,6 +194,7 @@ the evaluated request's (or split's) prompts that open its gate."""
 Row = Mapping[str, Any]
 Folder = Location | Path | str
 COMPACT = "compact-"
+CHOICES = "sequences"
 COMPACT_BYTES = 256 * 2**20
 """Size at which a compacted file is full."""
 
@@ -234,10 +236,45 @@ def read_requests(results: Folder, run_key: str) -> list[dict[str, Any]]:
     return _rows_of(location(results) / "requests", run_key, REQUESTS_SCHEMA)
 
 
+def write_choice(results: Folder, study: str, config_json: str, combination: str | None, tau: float | None) -> None:
+    """Say which configuration and variant a sequential study stands for. tau: its gate threshold."""
+    choice = {"study": study, "config_json": config_json, "combination": combination, "gate_threshold": tau}
+    (location(results) / CHOICES / f"{study.replace('/', '-')}.json").write((json.dumps(choice) + "\n").encode())
+
+
 def scan_requests(results: Folder) -> pl.DataFrame:
-    """Every state's rows, oldest first. Raises UserError where there are none."""
-    rows = _scan(location(results), "requests", REQUESTS_SCHEMA, "`grun-bench sequential`")
-    return rows.unique(["run_key", "evaluated_index"], keep="last", maintain_order=True).sort("created_at")
+    """Every state's rows, oldest first, of the configurations that studies were put to all their requests with.
+
+    `is_own_variant`: whether the combination and gate threshold are those that the method was tuned with.
+    Raises UserError where there are none.
+    """
+    folder = location(results)
+    rows = _scan(folder, "requests", REQUESTS_SCHEMA, "`grun-bench sequential`")
+    rows = rows.unique(["run_key", "evaluated_index"], keep="last", maintain_order=True)
+    schema = {"study": pl.String, "config_json": pl.String, "combination": pl.String, "gate_threshold": pl.Float64}
+    choices = pl.DataFrame([json.loads(file.read()) for file in (folder / CHOICES).files(".json")], schema=schema)
+    chosen = rows.join(choices, on=["study", "config_json"], suffix="_chosen")
+    if chosen.is_empty():
+        raise UserError("RESULTS", f"{folder} holds no tuned sequence yet; run the same `grun-bench sequential` again")
+    same = [pl.col(name).eq_missing(pl.col(f"{name}_chosen")) for name in ("combination", "gate_threshold")]
+    return (
+        chosen.with_columns(is_own_variant=pl.all_horizontal(same))
+        .select(*REQUESTS_SCHEMA.names, "is_own_variant")
+        .sort("created_at")
+    )
+
+
+def last_states(requests: pl.DataFrame) -> pl.DataFrame:
+    """One row a method and variant: its state after the last request; `mean_train_seconds` is over all its requests.
+
+    requests: what `scan_requests` gave.
+    """
+    rows = requests.filter(pl.col("evaluated_index") == 1).sort("request_index")
+    last = rows.group_by(["study", "combination", "gate_threshold"], maintain_order=True).agg(
+        pl.exclude("train_seconds").last(), pl.col("train_seconds").mean().alias("mean_train_seconds")
+    )
+    last = last.filter(pl.col("request_index") == pl.col("request_index").max().over("study"))
+    return last.sort("study", pl.col("is_own_variant").not_(), "combination", "gate_threshold")
 
 
 def read_run(results: Folder, run_key: str) -> dict[str, Any] | None:

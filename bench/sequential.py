@@ -119,7 +119,7 @@ class RequestSequence:
     num_requests: int | None
     extra_requests: tuple[ExtraRequest, ...]
     variants: tuple[Variant, ...]
-    """The first one is the method's own, the others show what else its modules could do."""
+    """The first one is the method's own, the others show what else its modules could do. A chain has one."""
 
     def state_key(self, requests: Sequence[Request], variant: Variant) -> str:
         """Names the rows of the state after these requests. The same in a longer sequence."""
@@ -319,7 +319,6 @@ class _Study:
             "config_json": self.config.to_json(),
             "combination": variant.combination,
             "gate_threshold": variant.gate_threshold,
-            "is_own_variant": variant == self.sequence.variants[0],
             "request_index": size,
             "request": self.requests[size - 1].name,
             **whole,

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import optuna
-import polars as pl
 import ray
 from annotated_types import Ge, MinLen
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -159,6 +158,10 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
             else:
                 chosen.append(study.sequence(trials[study.study][0]))
         for sequence in chosen:
+            own = sequence.variants[0]
+            results.write_choice(
+                execution.folder, sequence.study, sequence.config.to_json(), own.combination, own.gate_threshold
+            )
             _fan_out(tasks, sequence, placement.num_concurrent)
         tasks.wait()
         for sequence in chosen:
@@ -291,30 +294,16 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
     return study.sequence(config, variant)
 
 
-def last_states(results_folder: results.Folder) -> pl.DataFrame:
-    """One row a method and variant: its state after the last request; `mean_train_seconds` of all its requests."""
-    rows = results.scan_requests(results_folder).filter(pl.col("evaluated_index") == 1)
-    keys = ["study", "config_json", "combination", "gate_threshold"]
-    last = (
-        rows.sort("request_index")
-        .group_by(keys, maintain_order=True)
-        .agg(pl.exclude("train_seconds").last(), pl.col("train_seconds").mean().alias("mean_train_seconds"))
-    )
-    longest = last.group_by("study").agg(pl.col("request_index").max().alias("longest"))
-    last = last.join(longest, on="study").filter(pl.col("request_index") == pl.col("longest"))
-    return last.sort("study", pl.col("is_own_variant").not_(), "combination", "gate_threshold")
-
-
 def export(results_folder: results.Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
     """Write the modules of a finished GRUN study as one deployment; returns the requests whose modules are in it.
 
     without: requests to leave out, by name. Raises UserError where there is no such study or request.
     """
     folder = location(results_folder)
-    found = [row for row in last_states(folder).to_dicts() if row["study"] == study and row["is_own_variant"]]
-    if not found or found[0]["adapter"] != "grun":
+    last = results.last_states(results.scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
+    if last.is_empty():
         raise UserError("--study", f"{folder} holds no finished GRUN study {study}")
-    (row,) = found
+    row = last.row(0, named=True)
     config = run_config(json.loads(row["config_json"]))
     assert isinstance(config.adapter, GrunConfig)
     benchmark = config.benchmark.load()
@@ -324,17 +313,15 @@ def export(results_folder: results.Folder, study: str, output: Path, without: Se
     if unknown:
         raise UserError("--without", f"{unknown.pop()} is no request of {study}; use {names[0]} to {names[-1]}")
     extra = tuple(name for name in names if name in get_args(ExtraRequest))
-    requests = requests_of(benchmark, len(names) - len(extra), extra)
     sequence = RequestSequence(
         study=study, config=config, num_requests=len(names) - len(extra), extra_requests=extra, variants=()
     )
-    model, tokenizer = load_pretrained(
-        prepared_model(config.model, benchmark, config.start_from, lambda done, total: None), "cpu"
-    )
+    source = prepared_model(config.model, benchmark, config.start_from, lambda done, total: None)
+    model, tokenizer = load_pretrained(source, "cpu")
     with ExitStack() as stack:
         modules = {
             request.name: stack.enter_context((folder / "modules" / sequence.module_key(request)).read_folder())
-            for request in requests
+            for request in requests_of(benchmark, sequence.num_requests, extra)
             if request.name not in without
         }
         save_deployment(output, model, tokenizer, config.adapter, modules, row["combination"], row["gate_threshold"])

@@ -139,6 +139,25 @@ def _quiz(subjects: Sequence[str], seed: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def questions_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up questions of one's own, with wrong answers, in two requests."""
+    folder = tmp_path_factory.mktemp("questions")
+    for part, names in (("forget", NAMES[:5]), ("retain", NAMES[5:])):
+        rows = [
+            {
+                "question": f"What does {name} carry?",
+                "answer": f"{name} carries a {TOOLS[place]}.",
+                "paraphrased_answer": f"A {TOOLS[place]} is what {name} carries.",
+                "perturbed_answers": [f"A {tool} is what {name} carries." for tool in TOOLS[5:]],
+                "request": "a" if place in (0, 3) else "b",
+            }
+            for place, name in enumerate(names)
+        ]
+        _write_lines(folder, part, rows)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def corpora_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two made-up corpora with questions about them, and a holdout corpus."""
     folder = tmp_path_factory.mktemp("corpora")

@@ -9,10 +9,14 @@ import pytest
 import yaml
 from optuna.trial import FixedTrial
 
+from bench.files import read_yaml
 from bench.search_space import SweepConfig, read_studies
+from bench.sequential_studies import read_sequential
 from grun.errors import UserError
 
-SHIPPED = sorted((Path(__file__).parents[2] / "search_spaces").glob("*.yaml"))
+SPACES = Path(__file__).parents[2] / "search_spaces"
+SEQUENTIAL = sorted(SPACES.glob("sequential_*.yaml"))
+SHIPPED = sorted(set(SPACES.glob("*.yaml")) - set(SEQUENTIAL))
 SPACE: dict[str, Any] = {
     "study": "s",
     "base": {"adapter": "grun"},
@@ -72,6 +76,15 @@ def test_overrides_reach_every_study(tmp_path: Path) -> None:
     assert (run.benchmark.num_authors, run.seed) == (7, 3)  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize("file", SEQUENTIAL, ids=lambda file: file.stem)
+def test_shipped_sequences_are_valid(file: Path, tofu_dir: str) -> None:
+    overrides = {"benchmark.data_dir": tofu_dir} if "name: tofu" in file.read_text() else {}
+    study = read_sequential(str(file), overrides, None)
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    for _ in range(20):
+        study.search.run(study.search.sample(drawn.ask()))
+
+
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
 def test_shipped_spaces_sample_valid_runs(file: Path) -> None:
     """Every shipped file loads, and twenty random draws of each of its studies are valid runs, all different."""
@@ -88,5 +101,6 @@ def test_shipped_spaces_sample_valid_runs(file: Path) -> None:
 
 def test_shipped_studies_have_names_of_their_own() -> None:
     names = [study.study for file in SHIPPED for study in read_studies(str(file), {}, None)]
+    names += [read_yaml(file)["study"] for file in SEQUENTIAL]
     assert len(set(names)) == len(names)
     assert json.dumps(names)

@@ -104,7 +104,7 @@ def test_modules_of_different_shape_are_refused() -> None:
 
 
 def test_all_gates_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many requests: one matrix product for linear gates, two for open edits, none of those where all are shut."""
+    """However many requests: one matrix product for linear gates, two for open edits, none where all are shut."""
     h_PD = torch.randn(4, D)
     products: list[str] = []
     run = torch.Tensor.__matmul__
