@@ -1,4 +1,4 @@
-"""`grun-bench`: prepare, train, evaluate, sweep, sequential, export, pareto, report, seeds and the like.
+"""`grun-bench`: prepare, train, evaluate, sweep, submit, sequential, export, pareto, report, seeds and the like.
 
 Any RunConfig key may follow as `--key value`, e.g. `--adapter lora --adapter.r 8`; `grun-bench keys` lists them.
 An error in the user's hands is one line on stderr and exit code 2.
@@ -188,6 +188,38 @@ def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
     sweep(studies, _execution(options), _pool(options), _log)
     _print_methods(compare(options.results, dict(studies[0].objectives)))
+
+
+def _submit(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
+    from bench.config import overlay
+    from bench.files import read_yaml
+    from bench.search_space import read_studies
+    from bench.storage import location
+
+    if "://" not in str(location(options.results)) and not Path(options.results).is_absolute():
+        raise UserError(
+            "--results",
+            f"{options.results} is not seen by every node; name s3://, gs:// or a shared /folder",
+        )
+    spaces = {}
+    for number, file in enumerate(options.files):
+        read_studies(file, overrides, options.num_trials)  # what is wrong with it is said here and now
+        space = read_yaml(file)
+        spaces[f"{number}-{Path(file).name}"] = {**space, "base": overlay(space.get("base", {}), overrides)}
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray looks as it is imported
+    from bench.submit import submit
+
+    shared = os.environ.get("GRUN_BENCH_SHARED", options.results)
+    sys.exit(submit(options.cluster, spaces, sweep_options(options), shared, _log))
+
+
+def sweep_options(options: argparse.Namespace) -> list[str]:
+    """Of a `submit`, the words that `sweep` is to be given again."""
+    words = []
+    for name, value in vars(options).items():
+        if name not in ("run", "cluster", "files") and value is not None and value is not False:
+            words += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return words
 
 
 def _sequential(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
@@ -504,6 +536,12 @@ def _parser() -> argparse.ArgumentParser:
             "--time-budget", type=_positive, metavar="MINUTES", help="begin no trial after so long; the same goes on"
         )
 
+    def search(added: argparse.ArgumentParser) -> None:
+        added.add_argument("files", nargs="+", metavar="FILE", help="search_spaces/*.yaml")
+        machine(added)
+        added.add_argument("--num-trials", type=_positive, help="trainings a study, in place of the files' own")
+        pool(added)
+
     def robustness(added: argparse.ArgumentParser) -> None:
         added.add_argument(
             "--robustness", action="store_true", help="also attack the model; --evaluation.robustness.KEY says how"
@@ -531,10 +569,10 @@ def _parser() -> argparse.ArgumentParser:
     added.add_argument("--lm-eval-include", type=Path, metavar="DIR", help="folder with further task files")
     added.add_argument("--lm-eval-limit", type=_positive, metavar="N", help="only so many items a task")
     added = command("sweep", _sweep, "Search: one study a file, all with equal budgets, resumed where cut off.")
-    added.add_argument("files", nargs="+", metavar="FILE", help="search_spaces/*.yaml")
-    machine(added)
-    added.add_argument("--num-trials", type=_positive, help="trainings a study, in place of the files' own")
-    pool(added)
+    search(added)
+    added = command("submit", _submit, "The same on a cluster that `ray up` made, as a Ray job that is followed.")
+    added.add_argument("cluster", metavar="CLUSTER", help="the file that `ray up` was given, e.g. cluster.yaml")
+    search(added)
     added = command("sequential", _sequential, "Deletion requests one after another: one method a file, resumed.")
     added.add_argument("files", nargs="+", metavar="FILE", help="search_spaces/sequential_*.yaml")
     machine(added)
