@@ -206,7 +206,6 @@ def _submit(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
         read_studies(file, overrides, options.num_trials)  # what is wrong with it is said here and now
         space = read_yaml(file)
         spaces[f"{number}-{Path(file).name}"] = {**space, "base": overlay(space.get("base", {}), overrides)}
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray looks as it is imported
     from bench.submit import submit
 
     shared = os.environ.get("GRUN_BENCH_SHARED", options.results)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import logging
 import os
 import shlex
 import signal
@@ -28,6 +29,8 @@ JOB_SERVER = 8265
 """Port of a head's dashboard, which takes jobs; it listens on the head's loopback alone."""
 PATIENCE_S = 120.0
 """Seconds to wait for its first answer."""
+TOKEN = "~/.ray/auth_token"
+"""What `ray up` gives to every node, and every request has to show."""
 SWEEP = "grun_bench_sweep"
 """Where a job's metadata says which sweep it is."""
 
@@ -82,6 +85,10 @@ def sweep_command(names: Iterable[str], options: Sequence[str], shared: str) -> 
 @contextmanager
 def _job_server(cluster: str) -> Iterator[JobSubmissionClient]:
     """A client of the head's job server, through a tunnel of `ray dashboard`."""
+    if not Path(TOKEN).expanduser().is_file():
+        raise UserError(TOKEN, "is missing; put there the token that the cluster was given")
+    for chatty in ("dashboard_sdk", "job.sdk"):
+        logging.getLogger(f"ray.dashboard.modules.{chatty}").setLevel(logging.WARNING)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -104,6 +111,7 @@ def _job_server(cluster: str) -> Iterator[JobSubmissionClient]:
 
 def _client(cluster: str, address: str, tunnel: subprocess.Popen[bytes], said: IO[str]) -> JobSubmissionClient:
     """As soon as the tunnel stands. Raises UserError where it does not come to that."""
+    headers = {"Authorization": f"Bearer {Path(TOKEN).expanduser().read_text().strip()}"}
     deadline = time.monotonic() + PATIENCE_S
     while time.monotonic() < deadline:
         if tunnel.poll() is not None:
@@ -112,11 +120,11 @@ def _client(cluster: str, address: str, tunnel: subprocess.Popen[bytes], said: I
             why = why.rstrip("!.") or f"`ray dashboard {cluster}` says more"
             raise UserError(cluster, f"cannot be reached ({why}); is it up? `ray up {cluster}`")
         try:
-            return JobSubmissionClient(address)
+            return JobSubmissionClient(address, headers=headers)
         except ConnectionError:
             time.sleep(0.5)
         except AuthenticationError:
-            raise UserError("~/.ray/auth_token", "is not what the cluster was given; copy its own") from None
+            raise UserError(TOKEN, "is not the token that the cluster was given; put that there") from None
     raise UserError(cluster, f"its head has not answered for {PATIENCE_S:.0f} s; is it up, and open to your SSH?")
 
 

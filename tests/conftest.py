@@ -14,14 +14,20 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
+import polars as pl
 import pytest
 import torch
+from optuna.trial import TrialState
 
+from bench import results
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
+from bench.files import write_yaml
 from bench.models import load_pretrained
 from bench.prepare import prepared_model
 from bench.results import METRICS
+from bench.study_search import INTERRUPTED, study_storage
 from bench.train import Execution, evaluate_references
 from grun.data import PromptTemplate
 
@@ -193,5 +199,46 @@ def assert_same_metrics() -> Callable[[dict[str, Any], dict[str, Any]], None]:
             expected = other[metric]
             wanted = None if expected is None else pytest.approx(expected, rel=1e-3, abs=1e-3)
             assert row[metric] == wanted, metric
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def space(tmp_path_factory: pytest.TempPathFactory, small_config: RunConfig) -> Callable[..., Path]:
+    """Writes a search space of so many GRUN trainings, some seconds each."""
+    folder = tmp_path_factory.mktemp("spaces")
+
+    def write(study: str, num_trials: int, num_epochs: int = 60) -> Path:
+        file = folder / f"{study}.yaml"
+        base = overlay(small_config.to_dict(), {"training.num_epochs": num_epochs})
+        rate = {"type": "float", "low": 0.005, "high": 0.02, "log": True}
+        write_yaml(
+            file,
+            {
+                "study": study,
+                "base": base,
+                "search_space": {"adapter.learning_rate": rate},
+                "gate_thresholds": [0.0, 0.5],
+                "num_trials": num_trials,
+            },
+        )
+        return file
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def check_whole() -> Callable[[Path, str, int], None]:
+    """Checks a study of `space`: every training at both thresholds exactly once, and Optuna knows of each."""
+
+    def check(folder: Path, study: str, num_trials: int) -> None:
+        rows = results.scan_runs(folder).filter(pl.col("study") == study)
+        assert rows["status"].unique().to_list() == ["ok"]
+        assert rows.height == rows["run_key"].n_unique() == 2 * num_trials
+        assert rows["train_key"].n_unique() == num_trials
+        trials = optuna.load_study(study_name=study, storage=study_storage(folder)).trials
+        assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
+        counted = [t for t in trials if t.state == TrialState.COMPLETE and INTERRUPTED not in t.user_attrs]
+        assert len({t.user_attrs["run_key"] for t in counted}) == len(counted) == num_trials
 
     return check

@@ -15,42 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import optuna
-import polars as pl
 import psutil
 import pytest
-from optuna.trial import TrialState
 
 from bench import results
-from bench.config import overlay
-from bench.files import write_yaml
-from bench.study_search import INTERRUPTED, study_storage
+from bench.study_search import study_storage
 
 TIMEOUT_S = 240
 BENCH = str(Path(sys.executable).with_name("grun-bench"))
-
-
-@pytest.fixture(scope="module")
-def space(tmp_path_factory: pytest.TempPathFactory, small_config: Any) -> Callable[..., Path]:
-    """Writes a search space of so many GRUN trainings, some seconds each."""
-    folder = tmp_path_factory.mktemp("spaces")
-
-    def write(study: str, num_trials: int, num_epochs: int = 60) -> Path:
-        file = folder / f"{study}.yaml"
-        base = overlay(small_config.to_dict(), {"training.num_epochs": num_epochs})
-        rate = {"type": "float", "low": 0.005, "high": 0.02, "log": True}
-        write_yaml(
-            file,
-            {
-                "study": study,
-                "base": base,
-                "search_space": {"adapter.learning_rate": rate},
-                "gate_thresholds": [0.0, 0.5],
-                "num_trials": num_trials,
-            },
-        )
-        return file
-
-    return write
 
 
 def _start(log: Path, *words: object, **environment: str) -> subprocess.Popen[bytes]:
@@ -84,18 +56,6 @@ def _modules(folder: Path) -> int:
     return len(list((folder / "modules").glob("[!.]*"))) if (folder / "modules").is_dir() else 0
 
 
-def _check_whole(folder: Path, study: str, num_trials: int) -> None:
-    """Every training at both thresholds exactly once, and Optuna knows of each."""
-    rows = results.scan_runs(folder).filter(pl.col("study") == study)
-    assert rows["status"].unique().to_list() == ["ok"]
-    assert rows.height == rows["run_key"].n_unique() == 2 * num_trials
-    assert rows["train_key"].n_unique() == num_trials
-    trials = optuna.load_study(study_name=study, storage=study_storage(folder)).trials
-    assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
-    counted = [t for t in trials if t.state == TrialState.COMPLETE and INTERRUPTED not in t.user_attrs]
-    assert len({t.user_attrs["run_key"] for t in counted}) == len(counted) == num_trials
-
-
 def _trial_workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
     return [child for child in psutil.Process(process.pid).children(recursive=True) if "ImplicitFunc" in _title(child)]
 
@@ -108,7 +68,7 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_killed_workers_are_replaced(space: Any, small_results: Path, tmp_path: Path) -> None:
+def test_killed_workers_are_replaced(space: Any, small_results: Path, check_whole: Any, tmp_path: Path) -> None:
     """kill -9 of whatever is training, twice: Tune starts another worker, and no row is missing or double."""
     log, folder = tmp_path / "log", small_results
     sweep = _start(log, space("workers", 4), "--results", folder)
@@ -117,7 +77,7 @@ def test_killed_workers_are_replaced(space: Any, small_results: Path, tmp_path: 
         for worker in _until(lambda: _trial_workers(sweep), sweep, log):
             worker.kill()
     _finish(sweep, log)
-    _check_whole(folder, "workers", 4)
+    check_whole(folder, "workers", 4)
 
 
 @pytest.fixture
@@ -135,7 +95,9 @@ def two_nodes() -> Iterator[Any]:
     cluster.shutdown()
 
 
-def test_a_killed_node_is_done_without(two_nodes: Any, space: Any, small_results: Path, tmp_path: Path) -> None:
+def test_a_killed_node_is_done_without(
+    two_nodes: Any, space: Any, small_results: Path, check_whole: Any, tmp_path: Path
+) -> None:
     """Half of the cluster dies while both halves train; the other half does it all."""
     cluster, node = two_nodes
     log, folder = tmp_path / "log", small_results
@@ -144,7 +106,7 @@ def test_a_killed_node_is_done_without(two_nodes: Any, space: Any, small_results
     assert "2 at a time" in log.read_text()
     cluster.remove_node(node, allow_graceful=False)
     _finish(sweep, log)
-    _check_whole(folder, "nodes", 4)
+    check_whole(folder, "nodes", 4)
 
 
 WRITE_FOR_EVER = """
@@ -207,7 +169,7 @@ def _fill(file: Path) -> None:
 
 
 def test_a_full_disk_stops_a_sweep_in_one_line(
-    small_disk: Path, small_references: Path, space: Any, tmp_path: Path
+    small_disk: Path, small_references: Path, space: Any, check_whole: Any, tmp_path: Path
 ) -> None:
     """With space again, the same command goes on to the end; what was finished is not done twice."""
     log, ballast = tmp_path / "log", small_disk / "ballast"
@@ -225,10 +187,12 @@ def test_a_full_disk_stops_a_sweep_in_one_line(
     _finish(again, log)
     after = {file: file.stat().st_mtime_ns for file in (folder / "runs").glob("*.parquet")}
     assert before.items() <= after.items()
-    _check_whole(folder, "disk", 4)
+    check_whole(folder, "disk", 4)
 
 
-def test_two_sweeps_share_a_folder_but_not_a_study(space: Any, small_results: Path, tmp_path: Path) -> None:
+def test_two_sweeps_share_a_folder_but_not_a_study(
+    space: Any, small_results: Path, check_whole: Any, tmp_path: Path
+) -> None:
     """Side by side they finish each its own study; a third on a study that is running is refused at once."""
     folder = small_results
     logs = [tmp_path / f"log{number}" for number in range(3)]
@@ -241,7 +205,7 @@ def test_two_sweeps_share_a_folder_but_not_a_study(space: Any, small_results: Pa
     for process, log in ((first, logs[0]), (second, logs[1])):
         _finish(process, log)
     for study in ("one", "two"):
-        _check_whole(folder, study, 2)
+        check_whole(folder, study, 2)
 
 
 def test_a_journal_that_ends_in_half_a_line_can_be_read_on(tmp_path: Path) -> None:

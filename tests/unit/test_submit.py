@@ -98,11 +98,17 @@ def test_what_is_wrong_is_said_before_anything_is_sent(
     assert said.count("\n") == 1
 
 
-def test_a_cluster_that_is_not_up_is_one_line(
+def test_a_cluster_without_token_or_not_up_is_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # where Ray notes which clusters are up
+    monkeypatch.setenv("HOME", str(tmp_path))
     file = ROOT / "clusters" / "on_premise.yaml"
+    assert _main("submit", str(file), SPACE, "--results", "/r") == 2
+    assert "~/.ray/auth_token: is missing" in capsys.readouterr().err
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("secret")
     assert _main("submit", str(file), SPACE, "--results", "/r") == 2
     said = capsys.readouterr().err
     assert "cannot be reached (Head node of cluster (grun-bench) not found); is it up? `ray up" in said
