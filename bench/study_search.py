@@ -210,7 +210,7 @@ class StudySearch(Searcher):
         if THRESHOLD not in self._configs[name].search_space:
             return
         study = optuna.load_study(study_name=name, storage=self._storage)
-        asked = study.trials[number]
+        asked = study.get_trials(deepcopy=False)[number]
         for row in rows:
             if asked.distributions[THRESHOLD]._contains(row["gate_threshold"]):
                 study.add_trial(

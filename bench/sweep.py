@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -29,6 +29,7 @@ from bench.storage import Location, is_full
 from bench.study_search import Log, StudySearch
 from bench.train import (
     Execution,
+    Row,
     evaluate_references,
     failed_row,
     has_retain_model,
@@ -37,6 +38,9 @@ from bench.train import (
     run,
 )
 from grun.errors import UserError
+
+RunTrial = Callable[..., list[Row]]
+"""`bench.train.run`, or what is called like it: writes a run's rows to the results, and returns them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,10 +57,13 @@ class Pool:
     """GPUs of each, fractions allowed; None: one where the cluster has any."""
 
 
-def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log: Log) -> None:
+def sweep(
+    studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log: Log, run_trial: RunTrial = run
+) -> None:
     """Run every study up to its budget, going on from what the results folder already holds.
 
     log: gets one line for each thing worth knowing, one for each finished trial among them.
+    run_trial: what a trial does, here or on another node.
     Raises UserError where the studies cannot be compared, cannot be measured or cannot be placed.
     """
     _check_comparable(studies)
@@ -82,7 +89,9 @@ def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log:
         try:
             tuner = tune.Tuner(
                 tune.with_resources(
-                    tune.with_parameters(_trial, execution=worker, studies={s.study: s for s in studies}),
+                    tune.with_parameters(
+                        _trial, execution=worker, studies={s.study: s for s in studies}, run_trial=run_trial
+                    ),
                     _trial_resources(worker),
                 ),
                 tune_config=tune.TuneConfig(
@@ -105,12 +114,12 @@ def sweep(studies: Sequence[SweepConfig], execution: Execution, pool: Pool, log:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, SweepConfig]) -> None:
+def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, SweepConfig], run_trial: RunTrial) -> None:
     """One training with its evaluations, in a worker. An error becomes a row, so Tune does not try it again."""
     config = run_config(json.loads(spec["run_json"]))
     study = studies[spec["study"]]
     try:
-        rows = run(
+        rows = run_trial(
             config,
             replace(execution, save_module=config.adapter.name != "full"),
             gate_thresholds=study.gate_thresholds,

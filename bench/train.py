@@ -212,7 +212,7 @@ def failed_row(config: RunConfig, error: BaseException, study: str | None) -> Ro
     """The row of a run that ended in an error: its config, the error in one line, no metrics."""
     message = " ".join(str(error).split()) or "no message"
     text = message if isinstance(error, UserError) else f"{type(error).__name__}: {message}"
-    return _config_columns(config) | {"study": study, "status": "failed", "error": text[:500], "created_at": _now()}
+    return config_columns(config) | {"study": study, "status": "failed", "error": text[:500], "created_at": _now()}
 
 
 def _train_or_load(
@@ -473,7 +473,7 @@ def _write(
     gate_threshold = config.adapter.gate_threshold if isinstance(config.adapter, GrunConfig) else 0.0
     edited = adapted if isinstance(adapted, EditedModel) else None
     row = (
-        _config_columns(config)
+        config_columns(config)
         | costs_so_far
         | score(items, retain_model_items, gate_threshold)
         | {
@@ -491,7 +491,7 @@ def _write(
     results.write_run(execution.folder, row, items)
 
 
-def _config_columns(config: RunConfig) -> Row:
+def config_columns(config: RunConfig) -> Row:
     """A row with the columns that follow from the config alone; the rest are null."""
     adapter = config.adapter
     row: Row = dict.fromkeys(results.RUNS_SCHEMA.names) | {

@@ -1,15 +1,19 @@
 """Going on after a crash: what becomes of a trial that was running, by how many of its rows were written."""
 
+import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
+from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 
 from bench import results
+from bench.config import run_config
 from bench.search_space import Categorical, FloatRange, SweepConfig
+from bench.speed.no_op import no_op_rows
 from bench.study_search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch, study_storage
 from bench.train import at_thresholds
 
@@ -74,3 +78,24 @@ def test_a_trial_cut_off_while_it_was_drawn_is_dropped(tmp_path: Path) -> None:
     search, trials = _reopened(tmp_path)
     assert search.num_trials_left == 2
     assert trials[0].state == TrialState.FAIL
+
+
+def test_a_trial_copies_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked for and told, with rows at further thresholds: a copy of all trials would make a sweep quadratic."""
+    search = StudySearch([STUDY], tmp_path, lambda line: None)
+    copied: list[bool] = []
+    read = JournalStorage.get_all_trials
+
+    def recorded(self: Any, study_id: int, deepcopy: bool = True, states: Any = None) -> Any:
+        copied.append(deepcopy)
+        return read(self, study_id, deepcopy, states)
+
+    monkeypatch.setattr(JournalStorage, "get_all_trials", recorded)
+    suggested = search.suggest("t")
+    assert isinstance(suggested, dict)
+    config = run_config(json.loads(suggested["run_json"]))
+    search.on_trial_complete("t", {"rows": no_op_rows(config, STUDY.gate_thresholds, "s")})
+    assert copied
+    assert not any(copied)
+    trials = optuna.load_study(study_name="s", storage=study_storage(tmp_path)).trials
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3

@@ -1,0 +1,288 @@
+"""How a sweep scales: Tune, Optuna and Parquet as they are, on simulated nodes, with a no-op in place of a run.
+
+    python -m bench.speed.scaling nodes 1 2 4 8 16     # wider and wider Ray clusters, all on this machine
+    python -m bench.speed.scaling ask 1000             # Optuna alone, as its study grows
+    python -m bench.speed.scaling rows 10000           # Parquet alone: write, read, compact, read
+    python -m bench.speed.scaling soak 1000            # one long sweep; workers and driver are killed again and again
+
+Prints Markdown tables; docs/scaling.md is made of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import optuna
+import psutil
+from optuna.trial import TrialState
+
+from bench import results
+from bench.cluster import ENVIRONMENT
+from bench.config import run_config
+from bench.search_space import SweepConfig, read_studies
+from bench.speed.no_op import no_op, no_op_references, no_op_rows
+from bench.study_search import FROM_THRESHOLD, INTERRUPTED, StudySearch, study_storage
+from bench.sweep import Pool, sweep
+from bench.train import Execution
+
+SPACE = "search_spaces/demo_grun.yaml"
+"""Its first study is asked: eight parameters, four rows a trial."""
+MB = 1e6
+SEED = 0
+
+
+def main() -> None:
+    """Run one of the measurements."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for command in (nodes, ask, rows, soak, no_op_sweep):
+        one = commands.add_parser(command.__name__, help=command.__doc__)
+        one.add_argument("counts", nargs="+", type=int)
+        one.add_argument("--seconds", type=float, default=0.0, help="a no-op's")
+        one.add_argument("--results", type=Path, help="the folder to leave the results in")
+        one.set_defaults(command=command)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="grun-bench-scaling-") as scratch:
+        options.results = options.results or Path(scratch)
+        options.command(options)
+
+
+def nodes(options: argparse.Namespace) -> None:
+    """A sweep on each of these numbers of nodes, one trial at a time on each."""
+    print("| nodes | trials | trials/s | of ideal | rows/s | driver, CPU ms a trial | driver, MB | a node, MB |")
+    print("|" + "--:|" * 8)
+    for number in options.counts:
+        folder, num_trials = options.results / str(number), max(60, 20 * number)
+        free = psutil.virtual_memory().available
+        with _cluster(number) as address:
+            driver = _start_driver(folder, num_trials, options.seconds, address)
+            samples = [*_watched(driver, folder)]
+            used = free - min(sample.available for sample in samples)
+        first = next(sample for sample in samples if sample.done >= number + 10)  # every worker is up
+        last = next(sample for sample in samples if sample.done >= num_trials - number)
+        done, seconds = last.done - first.done, last.seconds - first.seconds
+        ideal = f"{done / seconds * options.seconds / number:.0%}" if options.seconds else ""
+        rows_a_trial = results.scan_runs(folder).filter(adapter="grun").height / num_trials
+        print(
+            f"| {number} | {num_trials} | {done / seconds:.2f} | {ideal} | {done / seconds * rows_a_trial:.1f} "
+            f"| {1e3 * (last.driver_cpu_s - first.driver_cpu_s) / done:.0f} | {last.driver_mb:.0f} "
+            f"| {used / MB / number:.0f} |",
+            flush=True,
+        )
+
+
+def ask(options: argparse.Namespace) -> None:
+    """One study up to so many trainings, without Ray: what Optuna takes for each."""
+    (num_trials,) = options.counts
+    study, folder = _study(num_trials), options.results
+    results.create(folder)
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search = StudySearch([study], folder, lambda line: None)
+    asked: list[float] = []
+    told: list[float] = []
+    print("| trainings | Optuna trials | suggest, ms | complete, ms | open again, s | journal, MB | process, MB |")
+    print("|" + "--:|" * 7)
+    for number in range(1, num_trials + 1):
+        started = time.perf_counter()
+        spec = search.suggest(str(number))
+        asked.append(time.perf_counter() - started)
+        assert isinstance(spec, dict)
+        found = no_op_rows(run_config(json.loads(spec["run_json"])), study.gate_thresholds, study.study)
+        started = time.perf_counter()
+        search.on_trial_complete(str(number), {"rows": found})
+        told.append(time.perf_counter() - started)
+        if number in (10, 30, 100, 300, 1000, 3000, num_trials):
+            memory = psutil.Process().memory_info().rss
+            started = time.perf_counter()
+            StudySearch([study], folder, lambda line: None)
+            opened = time.perf_counter() - started
+            num_known = len(optuna.load_study(study_name=study.study, storage=study_storage(folder)).trials)
+            last = slice(-min(20, number), None)
+            print(
+                f"| {number} | {num_known} | {1e3 * statistics.median(asked[last]):.0f} "
+                f"| {1e3 * statistics.median(told[last]):.0f} | {opened:.2f} "
+                f"| {(folder / 'studies.journal').stat().st_size / MB:.1f} | {memory / MB:.0f} |",
+                flush=True,
+            )
+
+
+def rows(options: argparse.Namespace) -> None:
+    """So many runs from one writer: written with and without items, read before and after compacting."""
+    (num_runs,) = options.counts
+    study, with_items, alone = _study(1), options.results / "with-items", options.results / "alone"
+    base = study.run({})
+    no_op_references(base, Execution(results=with_items))  # makes the items
+    results.create(alone)
+    configs = [replace(base, seed=seed) for seed in range(num_runs)]
+    written = [no_op_rows(config, (), study.study)[0] for config in configs]
+
+    def write_with_items() -> None:
+        for config in configs[: num_runs // 20]:
+            no_op(config, Execution(results=with_items))
+
+    def write() -> None:
+        for row in written:
+            results.write_run(alone, row)
+
+    print("| what | runs | seconds | runs/s | a run, kB |")
+    print("|---|" + "--:|" * 4)
+    for name, number, folder, call in (
+        ("write, with 440 items each", num_runs // 20, with_items, write_with_items),
+        ("write", num_runs, alone, write),
+        ("read all", num_runs, alone, partial(results.scan_runs, alone)),
+        ("compact", num_runs, alone, partial(results.compact, alone)),
+        ("read all, compacted", num_runs, alone, partial(results.scan_runs, alone)),
+        ("find one, compacted", 1, alone, partial(results.read_run, alone, configs[-1].run_key)),
+    ):
+        started = time.perf_counter()
+        call()
+        seconds = time.perf_counter() - started
+        size = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
+        print(f"| {name} | {number} | {seconds:.2f} | {number / seconds:.0f} | {size / 1e3 / number:.1f} |", flush=True)
+
+
+def soak(options: argparse.Namespace) -> None:
+    """One sweep of so many trials: kill -9 of a worker now and then, of the driver four times; memory over time."""
+    (num_trials,) = options.counts
+    folder, draw = options.results, random.Random(SEED)
+    workers_killed = drivers_killed = 0
+    marks = [number for number in (100, 300, 500, num_trials) if number <= num_trials]
+    print("| trials | seconds | driver, MB | largest worker, MB | workers | workers killed | drivers killed |")
+    print("|" + "--:|" * 7)
+    with _cluster(4) as address:
+        started = time.perf_counter()
+        next_kill = started + draw.uniform(20, 40)
+        while True:
+            driver = _start_driver(folder, num_trials, options.seconds, address)
+            for sample in _watched(driver, folder):
+                if marks and sample.done >= marks[0]:
+                    print(
+                        f"| {marks.pop(0)} | {time.perf_counter() - started:.0f} | {sample.driver_mb:.0f} "
+                        f"| {sample.worker_mb:.0f} | {sample.num_workers} | {workers_killed} | {drivers_killed} |",
+                        flush=True,
+                    )
+                if sample.done > (drivers_killed + 1) * num_trials / 5 and drivers_killed < 4:
+                    driver.kill()
+                    drivers_killed += 1
+                elif time.perf_counter() > next_kill and (workers := _trial_workers()):
+                    draw.choice(workers).kill()
+                    workers_killed += 1
+                    next_kill = time.perf_counter() + draw.uniform(5, 15)
+            if driver.wait() == 0:
+                break
+    found = results.scan_runs(folder).filter(adapter="grun")
+    trials = optuna.load_study(study_name=_study(1).study, storage=study_storage(folder)).trials
+    own = [each for each in trials if FROM_THRESHOLD not in each.user_attrs]
+    finished = [each for each in own if INTERRUPTED not in each.user_attrs]
+    by_state = {state.name: sum(each.state == state for each in finished) for state in TrialState}
+    print(
+        f"\n{found.height} rows under {found['run_key'].n_unique()} keys from {found['train_key'].n_unique()} "
+        f"trainings, status {dict(found['status'].value_counts().iter_rows())}; Optuna: {by_state}, "
+        f"and {len(own) - len(finished)} cut off and tried again"
+    )
+
+
+def no_op_sweep(options: argparse.Namespace) -> None:
+    """What `nodes` and `soak` start as the driver."""
+    (num_trials,) = options.counts
+    study, execution = _study(num_trials), Execution(results=options.results)
+    no_op_references(study.run({}), execution)
+    log = partial(print, flush=True)
+    sweep([study], execution, Pool(), log, partial(no_op, seconds=options.seconds))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sample:
+    """The driver and its workers at one moment."""
+
+    seconds: float
+    done: int
+    """Trials so far, those of earlier drivers included."""
+    driver_cpu_s: float
+    driver_mb: float
+    worker_mb: float
+    """Of the largest."""
+    num_workers: int
+    available: int
+    """Bytes of memory free on this machine."""
+
+
+def _study(num_trials: int) -> SweepConfig:
+    return replace(read_studies(SPACE, {}, num_trials)[0], initial_points=())
+
+
+@contextmanager
+def _cluster(num_nodes: int) -> Iterator[str]:
+    """Nodes of one CPU; yields the cluster's address."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.update(ENVIRONMENT)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    for _ in range(num_nodes - 1):
+        cluster.add_node(num_cpus=1)
+    try:
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+
+
+def _start_driver(folder: Path, num_trials: int, seconds: float, address: str) -> subprocess.Popen[bytes]:
+    folder.mkdir(parents=True, exist_ok=True)
+    words = ["no_op_sweep", num_trials, "--seconds", seconds, "--results", folder]
+    with (folder / "log").open("a") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "bench.speed.scaling", *map(str, words)],
+            stdout=log,
+            stderr=log,
+            env=os.environ | {"RAY_ADDRESS": address},
+        )
+
+
+def _watched(driver: subprocess.Popen[bytes], folder: Path) -> Iterator[_Sample]:
+    """A sample twice a second, until the driver ends."""
+    process = psutil.Process(driver.pid)
+    while driver.poll() is None:
+        workers = [worker.memory_info().rss / MB for worker in _trial_workers()]
+        with process.oneshot():
+            if process.status() == psutil.STATUS_ZOMBIE:
+                continue
+            times = process.cpu_times()
+            yield _Sample(
+                seconds=time.perf_counter(),
+                done=(folder / "log").read_text().count("\n["),
+                driver_cpu_s=times.user + times.system,
+                driver_mb=process.memory_info().rss / MB,
+                worker_mb=max(workers, default=0.0),
+                num_workers=len(workers),
+                available=psutil.virtual_memory().available,
+            )
+        time.sleep(0.5)
+
+
+def _trial_workers() -> list[psutil.Process]:
+    """Ray names a worker after what it runs."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if "ImplicitFunc" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+if __name__ == "__main__":
+    main()
