@@ -196,7 +196,8 @@ Folder = Location | Path | str
 COMPACT = "compact-"
 CHOICES = "sequences"
 COMPACT_BYTES = 256 * 2**20
-"""Size at which a compacted file is full."""
+COMPACT_RUNS = 1000
+"""Size and number of runs at which a compacted file is full: a table of one row takes 250 kB of memory."""
 
 
 def create(results: Folder) -> None:
@@ -305,7 +306,7 @@ def _scan(folder: Location, table: str, schema: pa.Schema, maker: str) -> pl.Dat
         except FileNotFoundError:
             continue
         whole = pa.concat_tables([schema.empty_table(), *(each for each in tables if each is not None)])
-        return pl.DataFrame(pl.from_arrow(whole))
+        return pl.DataFrame(pl.from_arrow(whole.combine_chunks()))  # a chunk a file costs more than the file
     raise UserError("RESULTS", f"{folder} changes faster than it can be read; try again")
 
 
@@ -351,6 +352,7 @@ def _packed(files: Sequence[Location], schema: pa.Schema) -> Iterator[tuple[list
     """
     members: list[Location] = []
     tables: list[pa.Table] = []
+    num_bytes = 0
     for file in files:
         try:
             table = _read(file, schema)
@@ -359,9 +361,10 @@ def _packed(files: Sequence[Location], schema: pa.Schema) -> Iterator[tuple[list
         if table is not None:
             members.append(file)
             tables.append(table)
-        if sum(each.nbytes for each in tables) > COMPACT_BYTES:
+            num_bytes += table.nbytes
+        if num_bytes > COMPACT_BYTES or len(tables) == COMPACT_RUNS:
             yield members, _joined(tables, schema)
-            members, tables = [], []
+            members, tables, num_bytes = [], [], 0
     if members:
         yield members, _joined(tables, schema)
 
@@ -414,6 +417,8 @@ def _read(file: Location, schema: pa.Schema, run_key: str | None = None) -> pa.T
         raise
     except (OSError, pa.ArrowInvalid):
         return None
+    if table.schema.equals(schema):
+        return table
     known = table.select([name for name in table.column_names if name in schema.names])
     return (
         pa.concat_tables([schema.empty_table(), known], promote_options="permissive").select(schema.names).cast(schema)

@@ -170,6 +170,21 @@ def test_readers_and_writers_do_not_mind_each_other(folder: Location) -> None:
     assert results.scan_runs(folder).height == 49
 
 
+def test_compacting_costs_no_more_than_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many runs there are: what is taken up for each file must not look at all those before it."""
+    monkeypatch.setattr(results, "COMPACT_RUNS", 120)
+    results.create(tmp_path)
+    for number in range(200):
+        results.write_run(tmp_path, _row(f"{number}", **dict.fromkeys(results.METRICS, 0.5)))
+    started = time.process_time()
+    before = results.scan_runs(tmp_path)
+    read = time.process_time()
+    assert results.compact(tmp_path) == (200, 0)
+    assert time.process_time() - read < 3 * (read - started)
+    assert results.scan_runs(tmp_path).equals(before)
+    assert len(location(tmp_path / "runs").files()) == 2, "120 runs in the first, 80 in the other"
+
+
 def test_ten_thousand_rows_are_read_in_a_second(tmp_path: Path) -> None:
     """As `compact` leaves them, all columns; and one of ten thousand is found."""
     results.create(tmp_path)
