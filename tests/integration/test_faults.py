@@ -109,6 +109,13 @@ def test_a_killed_node_is_done_without(
     check_whole(folder, "nodes", 4)
 
 
+def test_a_cluster_that_nobody_named_is_left_alone(two_nodes: Any) -> None:
+    """Ray would join the last one started on this machine; without $RAY_ADDRESS it is one of our own, of one node."""
+    count_nodes = "import ray; from bench.cluster import connected\nwith connected(print): print(len(ray.nodes()))"
+    printed = subprocess.run([sys.executable, "-c", count_nodes], capture_output=True, text=True, check=True).stdout
+    assert printed.splitlines() == ["starting Ray", "1"]
+
+
 WRITE_FOR_EVER = """
 import sys
 from datetime import UTC, datetime
