@@ -11,15 +11,18 @@ Prints Markdown tables; docs/scaling.md is made of them.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
+import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -42,9 +45,10 @@ SPACE = "search_spaces/demo_grun.yaml"
 """Its first study is asked: eight parameters, four rows a trial."""
 MB = 1e6
 SEED = 0
+NODES_OF_SOAK = 4
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run one of the measurements."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
@@ -52,9 +56,10 @@ def main() -> None:
         one = commands.add_parser(command.__name__, help=command.__doc__)
         one.add_argument("counts", nargs="+", type=int)
         one.add_argument("--seconds", type=float, default=0.0, help="a no-op's")
+        one.add_argument("--at-once", type=int, help="trials, where the machine has no memory for one a node")
         one.add_argument("--results", type=Path, help="the folder to leave the results in")
         one.set_defaults(command=command)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     with tempfile.TemporaryDirectory(prefix="grun-bench-scaling-") as scratch:
         options.results = options.results or Path(scratch)
         options.command(options)
@@ -62,25 +67,30 @@ def main() -> None:
 
 def nodes(options: argparse.Namespace) -> None:
     """A sweep on each of these numbers of nodes, one trial at a time on each."""
-    print("| nodes | trials | trials/s | of ideal | rows/s | driver, CPU ms a trial | driver, MB | a node, MB |")
-    print("|" + "--:|" * 8)
+    _head(
+        *("nodes", "at once", "trials", "trials/s", "of ideal", "rows/s", "driver, MB"),
+        *(f"{who}, CPU ms a trial" for who in ("driver", "workers", "Ray")),
+    )
     for number in options.counts:
-        folder, num_trials = options.results / str(number), max(60, 20 * number)
-        free = psutil.virtual_memory().available
+        at_once = options.at_once or number
+        folder, num_trials = options.results / str(number), max(60, 20 * at_once)
         with _cluster(number) as address:
-            driver = _start_driver(folder, num_trials, options.seconds, address)
-            samples = [*_watched(driver, folder)]
-            used = free - min(sample.available for sample in samples)
-        first = next(sample for sample in samples if sample.done >= number + 10)  # every worker is up
-        last = next(sample for sample in samples if sample.done >= num_trials - number)
-        done, seconds = last.done - first.done, last.seconds - first.seconds
-        ideal = f"{done / seconds * options.seconds / number:.0%}" if options.seconds else ""
+            driver = _start_driver(folder, num_trials, at_once, options.seconds, address)
+            samples = list(_watched(driver, folder))
+        first = next(sample for sample in samples if sample.done >= at_once + 10)  # every worker is up
+        last = next(sample for sample in samples if sample.done >= num_trials - at_once)
+        done = last.done - first.done
+        rate = done / (last.seconds - first.seconds)
         rows_a_trial = results.scan_runs(folder).filter(adapter="grun").height / num_trials
-        print(
-            f"| {number} | {num_trials} | {done / seconds:.2f} | {ideal} | {done / seconds * rows_a_trial:.1f} "
-            f"| {1e3 * (last.driver_cpu_s - first.driver_cpu_s) / done:.0f} | {last.driver_mb:.0f} "
-            f"| {used / MB / number:.0f} |",
-            flush=True,
+        _line(
+            number,
+            at_once,
+            num_trials,
+            f"{rate:.2f}",
+            f"{rate * options.seconds / at_once:.0%}" if options.seconds else "",
+            f"{rate * rows_a_trial:.1f}",
+            f"{last.driver_mb:.0f}",
+            *(f"{1e3 * (last.cpu_s[who] - first.cpu_s[who]) / done:.0f}" for who in ("driver", "workers", "Ray")),
         )
 
 
@@ -90,11 +100,11 @@ def ask(options: argparse.Namespace) -> None:
     study, folder = _study(num_trials), options.results
     results.create(folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     search = StudySearch([study], folder, lambda line: None)
     asked: list[float] = []
     told: list[float] = []
-    print("| trainings | Optuna trials | suggest, ms | complete, ms | open again, s | journal, MB | process, MB |")
-    print("|" + "--:|" * 7)
+    _head("trainings", "Optuna trials", "suggest, ms", "complete, ms", "open again, s", "journal, MB", "process, MB")
     for number in range(1, num_trials + 1):
         started = time.perf_counter()
         spec = search.suggest(str(number))
@@ -111,11 +121,14 @@ def ask(options: argparse.Namespace) -> None:
             opened = time.perf_counter() - started
             num_known = len(optuna.load_study(study_name=study.study, storage=study_storage(folder)).trials)
             last = slice(-min(20, number), None)
-            print(
-                f"| {number} | {num_known} | {1e3 * statistics.median(asked[last]):.0f} "
-                f"| {1e3 * statistics.median(told[last]):.0f} | {opened:.2f} "
-                f"| {(folder / 'studies.journal').stat().st_size / MB:.1f} | {memory / MB:.0f} |",
-                flush=True,
+            _line(
+                number,
+                num_known,
+                f"{1e3 * statistics.median(asked[last]):.0f}",
+                f"{1e3 * statistics.median(told[last]):.0f}",
+                f"{opened:.2f}",
+                f"{(folder / 'studies.journal').stat().st_size / MB:.1f}",
+                f"{memory / MB:.0f}",
             )
 
 
@@ -137,8 +150,7 @@ def rows(options: argparse.Namespace) -> None:
         for row in written:
             results.write_run(alone, row)
 
-    print("| what | runs | seconds | runs/s | a run, kB |")
-    print("|---|" + "--:|" * 4)
+    _head("what", "runs", "seconds", "runs/s", "folder, MB")
     for name, number, folder, call in (
         ("write, with 440 items each", num_runs // 20, with_items, write_with_items),
         ("write", num_runs, alone, write),
@@ -151,37 +163,39 @@ def rows(options: argparse.Namespace) -> None:
         call()
         seconds = time.perf_counter() - started
         size = sum(file.stat().st_size for file in folder.rglob("*.parquet"))
-        print(f"| {name} | {number} | {seconds:.2f} | {number / seconds:.0f} | {size / 1e3 / number:.1f} |", flush=True)
+        _line(name, number, f"{seconds:.2f}", f"{number / seconds:.0f}", f"{size / MB:.0f}")
 
 
 def soak(options: argparse.Namespace) -> None:
-    """One sweep of so many trials: kill -9 of a worker now and then, of the driver four times; memory over time."""
+    """One sweep of so many trials: kill -9 of a worker every 20 trials or so, of the driver four times."""
     (num_trials,) = options.counts
     folder, draw = options.results, random.Random(SEED)
     workers_killed = drivers_killed = 0
     marks = [number for number in (100, 300, 500, num_trials) if number <= num_trials]
-    print("| trials | seconds | driver, MB | largest worker, MB | workers | workers killed | drivers killed |")
-    print("|" + "--:|" * 7)
-    with _cluster(4) as address:
+    _head("trials", "seconds", "driver, MB", "largest worker, MB", "workers", "workers killed", "drivers killed")
+    with _cluster(NODES_OF_SOAK) as address:
         started = time.perf_counter()
-        next_kill = started + draw.uniform(20, 40)
+        next_kill = draw.randint(10, 30)
         while True:
-            driver = _start_driver(folder, num_trials, options.seconds, address)
+            driver = _start_driver(folder, num_trials, NODES_OF_SOAK, options.seconds, address)
             for sample in _watched(driver, folder):
                 if marks and sample.done >= marks[0]:
-                    print(
-                        f"| {marks.pop(0)} | {time.perf_counter() - started:.0f} | {sample.driver_mb:.0f} "
-                        f"| {sample.worker_mb:.0f} | {sample.num_workers} | {workers_killed} | {drivers_killed} |",
-                        flush=True,
+                    _line(
+                        marks.pop(0),
+                        f"{time.perf_counter() - started:.0f}",
+                        f"{sample.driver_mb:.0f}",
+                        f"{sample.worker_mb:.0f}",
+                        sample.num_workers,
+                        workers_killed,
+                        drivers_killed,
                     )
                 if sample.done > (drivers_killed + 1) * num_trials / 5 and drivers_killed < 4:
                     driver.kill()
                     drivers_killed += 1
-                elif time.perf_counter() > next_kill and (workers := _trial_workers()):
-                    draw.choice(workers).kill()
-                    workers_killed += 1
-                    next_kill = time.perf_counter() + draw.uniform(5, 15)
-            if driver.wait() == 0:
+                elif sample.done > next_kill:
+                    workers_killed += _kill_a_worker(draw)
+                    next_kill = sample.done + draw.randint(10, 30)
+            if driver.wait() != -signal.SIGKILL:
                 break
     found = results.scan_runs(folder).filter(adapter="grun")
     trials = optuna.load_study(study_name=_study(1).study, storage=study_storage(folder)).trials
@@ -201,7 +215,16 @@ def no_op_sweep(options: argparse.Namespace) -> None:
     study, execution = _study(num_trials), Execution(results=options.results)
     no_op_references(study.run({}), execution)
     log = partial(print, flush=True)
-    sweep([study], execution, Pool(), log, partial(no_op, seconds=options.seconds))
+    sweep([study], execution, Pool(num_concurrent=options.at_once), log, partial(no_op, seconds=options.seconds))
+
+
+def _head(*names: str) -> None:
+    _line(*names)
+    print("|" + "--:|" * len(names), flush=True)
+
+
+def _line(*cells: object) -> None:
+    print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,13 +234,12 @@ class _Sample:
     seconds: float
     done: int
     """Trials so far, those of earlier drivers included."""
-    driver_cpu_s: float
+    cpu_s: Mapping[str, float]
+    """Of the driver, of the workers that run trials, and of Ray's other processes."""
     driver_mb: float
     worker_mb: float
     """Of the largest."""
     num_workers: int
-    available: int
-    """Bytes of memory free on this machine."""
 
 
 def _study(num_trials: int) -> SweepConfig:
@@ -239,9 +261,9 @@ def _cluster(num_nodes: int) -> Iterator[str]:
         cluster.shutdown()
 
 
-def _start_driver(folder: Path, num_trials: int, seconds: float, address: str) -> subprocess.Popen[bytes]:
+def _start_driver(folder: Path, num_trials: int, at_once: int, seconds: float, address: str) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True, exist_ok=True)
-    words = ["no_op_sweep", num_trials, "--seconds", seconds, "--results", folder]
+    words = ["no_op_sweep", num_trials, "--at-once", at_once, "--seconds", seconds, "--results", folder]
     with (folder / "log").open("a") as log:
         return subprocess.Popen(
             [sys.executable, "-m", "bench.speed.scaling", *map(str, words)],
@@ -253,35 +275,41 @@ def _start_driver(folder: Path, num_trials: int, seconds: float, address: str) -
 
 def _watched(driver: subprocess.Popen[bytes], folder: Path) -> Iterator[_Sample]:
     """A sample twice a second, until the driver ends."""
-    process = psutil.Process(driver.pid)
     while driver.poll() is None:
-        workers = [worker.memory_info().rss / MB for worker in _trial_workers()]
-        with process.oneshot():
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            times = process.cpu_times()
-            yield _Sample(
-                seconds=time.perf_counter(),
-                done=(folder / "log").read_text().count("\n["),
-                driver_cpu_s=times.user + times.system,
-                driver_mb=process.memory_info().rss / MB,
-                worker_mb=max(workers, default=0.0),
-                num_workers=len(workers),
-                available=psutil.virtual_memory().available,
-            )
+        cpu_s = {"driver": 0.0, "workers": 0.0, "Ray": 0.0}
+        megabytes: dict[str, list[float]] = {who: [] for who in cpu_s}
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
+                who = "driver" if process.pid == driver.pid else "workers" if _runs_trials(process) else "Ray"
+                times = process.cpu_times()
+                cpu_s[who] += times.user + times.system
+                megabytes[who].append(process.memory_info().rss / MB)
+        yield _Sample(
+            seconds=time.perf_counter(),
+            done=(folder / "log").read_text().count("\n["),
+            cpu_s=cpu_s,
+            driver_mb=sum(megabytes["driver"]),
+            worker_mb=max(megabytes["workers"], default=0.0),
+            num_workers=len(megabytes["workers"]),
+        )
         time.sleep(0.5)
 
 
-def _trial_workers() -> list[psutil.Process]:
+def _runs_trials(process: psutil.Process) -> bool:
     """Ray names a worker after what it runs."""
-    found = []
+    return "ImplicitFunc" in " ".join(process.cmdline())
+
+
+def _kill_a_worker(draw: random.Random) -> int:
+    """How many were killed: one, or none where there are none."""
+    workers = []
     for process in psutil.Process().children(recursive=True):
-        try:
-            if "ImplicitFunc" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+        with contextlib.suppress(psutil.NoSuchProcess):
+            workers += [process] if _runs_trials(process) else []
+    if not workers:
+        return 0
+    draw.choice(workers).kill()
+    return 1
 
 
 if __name__ == "__main__":

@@ -9,9 +9,11 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench import results
 from bench.cli import main
 from bench.config import RunConfig
 from bench.files import write_yaml
+from bench.speed import scaling
 from bench.speed.contenders import EDITED, best_ratio, contender
 from bench.speed.report import read_records, write_records
 from grun.data import Example
@@ -92,3 +94,24 @@ def test_only_grun_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
         main(["benchmark", "--output", str(tmp_path / "b.md"), "--adapter", "lora"])
     assert error.value.code == 2
     assert capsys.readouterr().err.startswith("grun-bench: adapter")
+
+
+def test_scaling_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The two tables that need no cluster."""
+    scaling.main(["ask", "10", "--results", str(tmp_path / "ask")])
+    scaling.main(["rows", "40", "--results", str(tmp_path / "rows")])
+    cells = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
+    assert [row[:2] for row in cells if row[0] == "10"] == [["10", "40"]], "four rows a training"
+    assert [row[1] for row in cells if row[0] in ("write", "compact", "read all, compacted")] == ["40"] * 3
+    assert results.scan_runs(tmp_path / "rows" / "alone").height == 40
+
+
+def test_a_no_op_goes_through_the_sweep(tmp_path: Path) -> None:
+    """Each training's four rows once, with their items, and what they are measured against beside them."""
+    scaling.main(["no_op_sweep", "3", "--results", str(tmp_path)])
+    rows = results.scan_runs(tmp_path)
+    trained = rows.filter(adapter="grun")
+    assert trained["train_key"].n_unique() == 3
+    assert trained.height == trained["run_key"].n_unique() == 12
+    assert sorted(rows.filter(adapter="none")["method"].to_list()) == ["retain_model", "target_model"]
+    assert results.scan_items(tmp_path, trained["run_key"].to_list()).height == 12 * 440
