@@ -25,7 +25,15 @@ ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
 }
 """No tables, phoning home or log files of Ray's own, and workers that find relative paths as the driver does."""
-PASSED_ON = ("GRUN_BENCH_", "HF_HUB_", "TOKENIZERS_", *ENVIRONMENT)
+PASSED_ON = (
+    "GRUN_BENCH_",
+    "HF_HUB_",
+    "TOKENIZERS_",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    *ENVIRONMENT,
+)
 """Environment variables, by how they begin, that workers on a joined cluster are given."""
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.metrics.auc import auc
 from bench.metrics.forget_quality import forget_quality
 from bench.metrics.gates import gate_auc, gate_mean, gate_open_share
 from bench.metrics.membership import (
     loss_score,
-    membership_auc,
     min_k_plus_score,
     min_k_score,
     privleak,
@@ -156,7 +156,7 @@ def _membership(
 
 
 def _auc(forget: Sequence[ItemRow], holdout: Sequence[ItemRow], attack: Callable[[ItemRow], float]) -> float:
-    return membership_auc(np.array([attack(row) for row in forget]), np.array([attack(row) for row in holdout]))
+    return auc(np.array([attack(row) for row in forget]), np.array([attack(row) for row in holdout]))
 
 
 def _have_wrong_answers(rows: Sequence[ItemRow]) -> bool:

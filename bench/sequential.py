@@ -176,8 +176,9 @@ def train_modules(sequence: RequestSequence, execution: Execution, places: Seque
     assert isinstance(base, EditedModel)
     everything = [item.example(template) for request in requests for item in request.items]
     if "refusal" in config.forget_loss.targets:
-        questions = [item.question for request in requests for item in request.items]
-        everything += [example for own in refusal_examples(template, questions) for example in own]
+        for request in requests:  # a refusal goes by an item's place in its own request
+            refusals = refusal_examples(template, [item.question for item in request.items])
+            everything += [example for some in refusals for example in some]
     base.prepare(everything, generate=False, progress=lambda done, total: None)
     for place in missing:
         request = requests[place]

@@ -53,7 +53,7 @@ def run_on_workers(
             try:
                 _fit(spec, execution)
             except TrainingFailedError as error:
-                own = _own_error(error)
+                own = own_error(error)
                 if own is None and attempt < ATTEMPTS:
                     logger.warning("a worker died; its run goes on from the last checkpoint")
                     continue
@@ -99,7 +99,7 @@ def _work(spec: dict[str, Any]) -> None:
     ray.train.report({})
 
 
-def _own_error(error: TrainingFailedError) -> Exception | None:
+def own_error(error: TrainingFailedError) -> Exception | None:
     """What the run itself raised in a worker; None where workers died."""
     if not isinstance(error, WorkerGroupError):
         return error

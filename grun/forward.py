@@ -86,6 +86,12 @@ class Adapted(Protocol):
         """Switch dropout and the like: True while training, False while evaluating."""
 
 
+def mixed_precision(device: torch.device) -> torch.autocast:
+    """Inside, on a GPU: matrix products in bfloat16, for models whose weights are float32 to be trained. Elsewhere no
+    change."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+
+
 class PlainModel:
     """A model that needs no help in its forward pass: untouched, fully fine-tuned, or wrapped by PEFT."""
 
@@ -110,6 +116,7 @@ class PlainModel:
         with (
             head_at(self.model, batch.predicts_answer_BL) as head_inputs,
             layer_output(self.model, hidden_layer) as hidden,
+            mixed_precision(self.device),
         ):
             outputs = self.model(**model_inputs(batch))
         return AnswerOutput(
@@ -123,7 +130,8 @@ class PlainModel:
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """See `Adapted`."""
-        return Generated(answers=generate(self.model, prompts, max_new_tokens))
+        with mixed_precision(self.device):
+            return Generated(answers=generate(self.model, prompts, max_new_tokens))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """See `Adapted`."""

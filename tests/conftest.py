@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 
 from bench import results
 from bench.benchmarks.items import Benchmark
+from bench.cluster import DRIVER, DRIVERS
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.models import load_pretrained
@@ -91,6 +92,16 @@ def small_references(small_config: RunConfig, tmp_path_factory: pytest.TempPathF
 def small_results(small_references: Path, tmp_path: Path) -> Path:
     """A copy of that folder, for a test to go on in."""
     return Path(shutil.copytree(small_references, tmp_path / "results"))
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """A Ray cluster on this machine that commands can join, for those that need none of their own."""
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {DRIVER: DRIVERS}})
+    yield cluster.address
+    cluster.shutdown()
 
 
 @pytest.fixture

@@ -2,7 +2,8 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+
+from bench.metrics.auc import auc
 
 Floats = NDArray[np.float64]
 
@@ -19,6 +20,4 @@ def gate_open_share(gates: Floats, gate_threshold: float) -> float:
 
 def gate_auc(forget: Floats, retain: Floats) -> float:
     """Chance that a forget prompt's gates (mean over layers) are more open than a retain prompt's, ties half."""
-    gates = np.concatenate([forget.mean(axis=1), retain.mean(axis=1)])
-    is_forget = np.concatenate([np.ones(len(forget)), np.zeros(len(retain))])
-    return float(roc_auc_score(is_forget, gates))
+    return auc(forget.mean(axis=1), retain.mean(axis=1))

@@ -1,6 +1,7 @@
 """Can it still be seen that the forget set was trained on? Membership inference against a holdout set.
 
-Every score is the higher, the more an answer looks like one the model has seen.
+Every score is the higher, the more an answer looks like one the model has seen; `auc` of the two sets says how far they
+can be told apart: 0.5 not at all, 1 for certain.
 """
 
 import zlib
@@ -8,7 +9,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
 
 Floats = NDArray[np.float64]
 
@@ -34,12 +34,6 @@ def min_k_plus_score(
     """The same of (log p − mean)/std, of what the model would draw itself. Zhang et al., arXiv 2404.02936."""
     deviation = -np.asarray(token_nll) - np.asarray(mean_log_p)
     return float(np.mean(_lowest(deviation / np.maximum(np.asarray(std_log_p), 1e-6), k)))
-
-
-def membership_auc(forget: Floats, holdout: Floats) -> float:
-    """Chance that a forget item looks more like a member than a holdout item, ties half: 0.5 cannot tell, 1 certain."""
-    labels = np.concatenate([np.ones(len(forget)), np.zeros(len(holdout))])
-    return float(roc_auc_score(labels, np.concatenate([forget, holdout])))
 
 
 def privleak(auc: float, retain_model_auc: float) -> float:

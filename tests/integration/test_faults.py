@@ -176,12 +176,14 @@ def _fill(file: Path) -> None:
 
 
 def test_a_full_disk_stops_a_sweep_in_one_line(
-    small_disk: Path, small_references: Path, space: Any, check_whole: Any, tmp_path: Path
+    small_disk: Path, small_references: Path, space: Any, check_whole: Any, ray_address: str, tmp_path: Path
 ) -> None:
     """With space again, the same command goes on to the end; what was finished is not done twice."""
     log, ballast = tmp_path / "log", small_disk / "ballast"
     folder = Path(shutil.copytree(small_references, small_disk / "r"))
-    sweep = _start(log, space("disk", 4, num_epochs=10), "--results", folder, "--num-concurrent", 1)
+    sweep = _start(
+        log, space("disk", 3, num_epochs=10), "--results", folder, "--num-concurrent", 1, RAY_ADDRESS=ray_address
+    )
     _until(lambda: _modules(folder) >= 1, sweep, log)
     _fill(ballast)
     assert sweep.wait(TIMEOUT_S) == 2, log.read_text()
@@ -190,22 +192,22 @@ def test_a_full_disk_stops_a_sweep_in_one_line(
     assert "Traceback" not in log.read_text()
     ballast.unlink()
     before = {file: file.stat().st_mtime_ns for file in (folder / "runs").glob("*.parquet")}
-    again = _start(log, space("disk", 4, num_epochs=10), "--results", folder)
+    again = _start(log, *words, RAY_ADDRESS=ray_address)
     _finish(again, log)
     after = {file: file.stat().st_mtime_ns for file in (folder / "runs").glob("*.parquet")}
     assert before.items() <= after.items()
-    check_whole(folder, "disk", 4)
+    check_whole(folder, "disk", 3)
 
 
 def test_two_sweeps_share_a_folder_but_not_a_study(
-    space: Any, small_results: Path, check_whole: Any, tmp_path: Path
+    space: Any, small_results: Path, check_whole: Any, ray_address: str, tmp_path: Path
 ) -> None:
     """Side by side they finish each its own study; a third on a study that is running is refused at once."""
     folder = small_results
     logs = [tmp_path / f"log{number}" for number in range(3)]
-    first = _start(logs[0], space("one", 2), "--results", folder, "--num-concurrent", 1)
+    first = _start(logs[0], space("one", 2), "--results", folder, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
     _until(lambda: (folder / ".sweep-one.lock").exists(), first, logs[0])
-    second = _start(logs[1], space("two", 2), "--results", folder, "--num-concurrent", 1)
+    second = _start(logs[1], space("two", 2), "--results", folder, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
     third = _start(logs[2], space("one", 2), "--results", folder)
     assert third.wait(TIMEOUT_S) == 2
     assert logs[2].read_text().strip() == "grun-bench: study: one is being run by another sweep; wait for it"

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.exceptions import RayActorError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from bench import results
 from bench.cli import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.train import Execution, evaluate_references, run
+from bench.workers import own_error
 from grun.errors import UserError
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -85,9 +88,15 @@ def test_two_processes_are_one(
 
 
 def test_ray_train_gives_the_same_rows(
-    alone: Any, small_config: RunConfig, tmp_path: Path, assert_same_metrics: Callable[..., None]
+    alone: Any,
+    small_config: RunConfig,
+    ray_address: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same_metrics: Callable[..., None],
 ) -> None:
-    """A trial of two workers in a sweep, and a run of one by force; an error of its own is raised as it is."""
+    """A trial of two workers in a sweep, and a run of one by force."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_address)
     config = _config(small_config, "grun")
     evaluate_references(config, Execution(results=tmp_path))
     choice = {"seed": {"type": "categorical", "choices": [config.seed]}}
@@ -98,11 +107,20 @@ def test_ray_train_gives_the_same_rows(
     row = results.read_run(tmp_path, config.run_key)
     assert row is not None
     assert_same_metrics(row, alone["grun"])
-    execution = Execution(results=tmp_path, num_threads=1)
-    other = run_config(overlay(config.to_dict(), {"adapter": "full", "adapter.learning_rate": 1e30}))
-    with pytest.raises(UserError, match=r"diverged|not finite"):
-        run(other, replace(execution, ray_train="always"))
-    assert results.scan_runs(tmp_path).filter(run_key=other.run_key)["status"].to_list() == ["failed"]
+    (tmp_path / "runs" / f"{config.run_key}.parquet").unlink()
+    shutil.rmtree(tmp_path / "modules")
+    (forced,) = run(config, Execution(results=tmp_path, num_threads=1, ray_train="always"))
+    assert_same_metrics(forced, alone["grun"])
+
+
+def test_a_runs_own_error_is_raised_as_it_is() -> None:
+    """Of what several workers say: what the user can mend, else what was raised; nothing where they only died."""
+    mine, other, died = UserError("adapter.learning_rate", "diverged"), ValueError("x"), RayActorError()
+    assert own_error(WorkerGroupError("", {0: other, 1: mine})) is mine
+    assert own_error(WorkerGroupError("", {0: died, 1: other})) is other
+    assert own_error(WorkerGroupError("", {0: died})) is None
+    another = TrainingFailedError("never began")
+    assert own_error(another) is another
 
 
 def test_too_many_workers_are_refused_at_once(small_config: RunConfig, tmp_path: Path) -> None:

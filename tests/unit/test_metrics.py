@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.metrics.auc import auc
 from bench.metrics.forget_quality import forget_quality, log10_forget_quality_floor
 from bench.metrics.gates import gate_auc, gate_mean, gate_open_share
 from bench.metrics.membership import (
     loss_score,
-    membership_auc,
     min_k_plus_score,
     min_k_score,
     privleak,
@@ -169,8 +169,8 @@ def test_membership_scores_by_hand() -> None:
 
 def test_membership_auc_by_hand() -> None:
     """Members −1, −3, others −2, −4: three of four pairs in order. The same samples: one half."""
-    assert membership_auc(np.array([-1.0, -3.0]), np.array([-2.0, -4.0])) == 0.75
-    assert membership_auc(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0.5
+    assert auc(np.array([-1.0, -3.0]), np.array([-2.0, -4.0])) == 0.75
+    assert auc(np.array([1.0, 2.0]), np.array([1.0, 2.0])) == 0.5
 
 
 def test_privleak_by_hand() -> None:
