@@ -181,9 +181,8 @@ def test_a_full_disk_stops_a_sweep_in_one_line(
     """With space again, the same command goes on to the end; what was finished is not done twice."""
     log, ballast = tmp_path / "log", small_disk / "ballast"
     folder = Path(shutil.copytree(small_references, small_disk / "r"))
-    sweep = _start(
-        log, space("disk", 3, num_epochs=10), "--results", folder, "--num-concurrent", 1, RAY_ADDRESS=ray_address
-    )
+    words = (space("disk", 3, num_epochs=10), "--results", folder)
+    sweep = _start(log, *words, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
     _until(lambda: _modules(folder) >= 1, sweep, log)
     _fill(ballast)
     assert sweep.wait(TIMEOUT_S) == 2, log.read_text()
