@@ -45,7 +45,7 @@ test: check setup-smollm2
 	@echo "== tests"
 	$(BIN)/pytest
 
-# As root, on Linux, with openssh-server and rsync; says what is missing. About three minutes.
+# As root, on Linux, with openssh-server and rsync; says what is missing. About four minutes.
 test-cluster: setup-cluster
 	@echo "== ray up on network namespaces, a sweep submitted, a node killed, ray down"
 	$(BIN)/pytest tests/cluster -rs

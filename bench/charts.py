@@ -129,9 +129,7 @@ CURVES = {
 
 def requests_curves(rows: pl.DataFrame) -> Any:
     """What the requests cost as they pile up, a line a method."""
-    own = rows.filter("is_own_variant", pl.col("evaluated_index") == 1).with_columns(
-        utility=pl.coalesce("model_utility", "partial_model_utility")
-    )
+    own = rows.filter("is_own_variant", pl.col("evaluated_index") == 1)
     return alt.hconcat(
         *(
             alt.Chart(own.select("study", "request_index", name))
@@ -175,7 +173,7 @@ def requests_variants(last: pl.DataFrame) -> Any:
         "study",
         pl.coalesce("combination", pl.lit("chain")).alias("how"),
         "gate_threshold",
-        pl.coalesce("model_utility", "partial_model_utility").alias("utility"),
+        "utility",
         "requested_rouge_l_recall",
     )
     points = alt.Chart(shown).encode(

@@ -259,13 +259,12 @@ def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
     folder = location(options.folder)
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
-    if (folder / "requests").files(".parquet"):
+    has_requests = bool((folder / "requests").files(".parquet"))
+    if has_requests:
         rows, page = results.scan_requests(folder), folder / "requests.html"
         write_requests_report(rows, results.last_states(rows), page)
         console.print(f"wrote {page}")
-    elif not comparison.runs:
-        raise UserError("RESULTS", f"{folder} has no unlearned model yet; run `grun-bench train` or `grun-bench sweep`")
-    if comparison.runs:
+    if comparison.runs or not has_requests:
         page = folder / "report.html"
         picture = location(options.picture) if options.picture else folder / "fronts.png"
         write_report(comparison, options.folder, page, picture)
@@ -447,8 +446,7 @@ def _print_sequences(folder: str) -> None:
     for heading in (*headings, "parameters", "train s"):
         table.add_column(heading, justify="right")
     for row in results.last_states(results.scan_requests(folder)).to_dicts():
-        utility = row["partial_model_utility"] if row["model_utility"] is None else row["model_utility"]
-        scores = (row["requested_rouge_l_recall"], row["requested_log10_quality"], utility)
+        scores = (row["requested_rouge_l_recall"], row["log10_requested_quality"], row["utility"])
         how = "" if row["combination"] is None else f"{row['combination']} at {row['gate_threshold']:.2f}"
         table.add_row(
             row["study"] + (" *" if row["is_own_variant"] else ""),

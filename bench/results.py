@@ -151,7 +151,7 @@ STATE_METRICS = (
     "requested_truth_ratio",
     "requested_extraction_strength",
     "requested_quality",
-    "requested_log10_quality",
+    "log10_requested_quality",
     "retain_probability",
     "retain_rouge_l_recall",
     "retain_truth_ratio",
@@ -217,19 +217,21 @@ def create(results: Folder) -> None:
 def write_run(results: Folder, run: Row, items: Sequence[Row] = ()) -> None:
     """Write one run: items first, so a run that is there always has its items. `run` is a row of RUNS_SCHEMA."""
     folder, key = location(results), run["run_key"]
-    if items:
-        rows = [{"run_key": key, **item} for item in items]
-        (folder / "items" / f"{key}.parquet").write(_parquet(rows, ITEMS_SCHEMA))
+    _write_items(folder, key, items)
     (folder / "runs" / f"{key}.parquet").write(_parquet([run], RUNS_SCHEMA))
 
 
 def write_requests(results: Folder, run_key: str, rows: Sequence[Row], items: Sequence[Row] = ()) -> None:
     """Write one state of a sequence of requests: its items, then its rows of REQUESTS_SCHEMA, one a request."""
     folder = location(results)
-    if items:
-        written = _parquet([{"run_key": run_key, **item} for item in items], ITEMS_SCHEMA)
-        (folder / "items" / f"{run_key}.parquet").write(written)
+    _write_items(folder, run_key, items)
     (folder / "requests" / f"{run_key}.parquet").write(_parquet(rows, REQUESTS_SCHEMA))
+
+
+def _write_items(folder: Location, run_key: str, items: Sequence[Row]) -> None:
+    if items:
+        rows = [{"run_key": run_key, **item} for item in items]
+        (folder / "items" / f"{run_key}.parquet").write(_parquet(rows, ITEMS_SCHEMA))
 
 
 def read_requests(results: Folder, run_key: str) -> list[dict[str, Any]]:
@@ -246,7 +248,8 @@ def write_choice(results: Folder, study: str, config_json: str, combination: str
 def scan_requests(results: Folder) -> pl.DataFrame:
     """Every state's rows, oldest first, of the configurations that studies were put to all their requests with.
 
-    `is_own_variant`: whether the combination and gate threshold are those that the method was tuned with.
+    `is_own_variant`: whether the combination and gate threshold are those that the method was tuned with. `utility`:
+    `model_utility`, or the partial one.
     Raises UserError where there are none.
     """
     folder = location(results)
@@ -259,8 +262,10 @@ def scan_requests(results: Folder) -> pl.DataFrame:
         raise UserError("RESULTS", f"{folder} holds no tuned sequence yet; run the same `grun-bench sequential` again")
     same = [pl.col(name).eq_missing(pl.col(f"{name}_chosen")) for name in ("combination", "gate_threshold")]
     return (
-        chosen.with_columns(is_own_variant=pl.all_horizontal(same))
-        .select(*REQUESTS_SCHEMA.names, "is_own_variant")
+        chosen.with_columns(
+            is_own_variant=pl.all_horizontal(same), utility=pl.coalesce("model_utility", "partial_model_utility")
+        )
+        .select(*REQUESTS_SCHEMA.names, "is_own_variant", "utility")
         .sort("created_at")
     )
 

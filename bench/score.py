@@ -26,6 +26,7 @@ from bench.metrics.truth_ratio import (
     log_truth_ratio_arithmetic,
     retain_truth_ratio,
 )
+from bench.results import TEXT_SPLITS
 
 ItemRow = Mapping[str, Any]
 ATTACKS = (
@@ -37,8 +38,6 @@ ATTACKS = (
 )
 """Splits of the rows that `bench.robustness` writes."""
 MULTIPLE_CHOICE_SPLITS = ("real_authors", "world_facts")
-TEXTS = ("_verbatim", "_knowledge")
-"""Ends of the names of splits that MUSE's measures apply to."""
 MIN_K = 0.2
 """Share of tokens of min-k and min-k++, as open-unlearning."""
 PRIVLEAK_K = 0.4
@@ -82,7 +81,7 @@ def _split_scores(split: str, members: Sequence[ItemRow], gate_threshold: float)
         return scores
     if members[0]["generation"] is None:
         scores = {f"{split}_accuracy": float(np.mean([m["answer_nll"] < min(m["wrong_nll"]) for m in members]))}
-    elif split.endswith(TEXTS):
+    elif split in TEXT_SPLITS:
         scores = {f"{split}_rouge_l_f1": _mean(members, "rouge_l_f1")}
     else:
         scores = _question_scores(split, members)

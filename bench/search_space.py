@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, MaxLen, MinLen
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
@@ -17,6 +17,7 @@ from bench.results import COSTS, METRICS
 from grun.errors import UserError
 
 Conditions = Mapping[str, Any]
+Study = TypeVar("Study")
 THRESHOLD = "adapter.gate_threshold"
 
 
@@ -165,15 +166,20 @@ def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None
     overrides: dotted RunConfig keys laid over the base. num_trials: in place of the file's own.
     Raises UserError naming the file and the field.
     """
-    try:
-        config = TypeAdapter(SweepConfig).validate_python(read_yaml(path))
-    except ValidationError as error:
-        raise user_error(error, SweepConfig, f"{path}: ") from None
+    config = read_as(SweepConfig, path)
     config = replace(config, base=overlay(config.base, overrides), num_trials=num_trials or config.num_trials)
     studies = _split(path, config)
     for study in studies:
         check_study(path, study)
     return studies
+
+
+def read_as(kind: type[Study], path: str) -> Study:
+    """A YAML file as one of the dataclasses that describe studies. Raises UserError naming the file and the field."""
+    try:
+        return TypeAdapter(kind).validate_python(read_yaml(path))
+    except ValidationError as error:
+        raise user_error(error, kind, f"{path}: ") from None
 
 
 def _split(path: str, config: SweepConfig) -> list[SweepConfig]:

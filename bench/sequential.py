@@ -3,7 +3,7 @@
 GRUN trains a module a request against the frozen base model, so their order does not matter to training, and what was
 measured of one state serves the next. Every other adapter is a chain: request k goes on from the weights of k − 1.
 
-Shapes: B prompts, D hidden size, K requests so far.
+Shapes: B prompts, L edited layers, K requests so far.
 """
 
 from __future__ import annotations
@@ -21,31 +21,43 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from bench import costs, results
 from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig
 from bench.evaluate import Applied, ItemRow, evaluate, evaluate_combined
-from bench.metrics.gates import gate_open_share
 from bench.models import load_pretrained
 from bench.prepare import prepared_model
 from bench.score import score
+from bench.speed.contenders import through_hooks
 from bench.storage import Location
-from bench.train import TRAINING, Execution, cached, evaluate_references, plan_of, quiet, reference_config, unlearn_as
+from bench.train import (
+    TRAINING,
+    Execution,
+    cached,
+    config_columns,
+    evaluate_references,
+    plan_of,
+    quiet,
+    reference_config,
+    unlearn_as,
+)
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
-from grun.data import PromptTemplate
+from grun.checkpoints import Trained
+from grun.data import Example, PromptTemplate, collate
 from grun.edited import EditedModel
 from grun.errors import UserError
-from grun.forward import Adapted, CausalLM, left_padded
-from grun.patching import decoder_layers, output_tensor, patched, with_output_tensor
+from grun.forward import Adapted, CausalLM, model_inputs
 from grun.plan import refusal_examples
 from grun.sequential import Combination, combine
 from grun.unlearned import save
 
 ExtraRequest = Literal["repeat", "unknown"]
 Say = Callable[[str], None]
+KEPT_SPLITS = ("retain", "real_authors", "world_facts", "similar")
+SOFT_GATE_IS_SHUT = 0.5
+"""At gate threshold 0 no gate is ever quite shut: below this one it is called so."""
 PREFILL_PROMPTS = 32
 PREFILL_REPEATS = 7
 
@@ -121,6 +133,10 @@ class RequestSequence:
     variants: tuple[Variant, ...]
     """The first one is the method's own, the others show what else its modules could do. A chain has one."""
 
+    def requests(self) -> list[Request]:
+        """What is to be forgotten, in order; reads the benchmark."""
+        return requests_of(self.config.benchmark.load(), self.num_requests, self.extra_requests)
+
     def state_key(self, requests: Sequence[Request], variant: Variant) -> str:
         """Names the rows of the state after these requests. The same in a longer sequence."""
         config = self.config.to_dict()
@@ -145,102 +161,120 @@ def run_sequence(sequence: RequestSequence, execution: Execution, say: Say) -> N
 
     say: gets one line for each state. Raises UserError where a training diverges.
     """
-    if execution.num_threads is not None:
-        torch.set_num_threads(execution.num_threads)
-    evaluate_references(sequence.config, execution)
     study = _Study(sequence, execution, say)
+    evaluate_references(sequence.config, execution)
     if is_chain(sequence.config):
         study.run_chain()
     else:
-        train_modules(sequence, execution, range(len(study.requests)))
+        study.train_modules(range(len(study.requests)))
         study.run_modules()
 
 
-def train_modules(sequence: RequestSequence, execution: Execution, places: Sequence[int]) -> None:
+def train_modules(sequence: RequestSequence, execution: Execution, say: Say, *, places: Sequence[int]) -> None:
     """Train the modules of some requests, each against the frozen base model; those that are there are kept.
 
     The requests share one prefix cache. places: of the requests in their order.
     """
-    if execution.num_threads is not None:
-        torch.set_num_threads(execution.num_threads)
-    config = sequence.config
-    assert isinstance(config.adapter, GrunConfig)
-    benchmark = config.benchmark.load()
-    requests = requests_of(benchmark, sequence.num_requests, sequence.extra_requests)
-    folders = {place: _module(sequence, execution, requests[place]) for place in places}
-    missing = [place for place in places if not (folders[place] / TRAINING).exists()]
-    if not missing:
-        return
-    model, template, source = _load(config, benchmark, execution, trained_in_place=False)
-    base = cached(config.adapter.attach(model, config.seed), execution)
-    assert isinstance(base, EditedModel)
-    everything = [item.example(template) for request in requests for item in request.items]
-    if "refusal" in config.forget_loss.targets:
-        for request in requests:  # a refusal goes by an item's place in its own request
-            refusals = refusal_examples(template, [item.question for item in request.items])
-            everything += [example for some in refusals for example in some]
-    base.prepare(everything, generate=False, progress=lambda done, total: None)
-    for place in missing:
-        request = requests[place]
-        own = replace(config, seed=config.seed + request.seed_offset)
-        plan, reference = plan_of(own, replace(benchmark, forget_set=request.items), template, model, quiet)
-        fresh = config.adapter.attach(model, own.seed)
-        adapted = base.with_edits({int(layer): edit for layer, edit in fresh.edits.items()})
-        done = unlearn_as(own, adapted, plan, reference, quiet)
-        with folders[place].written_folder(last=TRAINING) as scratch:
-            save(adapted, config.adapter, source, scratch)
-            (scratch / TRAINING).write_text(json.dumps({"train_seconds": done.seconds}))
+    started = time.perf_counter()
+    _Study(sequence, execution, say).train_modules(places)
+    say(f"{sequence.study}: modules of {len(places)} requests are there, {time.perf_counter() - started:.0f} s")
 
 
 class _Study:
     """One sequence under way."""
 
     def __init__(self, sequence: RequestSequence, execution: Execution, say: Say) -> None:
+        if execution.num_threads is not None:
+            torch.set_num_threads(execution.num_threads)
         self.sequence, self.execution, self.say = sequence, execution, say
         self.config = sequence.config
         self.benchmark = self.config.benchmark.load()
         self.requests = requests_of(self.benchmark, sequence.num_requests, sequence.extra_requests)
-        self.base_items = self._reference_items("target_model")
-        self.gold_items = self._reference_items("retain_model")
+
+    @cached_property
+    def source(self) -> str:
+        """The target model, as a name that can be loaded."""
+        return prepared_model(self.config.model, self.benchmark, self.config.start_from, lambda done, total: None)
+
+    @cached_property
+    def model_and_template(self) -> tuple[CausalLM, PromptTemplate]:
+        """The target model itself."""
+        model, tokenizer = load_pretrained(
+            self.source, self.execution.torch_device(), trained_in_place=self.config.adapter.name == "full"
+        )
+        return model, PromptTemplate.of(tokenizer)
+
+    @cached_property
+    def base(self) -> EditedModel:
+        """GRUN: the target model and its prefix caches, for the edits of any request to be put on."""
+        base = cached(self._adapter.attach(self.model_and_template[0], self.config.seed), self.execution)
+        assert isinstance(base, EditedModel)
+        return base
+
+    @cached_property
+    def gold_items(self) -> list[ItemRow] | None:
+        """What the retain model says; None where there is none."""
+        return self._reference_items("retain_model")
+
+    @property
+    def _adapter(self) -> GrunConfig:
+        assert isinstance(self.config.adapter, GrunConfig)
+        return self.config.adapter
+
+    def train_modules(self, places: Sequence[int]) -> None:
+        """Those that are not there yet."""
+        folders = {place: self._module(self.requests[place]) for place in places}
+        missing = [place for place in places if not (folders[place] / TRAINING).exists()]
+        if not missing:
+            return
+        model, template = self.model_and_template
+        everything = [item.example(template) for request in self.requests for item in request.items]
+        if "refusal" in self.config.forget_loss.targets:
+            for request in self.requests:  # a refusal goes by an item's place in its own request
+                refusals = refusal_examples(template, [item.question for item in request.items])
+                everything += [example for some in refusals for example in some]
+        self.base.prepare(everything, generate=False, progress=lambda done, total: None)
+        for place in missing:
+            request = self.requests[place]
+            own = replace(self.config, seed=self.config.seed + request.seed_offset)
+            plan, reference = plan_of(own, replace(self.benchmark, forget_set=request.items), template, model, quiet)
+            fresh = self._adapter.attach(model, own.seed)
+            adapted = self.base.with_edits({int(layer): edit for layer, edit in fresh.edits.items()})
+            self._save(folders[place], adapted, unlearn_as(own, adapted, plan, reference))
 
     def run_modules(self) -> None:
-        """States of stacked modules."""
-        adapter = self.config.adapter
-        assert isinstance(adapter, GrunConfig)
+        """States of stacked modules, all of them trained."""
         todo = [(variant, size) for variant in self.sequence.variants for size in self._sizes(variant)]
         if not todo:
             return
-        model, template, _ = _load(self.config, self.benchmark, self.execution, trained_in_place=False)
-        base = cached(adapter.attach(model, self.config.seed), self.execution)
-        assert isinstance(base, EditedModel)
+        model, template = self.model_and_template
         modules: dict[str, EditedModel] = {}
         seconds: dict[str, float] = {}
         for request in self.requests:
-            with _module(self.sequence, self.execution, request).read_folder() as folder:
-                modules[request.name] = adapter.load(model, folder)
-                seconds[request.name] = json.loads((folder / TRAINING).read_text())["train_seconds"]
-        base_rows = {(row["split"], row["item_index"], Applied()): row for row in self.base_items or ()}
+            with self._module(request).read_folder() as folder:
+                modules[request.name] = self._adapter.load(model, folder)
+            seconds[request.name] = self._train_seconds(self._module(request))
+        base_items = self._reference_items("target_model") or ()
+        base_rows = {(row["split"], row["item_index"], Applied()): row for row in base_items}
         known = {variant.combination: dict(base_rows) for variant in self.sequence.variants}
         for variant, size in todo:
             assert variant.combination is not None
             assert variant.gate_threshold is not None
             started = time.perf_counter()
             present = {request.name: modules[request.name] for request in self.requests[:size]}
-            adapted = combine(base, present, variant.combination, variant.gate_threshold)
+            adapted = combine(self.base, present, variant.combination, variant.gate_threshold)
             rows = evaluate_combined(
                 adapted, template, self.benchmark.evaluation, self.config.evaluation, known[variant.combination], quiet
             )
             cost = {
                 "train_seconds": seconds[self.requests[size - 1].name],
                 "eval_seconds": time.perf_counter() - started,
-                "added_parameters": size * sum(p.numel() for p in base.trainable_parameters()),
-                "open_share": _open_shares(rows, len(adapted.layers), variant.gate_threshold),
+                "added_parameters": size * sum(p.numel() for p in self.base.trainable_parameters()),
             }
             if size == len(self.requests):
                 prompts = [template.prompt_ids(item.question) for item in self.benchmark.evaluation["forget"]]
-                cost["prefill_seconds"], cost["bare_prefill_seconds"] = prefill_seconds(
-                    model, {int(layer): edit for layer, edit in adapted.edits.items()}, prompts[:PREFILL_PROMPTS]
-                )
+                edited, bare = prefill_seconds(adapted, prompts[:PREFILL_PROMPTS])
+                cost |= {"prefill_seconds": edited, "bare_prefill_seconds": bare}
             self._write(variant, size, rows, cost, adapted)
 
     def run_chain(self) -> None:
@@ -254,9 +288,7 @@ class _Study:
         folders = [self._weights(size) for size in range(len(self.requests) + 1)]
         # The weights of the last whole state, or of the one after it that was trained and not measured yet.
         begun = next((size for size in (missing[0], missing[0] - 1) if (folders[size] / TRAINING).exists()), 0)
-        model, template, source = _load(
-            self.config, self.benchmark, self.execution, trained_in_place=adapter.name == "full"
-        )
+        model, template = self.model_and_template
         plans = [
             plan_of(self.config, replace(self.benchmark, forget_set=request.items), template, model, quiet)
             for request in self.requests[begun:]  # before an adapter is on: the reference model is the target model
@@ -269,10 +301,7 @@ class _Study:
         for size in range(max(begun, 1), len(self.requests) + 1):
             if size > begun:
                 plan, reference = plans[size - begun - 1]
-                done = unlearn_as(self.config, adapted, plan, reference, quiet)
-                with folders[size].written_folder(last=TRAINING) as scratch:
-                    save(adapted, adapter, source, scratch)
-                    (scratch / TRAINING).write_text(json.dumps({"train_seconds": done.seconds}))
+                self._save(folders[size], adapted, unlearn_as(self.config, adapted, plan, reference))
                 folders[size - 1].remove()
             if size not in missing:
                 continue
@@ -280,15 +309,25 @@ class _Study:
             adapted.train(False)
             rows = evaluate(adapted, template, self.benchmark.evaluation, self.config.evaluation, quiet)
             cost = {
-                "train_seconds": json.loads((folders[size] / TRAINING).read())["train_seconds"],
+                "train_seconds": self._train_seconds(folders[size]),
                 "eval_seconds": time.perf_counter() - started,
                 "added_parameters": sum(p.numel() for p in adapted.trainable_parameters()),
             }
             self._write(variant, size, rows, cost, adapted)
 
+    def _module(self, request: Request) -> Location:
+        return self.execution.folder / "modules" / self.sequence.module_key(request)
+
     def _weights(self, size: int) -> Location:
-        key = self.sequence.chain_key(self.requests[:size])
-        return self.execution.folder / "modules" / key
+        return self.execution.folder / "modules" / self.sequence.chain_key(self.requests[:size])
+
+    def _save(self, folder: Location, adapted: Adapted, done: Trained) -> None:
+        with folder.written_folder(last=TRAINING) as scratch:
+            save(adapted, self.config.adapter, self.source, scratch)
+            (scratch / TRAINING).write_text(json.dumps({"train_seconds": done.seconds}))
+
+    def _train_seconds(self, folder: Location) -> float:
+        return float(json.loads((folder / TRAINING).read())["train_seconds"])
 
     def _sizes(self, variant: Variant) -> list[int]:
         """How many requests have been met in each state whose rows are not there yet."""
@@ -302,43 +341,37 @@ class _Study:
         self, variant: Variant, size: int, rows: Sequence[ItemRow], cost: Mapping[str, Any], adapted: Adapted
     ) -> None:
         """The rows of one state; and of the last one every item."""
-        key = self.sequence.state_key(self.requests[:size], variant)
-        threshold = variant.gate_threshold or 0.0
-        whole = _whole_scores(rows, self.gold_items, self.requests[:size], threshold)
-        open_share = cost.get("open_share", {})
+        key, met = self.sequence.state_key(self.requests[:size], variant), self.requests[:size]
+        threshold = variant.gate_threshold or SOFT_GATE_IS_SHUT
+        whole = _whole_scores(rows, self.gold_items, met, threshold)
+        columns = {name: v for name, v in config_columns(self.config).items() if name in results.REQUESTS_SCHEMA.names}
         common = {
+            **columns,
             "run_key": key,
             "study": self.sequence.study,
-            "method": self.config.method,
-            "benchmark": self.config.benchmark.name,
-            "forget_split": self.config.benchmark.forget_split,
-            "model": self.config.model.name,
-            "adapter": self.config.adapter.name,
-            "forget_loss": self.config.forget_loss.name,
-            "retain_loss": self.config.retain_loss,
-            "seed": self.config.seed,
-            "config_json": self.config.to_json(),
             "combination": variant.combination,
             "gate_threshold": variant.gate_threshold,
             "request_index": size,
-            "request": self.requests[size - 1].name,
+            "request": met[-1].name,
             **whole,
-            **{name: value for name, value in cost.items() if name != "open_share"},
-            **open_share.get("common", {}),
+            **cost,
             "device": costs.device_name(adapted.device),
             "git_sha": costs.git_sha(),
             "created_at": datetime.now(UTC),
         }
-        table = []
+        for split in ("retain", "similar"):
+            of_split = [row for row in rows if row["split"] == split]
+            common[f"{split}_open_shares"] = _open_shares(of_split, size, threshold)
+        gold, table = self.gold_items, []
         for place, request in enumerate(self.requests, start=1):
+            own_rows = _rows_of(rows, [request])
             own = {
                 "evaluated_index": place,
                 "evaluated_request": request.name,
                 "is_requested": place <= size,
-                **_request_scores(rows, self.gold_items, request),
+                **_request_scores(own_rows, None if gold is None else _rows_of(gold, [request])),
+                "open_shares": _open_shares(own_rows, size, threshold),
             }
-            if "shares" in open_share:
-                own["open_shares"] = open_share["shares"](request)
             table.append(common | own)
         last = size == len(self.requests)
         results.write_requests(self.execution.folder, key, table, rows if last else ())
@@ -351,100 +384,56 @@ class _Study:
         )
 
 
-def _load(
-    config: RunConfig, benchmark: Benchmark, execution: Execution, *, trained_in_place: bool
-) -> tuple[CausalLM, PromptTemplate, str]:
-    source = prepared_model(config.model, benchmark, config.start_from, lambda done, total: None)
-    model, tokenizer = load_pretrained(source, execution.torch_device(), trained_in_place=trained_in_place)
-    return model, PromptTemplate.of(tokenizer), source
-
-
-def _module(sequence: RequestSequence, execution: Execution, request: Request) -> Location:
-    return execution.folder / "modules" / sequence.module_key(request)
+def _rows_of(rows: Sequence[ItemRow], requests: Sequence[Request]) -> list[ItemRow]:
+    """The items of some requests, as a forget set."""
+    asked = {(request.split, index) for request in requests for index in request.indices}
+    return [row | {"split": "forget"} for row in rows if (row["split"], row["item_index"]) in asked]
 
 
 def _whole_scores(
     rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None, requests: Sequence[Request], gate_threshold: float
 ) -> dict[str, float]:
-    """All requests so far taken together, and what was to be kept."""
-    asked = {(request.split, index) for request in requests for index in request.indices}
-    kept = [row | {"gate": None} for row in rows if row["split"] in ("retain", "real_authors", "world_facts")]
-    forgotten = _as_forget(rows, asked)
-    scores = score([*forgotten, *kept], None if gold is None else _as_forget(gold, asked), gate_threshold)
-    whole = {f"requested_{name.removeprefix('forget_')}": v for name, v in scores.items() if name.startswith("forget_")}
-    if "log10_forget_quality" in scores:
-        whole["requested_quality"] = scores["forget_quality"]
-        whole["requested_log10_quality"] = scores["log10_forget_quality"]
-    whole |= {name: value for name, value in scores.items() if not name.startswith("forget_")}
-    similar = [row["rouge_l_recall"] for row in rows if row["split"] == "similar"]
-    if similar:
-        whole["similar_rouge_l_recall"] = float(np.mean(similar))
-    return {name: value for name, value in whole.items() if name in results.REQUESTS_SCHEMA.names}
+    """All requests so far taken together (`requested_`), and what was to be kept."""
+    kept = [row for row in rows if row["split"] in KEPT_SPLITS]
+    gold_rows = None if gold is None else _rows_of(gold, requests)
+    scores = score([*_rows_of(rows, requests), *kept], gold_rows, gate_threshold)
+    whole = {name.replace("forget_", "requested_"): value for name, value in scores.items()}
+    return {name: value for name, value in whole.items() if name in results.STATE_METRICS}
 
 
-def _request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None, request: Request) -> dict[str, float]:
-    """One request's own items, scored as a forget set."""
-    asked = {(request.split, index) for index in request.indices}
-    own = _as_forget(rows, asked)
-    if not own:
+def _request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> dict[str, float]:
+    """One request's own items."""
+    if not rows:
         return {}
-    scores = score(own, None if gold is None else _as_forget(gold, asked), 0.0)
+    scores = score([row | {"gate": None} for row in rows], gold, 0.0)  # gates are told apart in `open_shares`
     return {name: value for name, value in scores.items() if name in results.REQUEST_METRICS}
 
 
-def _as_forget(rows: Sequence[ItemRow], asked: set[tuple[str, int]]) -> list[ItemRow]:
-    return [row | {"split": "forget", "gate": None} for row in rows if (row["split"], row["item_index"]) in asked]
-
-
-def _open_shares(rows: Sequence[ItemRow], num_layers: int, gate_threshold: float) -> dict[str, Any]:
-    """Whose gates open for whom: share of the prompts that open a gate of each request, at any layer."""
-    threshold = gate_threshold or 0.5  # the soft gate is never quite shut
-
-    def shares(chosen: Sequence[ItemRow]) -> list[float] | None:
-        if not chosen:
-            return None
-        gates_BLK = np.array([row["gate"] for row in chosen]).reshape(len(chosen), num_layers, -1)
-        return [float(share) for share in (gates_BLK >= threshold).any(axis=1).mean(axis=0)]
-
-    def of_request(request: Request) -> list[float] | None:
-        asked = {(request.split, index) for index in request.indices}
-        return shares([row for row in rows if (row["split"], row["item_index"]) in asked])
-
-    common: dict[str, Any] = {}
-    for split in ("retain", "similar"):
-        found = [row for row in rows if row["split"] == split]
-        common[f"{split}_open_shares"] = shares(found)
-        if found:
-            common[f"{split}_gate_open_share"] = gate_open_share(np.array([row["gate"] for row in found]), threshold)
-    return {"shares": of_request, "common": common}
+def _open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: float) -> list[float] | None:
+    """For each module, the share of the prompts that open its gate, at any layer; None without gates or prompts."""
+    if not rows or rows[0]["gate"] is None:
+        return None
+    gates_BLK = np.array([row["gate"] for row in rows]).reshape(len(rows), -1, num_modules)
+    return [float(share) for share in (gates_BLK >= gate_threshold).any(axis=1).mean(axis=0)]
 
 
 @torch.no_grad()
-def prefill_seconds(
-    model: CausalLM, edits: Mapping[int, nn.Module], prompts: Sequence[tuple[int, ...]]
-) -> tuple[float, float]:
+def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
     """Medians of one pass over a batch of prompts (with the edits at their last tokens, without), taken in turn."""
-    inputs = left_padded(prompts, model)
-    layers = decoder_layers(model)
+    batch = collate([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts], device=adapted.device)
 
-    def edited(layer: int) -> Callable[..., Any]:
-        run, edit = layers[layer].forward, edits[layer]
+    def edited() -> Any:
+        return through_hooks(adapted, batch)[0]
 
-        def run_and_edit(*args: Any, **kwargs: Any) -> Any:
-            output = run(*args, **kwargs)
-            hidden: Tensor = output_tensor(output)
-            at_edit_BD, _ = edit(hidden[:, -1])
-            return with_output_tensor(output, torch.cat([hidden[:, :-1], at_edit_BD[:, None]], dim=1))
-
-        return run_and_edit
+    def bare() -> Any:
+        return adapted.model(**model_inputs(batch))
 
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(PREFILL_REPEATS):
-        for taken, replaced in zip(seconds, ([(layers[layer], edited(layer)) for layer in edits], []), strict=True):
-            with patched(replaced):
-                started = time.perf_counter()
-                model(**inputs).logits.sum().item()  # waits for a GPU
-                taken.append(time.perf_counter() - started)
+        for taken, run in zip(seconds, (edited, bare), strict=True):
+            started = time.perf_counter()
+            run().logits.sum().item()  # waits for a GPU
+            taken.append(time.perf_counter() - started)
     return statistics.median(seconds[0]), statistics.median(seconds[1])
 
 

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
 import optuna
 import ray
 from annotated_types import Ge, MinLen
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
 from bench import results
 from bench.cluster import connected
 from bench.comparison import UTILITY_KEPT
-from bench.config import RunConfig, overlay, run_config, user_error
-from bench.files import read_yaml
+from bench.config import RunConfig, overlay, run_config
 from bench.models import load_pretrained
 from bench.prepare import prepared_model
-from bench.search_space import Alternatives, SweepConfig, check_study
+from bench.search_space import Alternatives, SweepConfig, check_study, read_as
 from bench.sequential import (
     ExtraRequest,
     RequestSequence,
+    Say,
     Variant,
     is_chain,
-    requests_of,
     run_sequence,
     train_modules,
 )
 from bench.storage import location
 from bench.study_search import Log
-from bench.sweep import Pool, place, prepare_references
+from bench.sweep import Pool, check_names, place, prepare_references, study_locks
 from bench.train import Execution, failed_row, reference_config
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
 from grun.errors import UserError
 from grun.sequential import Combination, save_deployment
+
+Work = Callable[[RequestSequence, Execution, Say], None]
+"""`run_sequence`, or what is called like it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,16 +110,13 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
 
     Raises UserError naming the file and the field.
     """
-    try:
-        config = TypeAdapter(SequentialConfig).validate_python(read_yaml(path))
-    except ValidationError as error:
-        raise user_error(error, SequentialConfig, f"{path}: ") from None
+    config = read_as(SequentialConfig, path)
     config = replace(config, base=overlay(config.base, overrides), num_requests=num_requests or config.num_requests)
     check_study(path, config.search)
     run = config.search.run({})
     if isinstance(run.adapter, NoneConfig):
         raise UserError(f"{path}: adapter", "none trains nothing; choose grun, lora, full or reft")
-    count = len(requests_of(run.benchmark.load(), config.num_requests, config.extra_requests))
+    count = len(config.sequence(run).requests())
     return replace(config, num_tuning_requests=min(config.num_tuning_requests, count - len(config.extra_requests)))
 
 
@@ -127,45 +126,38 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
     Goes on from what the results folder holds. Raises UserError where nothing fits, or no trial of a method succeeds.
     """
     names = [study.study for study in studies]
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError("study", f"{name} is named twice on this command line; give each file its own study name")
+    check_names(names)
     if execution.uses_ray_train:
         raise UserError("--num-workers", "a sequence has one worker for each method; leave it out")
     results.create(execution.folder)
-    with connected(log):
+    with study_locks(names, execution.folder), connected(log):
         placement = place(pool, execution)
-        worker = replace(
-            execution,
-            num_threads=pool.cpus_per_worker,
-            cpus_per_worker=pool.cpus_per_worker,
-            gpus_per_worker=placement.gpus_per_worker,
-            device="cuda" if placement.gpus_per_worker else execution.device,
-        )
-        prepare_references([study.search for study in studies], worker, log)
-        tasks = _Tasks(worker, log)
+        prepare_references([study.search for study in studies], placement.worker, log)
+        tasks = _Tasks(placement.worker, log)
         trials = {study.study: _trials(study) for study in studies}
         tuned = [study for study in studies if len(trials[study.study]) > 1]
         for study in tuned:
             log(f"{study.study}: {len(trials[study.study])} configurations, {study.num_tuning_requests} requests each")
             for config in trials[study.study]:
-                tasks.sequence(study.sequence(config, tuning=True))
-        failures = tasks.wait()
+                tasks.add(run_sequence, study.sequence(config, tuning=True))
+        tasks.wait()
         chosen = []
         for study in studies:
-            if study in tuned:
-                chosen.append(_best(study, trials[study.study], worker))
-            else:
-                chosen.append(study.sequence(trials[study.study][0]))
+            configs = trials[study.study]
+            chosen.append(_best(study, configs, execution) if study in tuned else study.sequence(configs[0]))
         for sequence in chosen:
             own = sequence.variants[0]
             results.write_choice(
                 execution.folder, sequence.study, sequence.config.to_json(), own.combination, own.gate_threshold
             )
-            _fan_out(tasks, sequence, placement.num_concurrent)
+            if not is_chain(sequence.config):  # GRUN's modules know nothing of one another
+                count = len(sequence.requests())
+                for first in range(min(placement.num_concurrent, count)):
+                    places = range(first, count, placement.num_concurrent)
+                    tasks.add(partial(train_modules, places=places), sequence)
         tasks.wait()
         for sequence in chosen:
-            tasks.sequence(sequence)
+            tasks.add(run_sequence, sequence)
         failures = tasks.wait()
         if failures:
             raise UserError("sequential", f"{len(failures)} of {len(chosen)} methods failed: {failures[0]}")
@@ -194,13 +186,9 @@ class _Tasks:
         self.pending: list[Any] = []
         self.remote = ray.remote(num_cpus=execution.cpus_per_worker, num_gpus=execution.gpus_per_worker, max_retries=3)
 
-    def sequence(self, sequence: RequestSequence) -> None:
-        """A whole sequence in one process."""
-        self.pending.append(self.remote(_run_task).remote(sequence, self.execution, self.lines))
-
-    def modules(self, sequence: RequestSequence, places: Sequence[int]) -> None:
-        """The training of some requests' modules in one process."""
-        self.pending.append(self.remote(_train_task).remote(sequence, self.execution, places, self.lines))
+    def add(self, work: Work, sequence: RequestSequence) -> None:
+        """Some work on a sequence, in one process."""
+        self.pending.append(self.remote(_task).remote(work, sequence, self.execution, self.lines))
 
     def wait(self) -> list[str]:
         """Until all are done, showing what they say; returns what failed, a line each."""
@@ -215,46 +203,20 @@ class _Tasks:
         return failures
 
 
-def _fan_out(tasks: _Tasks, sequence: RequestSequence, num_concurrent: int) -> None:
-    """GRUN's modules know nothing of one another: they are trained side by side."""
-    if is_chain(sequence.config):
-        return
-    benchmark = sequence.config.benchmark.load()
-    count = len(requests_of(benchmark, sequence.num_requests, sequence.extra_requests))
-    for first in range(min(num_concurrent, count)):
-        tasks.modules(sequence, range(first, count, num_concurrent))
+def _task(work: Work, sequence: RequestSequence, execution: Execution, lines: Any) -> str | None:
+    """In a worker. An error becomes a row of `runs` and a line, and is returned."""
 
-
-def _run_task(sequence: RequestSequence, execution: Execution, lines: Any) -> str | None:
     def say(line: str) -> None:
         ray.get(lines.post.remote(line))
 
     try:
-        run_sequence(sequence, execution, say)
+        work(sequence, execution, say)
     except Exception as error:
-        return _failed(sequence, execution, error, say)
+        row = failed_row(sequence.config, error, sequence.study)
+        results.write_run(execution.folder, row)
+        say(f"{sequence.study}, {sequence.config.method}: failed: {row['error']}")
+        return str(row["error"])
     return None
-
-
-def _train_task(sequence: RequestSequence, execution: Execution, places: Sequence[int], lines: Any) -> str | None:
-    def say(line: str) -> None:
-        ray.get(lines.post.remote(line))
-
-    started = time.perf_counter()
-    try:
-        train_modules(sequence, execution, places)
-    except Exception as error:
-        return _failed(sequence, execution, error, say)
-    say(f"{sequence.study}: modules of {len(places)} requests are there, {time.perf_counter() - started:.0f} s")
-    return None
-
-
-def _failed(sequence: RequestSequence, execution: Execution, error: Exception, say: Log) -> str:
-    """An error becomes a row of `runs` and a line."""
-    row = failed_row(sequence.config, error, sequence.study)
-    results.write_run(execution.folder, row)
-    say(f"{sequence.study}, {sequence.config.method}: failed: {row['error']}")
-    return str(row["error"])
 
 
 def _trials(study: SequentialConfig) -> list[RunConfig]:
@@ -274,9 +236,9 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
     Where nothing keeps it: what keeps most. Raises UserError where every trial failed.
     """
     candidates = []
+    requests = study.sequence(configs[0], tuning=True).requests()
     for config in configs:
         sequence = study.sequence(config, tuning=True)
-        requests = requests_of(config.benchmark.load(), sequence.num_requests, ())
         for variant in sequence.variants:
             rows = results.read_requests(execution.folder, sequence.state_key(requests, variant))
             if rows:
@@ -306,7 +268,6 @@ def export(results_folder: results.Folder, study: str, output: Path, without: Se
     row = last.row(0, named=True)
     config = run_config(json.loads(row["config_json"]))
     assert isinstance(config.adapter, GrunConfig)
-    benchmark = config.benchmark.load()
     states = results.read_requests(folder, row["run_key"])
     names = [state["evaluated_request"] for state in states if state["is_requested"]]
     unknown = set(without) - set(names)
@@ -316,12 +277,12 @@ def export(results_folder: results.Folder, study: str, output: Path, without: Se
     sequence = RequestSequence(
         study=study, config=config, num_requests=len(names) - len(extra), extra_requests=extra, variants=()
     )
-    source = prepared_model(config.model, benchmark, config.start_from, lambda done, total: None)
+    source = prepared_model(config.model, config.benchmark.load(), config.start_from, lambda done, total: None)
     model, tokenizer = load_pretrained(source, "cpu")
     with ExitStack() as stack:
         modules = {
             request.name: stack.enter_context((folder / "modules" / sequence.module_key(request)).read_folder())
-            for request in requests_of(benchmark, sequence.num_requests, extra)
+            for request in sequence.requests()
             if request.name not in without
         }
         save_deployment(output, model, tokenizer, config.adapter, modules, row["combination"], row["gate_threshold"])

@@ -66,19 +66,15 @@ def sweep(
     run_trial: what a trial does, here or on another node.
     Raises UserError where the studies cannot be compared, cannot be measured or cannot be placed.
     """
+    names = [study.study for study in studies]
+    check_names(names)
     _check_comparable(studies)
     results.create(execution.folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    with _study_locks(studies, execution.folder), connected(log):
+    with study_locks(names, execution.folder), connected(log):
         placement = place(pool, execution)
-        worker = replace(
-            execution,
-            num_threads=pool.cpus_per_worker,
-            cpus_per_worker=pool.cpus_per_worker,
-            gpus_per_worker=placement.gpus_per_worker,
-            device="cuda" if placement.gpus_per_worker else execution.device,
-        )
+        worker = placement.worker
         prepare_references(studies, worker, log)
         search = StudySearch(studies, execution.results, log, pool.time_budget_s)
         if search.num_trials_left == 0:
@@ -140,11 +136,14 @@ def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, Swe
     tune.report({"rows": [{name: row[name] for name in kept} for row in rows]})
 
 
-def _check_comparable(studies: Sequence[SweepConfig]) -> None:
-    names = [study.study for study in studies]
+def check_names(names: Sequence[str]) -> None:
+    """Raises UserError where two studies of one command have the same name."""
     for name in names:
         if names.count(name) > 1:
             raise UserError("study", f"{name} is named twice on this command line; give each file its own study name")
+
+
+def _check_comparable(studies: Sequence[SweepConfig]) -> None:
     first = studies[0]
     for study in studies:
         if dict(study.objectives) != dict(first.objectives):
@@ -157,18 +156,17 @@ def _check_comparable(studies: Sequence[SweepConfig]) -> None:
 
 
 @contextmanager
-def _study_locks(studies: Sequence[SweepConfig], folder: Location) -> Iterator[None]:
+def study_locks(names: Sequence[str], folder: Location) -> Iterator[None]:
     """Keep a second sweep out of a study that is running; other studies may share the folder.
 
     Object stores have no locks: there, it is the user who must not run a study twice at once.
     """
     with ExitStack() as stack:
-        for study in studies if folder.local else ():
-            name = study.study.replace("/", "-")
+        for name in names if folder.local else ():
             try:
-                stack.enter_context(FileLock(f"{folder}/.sweep-{name}.lock", timeout=0))
+                stack.enter_context(FileLock(f"{folder}/.sweep-{name.replace('/', '-')}.lock", timeout=0))
             except Timeout:
-                raise UserError("study", f"{study.study} is being run by another sweep; wait for it") from None
+                raise UserError("study", f"{name} is being run by another sweep; wait for it") from None
         yield
 
 
@@ -178,7 +176,8 @@ class _Placement:
 
     num_concurrent: int
     """Trials at once."""
-    gpus_per_worker: float
+    worker: Execution
+    """How a trial's workers run."""
 
 
 def place(pool: Pool, execution: Execution) -> _Placement:
@@ -208,7 +207,14 @@ def place(pool: Pool, execution: Execution) -> _Placement:
             f"{pool.num_concurrent} trials of {num_workers} x ({pool.cpus_per_worker} CPUs, {gpus_per_worker:g} GPUs) "
             f"do not fit {cpus:g} CPUs and {gpus:g} GPUs; use at most {fit}",
         )
-    return _Placement(num_concurrent=pool.num_concurrent or fit, gpus_per_worker=gpus_per_worker)
+    worker = replace(
+        execution,
+        num_threads=pool.cpus_per_worker,
+        cpus_per_worker=pool.cpus_per_worker,
+        gpus_per_worker=gpus_per_worker,
+        device="cuda" if gpus_per_worker else execution.device,
+    )
+    return _Placement(num_concurrent=pool.num_concurrent or fit, worker=worker)
 
 
 class _Board:

@@ -8,7 +8,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -40,7 +40,7 @@ from grun.forward import Adapted, CausalLM, PlainModel
 from grun.plan import Plan, plan_steps, refusal_examples
 from grun.reference import Reference
 from grun.sharding import shard
-from grun.unlearn import reference_of, unlearn
+from grun.unlearn import Step, reference_of, unlearn
 from grun.unlearned import save
 from grun.workers import ALONE, Workers
 
@@ -258,7 +258,16 @@ def _train_or_load(
             writes=workers.is_first,
             log=logger.warning,
         )
-        done = unlearn_as(config, adapted, plan, reference, progress, workers, None if execution.shard else checkpoints)
+        done = unlearn_as(
+            config,
+            adapted,
+            plan,
+            reference,
+            report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
+            progress=progress,
+            workers=workers,
+            checkpoints=None if execution.shard else checkpoints,
+        )
         trained |= {"train_seconds": done.seconds, "num_steps": done.steps}
         if execution.save_module and workers.is_first:
             with folder.written_folder(last=TRAINING) as scratch:
@@ -274,7 +283,9 @@ def unlearn_as(
     adapted: Adapted,
     plan: Plan,
     reference: Reference | None,
-    progress: Progress,
+    *,
+    report: Callable[[Step], None] = lambda step: None,
+    progress: Progress = quiet,
     workers: Workers = ALONE,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
@@ -292,7 +303,7 @@ def unlearn_as(
         gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
         reference=reference,
         seed=config.seed,
-        report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
+        report=report,
         progress=progress,
         workers=workers,
         checkpoints=checkpoints,

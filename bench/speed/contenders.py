@@ -67,7 +67,7 @@ class WholeModel:
             with torch.no_grad():
                 self.edited.model(**model_inputs(forget))
         batch = collate(examples, device=self.device)
-        outputs, gate_logit_BK = self._hooked(batch) if self.hooks else self.edited.through_pyvene(batch)
+        outputs, gate_logit_BK = through_hooks(self.edited, batch) if self.hooks else self.edited.through_pyvene(batch)
         return AnswerOutput(
             logits_NV=outputs.logits[batch.predicts_answer_BL],
             label_N=batch.label_N,
@@ -87,28 +87,29 @@ class WholeModel:
         """See `grun.forward.Adapted`."""
         self.edited.train(mode)
 
-    def _hooked(self, batch: Batch) -> tuple[Any, Tensor]:
-        rows_B = torch.arange(len(batch), device=self.device)
-        gates: list[Tensor] = []
 
-        def edit_output(edit: nn.Module, module: nn.Module, args: Any, output: Any) -> Any:
-            hidden_BLD = output_tensor(output).clone()
-            edited_BD, gate_logit_B1 = edit(hidden_BLD[rows_B, batch.edited_position_B])
-            gates.append(gate_logit_B1)
-            hidden_BLD[rows_B, batch.edited_position_B] = edited_BD
-            return with_output_tensor(output, hidden_BLD)
+def through_hooks(edited: EditedModel, batch: Batch) -> tuple[Any, Tensor]:
+    """The whole model on a batch, edited by torch's forward hooks: (its own output, gate logits)."""
+    rows_B = torch.arange(len(batch), device=edited.device)
+    gates: list[Tensor] = []
 
-        layers = decoder_layers(self.edited.model)
-        handles = [
-            layers[int(layer)].register_forward_hook(partial(edit_output, edit))
-            for layer, edit in self.edited.edits.items()
-        ]
-        try:
-            outputs = self.edited.model(**model_inputs(batch))
-        finally:
-            for handle in handles:
-                handle.remove()
-        return outputs, torch.cat(gates, dim=1)
+    def edit_output(edit: nn.Module, module: nn.Module, args: Any, output: Any) -> Any:
+        hidden_BLD = output_tensor(output).clone()
+        edited_BD, gate_logit_B1 = edit(hidden_BLD[rows_B, batch.edited_position_B])
+        gates.append(gate_logit_B1)
+        hidden_BLD[rows_B, batch.edited_position_B] = edited_BD
+        return with_output_tensor(output, hidden_BLD)
+
+    layers = decoder_layers(edited.model)
+    handles = [
+        layers[int(layer)].register_forward_hook(partial(edit_output, edit)) for layer, edit in edited.edits.items()
+    ]
+    try:
+        outputs = edited.model(**model_inputs(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs, torch.cat(gates, dim=1)
 
 
 def best_ratio(

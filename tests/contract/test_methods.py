@@ -10,14 +10,13 @@ import pytest
 
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.train import plan_of
+from bench.train import plan_of, unlearn_as
 from grun.adapters import AdapterConfig
-from grun.adapters.grun import GrunConfig
 from grun.data import PromptTemplate
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.refusals import PER_ITEM
-from grun.unlearn import RETAIN_NEEDS, Step, unlearn
+from grun.unlearn import RETAIN_NEEDS, Step
 
 ADAPTERS = [kind.name for kind in get_args(AdapterConfig) if kind.name != "none"]
 FORGET_LOSSES = [kind.name for kind in get_args(ForgetLossConfig)]
@@ -40,22 +39,8 @@ def train(
         plan, reference = plan_of(
             config, small_benchmark, template, model, lambda *phase: None, accumulation_steps=accumulation_steps
         )
-        gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
         steps: list[Step] = []
-        unlearn(
-            config.adapter.attach(model, config.seed),
-            plan,
-            forget_loss=config.forget_loss,
-            retain_loss=config.retain_loss,
-            training=config.training,
-            learning_rate=config.adapter.learning_rate,
-            gate_weight=gates.gate_weight if gates else 0.0,
-            gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
-            reference=reference,
-            seed=config.seed,
-            report=steps.append,
-            progress=lambda *phase: None,
-        )
+        unlearn_as(config, config.adapter.attach(model, config.seed), plan, reference, report=steps.append)
         return steps
 
     return run

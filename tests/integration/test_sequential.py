@@ -84,7 +84,7 @@ def _states(execution: Execution, sequence: RequestSequence, variant: Variant) -
 
 
 def _requests(sequence: RequestSequence) -> list[Request]:
-    return requests_of(sequence.config.benchmark.load(), sequence.num_requests, sequence.extra_requests)
+    return sequence.requests()
 
 
 def _forgetting(states: Sequence[Sequence[dict[str, Any]]]) -> list[list[float]]:
@@ -207,9 +207,7 @@ def test_decoding_costs_nothing(modules: tuple[EditedModel, dict[str, EditedMode
         edit.register_forward_hook(lambda *ignored: calls.append(1))
     adapted.generate([template.prompt_ids("Where was Birgit Karlsen born?")], 40)
     assert len(calls) == len(adapted.layers)
-    edited, bare = prefill_seconds(
-        base.model, {int(layer): edit for layer, edit in adapted.edits.items()}, [template.prompt_ids("Who?")] * 4
-    )
+    edited, bare = prefill_seconds(adapted, [template.prompt_ids("Who?")] * 4)
     assert bare > 0
     assert edited > 0
 
@@ -248,7 +246,7 @@ def test_modules_share_one_prefix_cache(config: RunConfig, tmp_path: Path, monke
     sequence, execution = _sequence(config, SUM), Execution(results=tmp_path / "r")
     seen = []
     for place in range(3):
-        train_modules(sequence, execution, [place])
+        train_modules(sequence, execution, lambda line: None, places=[place])
         seen.append({folder.name for folder in (tmp_path / "cache" / "prefix").iterdir() if folder.is_dir()})
     assert seen[0] == seen[1] == seen[2]
     assert len(seen[0]) == 2, "what is to be forgotten, and what is to be kept"
