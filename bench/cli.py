@@ -261,9 +261,9 @@ def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
     has_requests = bool((folder / "requests").files(".parquet"))
     if has_requests:
-        rows, page = results.scan_requests(folder), folder / "requests.html"
-        write_requests_report(rows, results.last_states(rows), page)
-        console.print(f"wrote {page}")
+        rows, page, picture = results.scan_requests(folder), folder / "requests.html", folder / "requests.png"
+        write_requests_report(rows, results.last_states(rows), page, picture)
+        console.print(f"wrote {page} and {picture}")
     if comparison.runs or not has_requests:
         page = folder / "report.html"
         picture = location(options.picture) if options.picture else folder / "fronts.png"

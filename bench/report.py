@@ -22,9 +22,7 @@ PNG_SCALE = 2.0
 def write_report(comparison: Comparison, results_folder: Folder, page: Location, picture: Location) -> None:
     """Write the page and the picture. The page needs no other file and no network."""
     fronts = charts.fronts(comparison)
-    drawn = io.BytesIO()
-    fronts.save(drawn, format="png", scale_factor=PNG_SCALE)
-    picture.write(drawn.getvalue())
+    _write_picture(picture, fronts)
     gated = next((s for s in comparison.methods if s.recommended and s.recommended["gate_auc"] is not None), None)
     specs = {"fronts": fronts.to_json(indent=None)}
     if gated is not None and gated.recommended is not None:
@@ -40,8 +38,11 @@ def write_report(comparison: Comparison, results_folder: Folder, page: Location,
     )
 
 
-def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location) -> None:
-    """The page of a folder of sequences. rows: `results.scan_requests`. last: `results.last_states` of them."""
+def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location, picture: Location) -> None:
+    """The page of a folder of sequences, and a picture of its triangles.
+
+    rows: `results.scan_requests`. last: `results.last_states` of them.
+    """
     gated = last.filter("is_own_variant", pl.col("adapter") == "grun").head(1).to_dicts()
     drawn = {
         "triangle": charts.requests_triangle(rows),
@@ -51,8 +52,15 @@ def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location
     if gated:
         state = rows.filter(pl.col("run_key") == gated[0]["run_key"]).sort("evaluated_index")
         drawn["confusion"] = charts.gate_confusion(state)
+    _write_picture(picture, drawn["triangle"])
     specs = {name: chart.to_json(indent=None) for name, chart in drawn.items()}
     _write_page(page, "requests.html.j2", specs, last=last.to_dicts(), gated=gated[0] if gated else None)
+
+
+def _write_picture(picture: Location, chart: Any) -> None:
+    drawn = io.BytesIO()
+    chart.save(drawn, format="png", scale_factor=PNG_SCALE)
+    picture.write(drawn.getvalue())
 
 
 def _write_page(page: Location, template: str, specs: dict[str, str], **values: Any) -> None:

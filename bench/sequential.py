@@ -132,10 +132,19 @@ class RequestSequence:
     extra_requests: tuple[ExtraRequest, ...]
     variants: tuple[Variant, ...]
     """The first one is the method's own, the others show what else its modules could do. A chain has one."""
+    only_after: int | None = None
+    """Meet no more than the first so many requests, and measure the state after them only."""
 
     def requests(self) -> list[Request]:
         """What is to be forgotten, in order; reads the benchmark."""
         return requests_of(self.config.benchmark.load(), self.num_requests, self.extra_requests)
+
+    def by_combination(self) -> list[RequestSequence]:
+        """The same work in parts that share no measurement, and can be done at the same time."""
+        parts: dict[Combination | None, list[Variant]] = {}
+        for variant in self.variants:
+            parts.setdefault(variant.combination, []).append(variant)
+        return [replace(self, variants=tuple(variants)) for variants in parts.values()]
 
     def state_key(self, requests: Sequence[Request], variant: Variant) -> str:
         """Names the rows of the state after these requests. The same in a longer sequence."""
@@ -166,7 +175,7 @@ def run_sequence(sequence: RequestSequence, execution: Execution, say: Say) -> N
     if is_chain(sequence.config):
         study.run_chain()
     else:
-        study.train_modules(range(len(study.requests)))
+        study.train_modules(range(sequence.only_after or len(study.requests)))
         study.run_modules()
 
 
@@ -250,7 +259,7 @@ class _Study:
         model, template = self.model_and_template
         modules: dict[str, EditedModel] = {}
         seconds: dict[str, float] = {}
-        for request in self.requests:
+        for request in self.requests[: max(size for _, size in todo)]:
             with self._module(request).read_folder() as folder:
                 modules[request.name] = self._adapter.load(model, folder)
             seconds[request.name] = self._train_seconds(self._module(request))
@@ -286,19 +295,20 @@ class _Study:
         if not missing:
             return
         folders = [self._weights(size) for size in range(len(self.requests) + 1)]
-        # The weights of the last whole state, or of the one after it that was trained and not measured yet.
-        begun = next((size for size in (missing[0], missing[0] - 1) if (folders[size] / TRAINING).exists()), 0)
+        # Only the last weights are kept: of the last whole state, or of a later one that was not measured yet.
+        begun = next((size for size in range(missing[0], 0, -1) if (folders[size] / TRAINING).exists()), 0)
+        end = missing[-1]
         model, template = self.model_and_template
         plans = [
             plan_of(self.config, replace(self.benchmark, forget_set=request.items), template, model, quiet)
-            for request in self.requests[begun:]  # before an adapter is on: the reference model is the target model
+            for request in self.requests[begun:end]  # before an adapter is on: the reference model is the target model
         ]
         if begun:
             with folders[begun].read_folder() as folder:
                 adapted: Adapted = cached(adapter.load(model, folder), self.execution)
         else:
             adapted = cached(adapter.attach(model, self.config.seed), self.execution)
-        for size in range(max(begun, 1), len(self.requests) + 1):
+        for size in range(max(begun, 1), end + 1):
             if size > begun:
                 plan, reference = plans[size - begun - 1]
                 self._save(folders[size], adapted, unlearn_as(self.config, adapted, plan, reference))
@@ -331,8 +341,10 @@ class _Study:
 
     def _sizes(self, variant: Variant) -> list[int]:
         """How many requests have been met in each state whose rows are not there yet."""
-        keys = [self.sequence.state_key(self.requests[:size], variant) for size in range(1, len(self.requests) + 1)]
-        return [size for size, key in enumerate(keys, start=1) if not results.read_requests(self.execution.folder, key)]
+        count = len(self.requests)
+        keys = {size: self.sequence.state_key(self.requests[:size], variant) for size in range(1, count + 1)}
+        sizes = [self.sequence.only_after] if self.sequence.only_after else range(1, count + 1)
+        return [size for size in sizes if not results.read_requests(self.execution.folder, keys[size])]
 
     def _reference_items(self, start_from: Literal["target_model", "retain_model"]) -> list[ItemRow] | None:
         return results.read_items(self.execution.folder, reference_config(self.config, start_from).run_key)

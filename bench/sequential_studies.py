@@ -87,14 +87,15 @@ class SequentialConfig:
         )
 
     def sequence(self, config: RunConfig, own: Variant | None = None, *, tuning: bool = False) -> RequestSequence:
-        """A configuration and the requests. own: the variant it was chosen with. tuning: the first requests only."""
+        """A configuration and the requests. own: the variant it was chosen with. tuning: meet the first ones only."""
         variants = self.variants(config)
         return RequestSequence(
             study=self.study,
             config=config,
-            num_requests=self.num_tuning_requests if tuning else self.num_requests,
-            extra_requests=() if tuning else self.extra_requests,
+            num_requests=self.num_requests,
+            extra_requests=self.extra_requests,
             variants=tuple(dict.fromkeys([own, *variants] if own else variants)),
+            only_after=self.num_tuning_requests if tuning else None,
         )
 
     def variants(self, config: RunConfig) -> list[Variant]:
@@ -157,10 +158,11 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
                     tasks.add(partial(train_modules, places=places), sequence)
         tasks.wait()
         for sequence in chosen:
-            tasks.add(run_sequence, sequence)
+            for part in sequence.by_combination():
+                tasks.add(run_sequence, part)
         failures = tasks.wait()
         if failures:
-            raise UserError("sequential", f"{len(failures)} of {len(chosen)} methods failed: {failures[0]}")
+            raise UserError("sequential", f"not everything succeeded, see the lines above; first: {failures[0]}")
 
 
 class _Lines:
@@ -233,10 +235,10 @@ def _trials(study: SequentialConfig) -> list[RunConfig]:
 def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Execution) -> RequestSequence:
     """Least forget ROUGE-L after the tuning requests among what keeps 95 % of the target's utility.
 
-    Where nothing keeps it: what keeps most. Raises UserError where every trial failed.
+    Of equals the one that keeps most; where nothing keeps 95 %, too. Raises UserError where every trial failed.
     """
     candidates = []
-    requests = study.sequence(configs[0], tuning=True).requests()
+    requests = study.sequence(configs[0]).requests()[: study.num_tuning_requests]
     for config in configs:
         sequence = study.sequence(config, tuning=True)
         for variant in sequence.variants:
@@ -250,7 +252,7 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
     name = "partial_model_utility" if target["model_utility"] is None else "model_utility"
     keeping = [found for found in candidates if found[2][name] >= UTILITY_KEPT * target[name]]
     if keeping:
-        config, variant, _ = min(keeping, key=lambda found: found[2]["requested_rouge_l_recall"])
+        config, variant, _ = min(keeping, key=lambda found: (found[2]["requested_rouge_l_recall"], -found[2][name]))
     else:
         config, variant, _ = max(candidates, key=lambda found: found[2][name])
     return study.sequence(config, variant)

@@ -279,6 +279,10 @@ def test_a_chain_goes_on(config: RunConfig, tmp_path: Path, adapter: str) -> Non
     whole, cut = (_states(execution, chained, CHAIN) for execution in executions)
     assert [len(state) for state in whole] == [3, 3, 3]
     assert whole[0][0]["open_shares"] is None
+    tuned = Execution(results=tmp_path / "tuned")
+    run_sequence(replace(chained, only_after=2), tuned, lambda line: None)
+    assert [len(state) for state in _states(tuned, chained, CHAIN)] == [0, 3, 0]
+    assert _forgetting(_states(tuned, chained, CHAIN))[1] == pytest.approx(_forgetting(whole)[1], abs=1e-6)
     for one, other in zip(_forgetting(whole), _forgetting(cut), strict=True):
         assert one == pytest.approx(other, abs=1e-6)
     assert whole[2][0]["forget_rouge_l_recall"] < 0.9
