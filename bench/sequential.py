@@ -341,10 +341,10 @@ class _Study:
 
     def _sizes(self, variant: Variant) -> list[int]:
         """How many requests have been met in each state whose rows are not there yet."""
-        count = len(self.requests)
-        keys = {size: self.sequence.state_key(self.requests[:size], variant) for size in range(1, count + 1)}
-        sizes = [self.sequence.only_after] if self.sequence.only_after else range(1, count + 1)
-        return [size for size in sizes if not results.read_requests(self.execution.folder, keys[size])]
+        only = self.sequence.only_after
+        sizes = [only] if only else range(1, len(self.requests) + 1)
+        keys = {size: self.sequence.state_key(self.requests[:size], variant) for size in sizes}
+        return [size for size, key in keys.items() if not results.read_requests(self.execution.folder, key)]
 
     def _reference_items(self, start_from: Literal["target_model", "retain_model"]) -> list[ItemRow] | None:
         return results.read_items(self.execution.folder, reference_config(self.config, start_from).run_key)

@@ -23,7 +23,6 @@ from bench.files import write_yaml
 from bench.models import load_pretrained
 from bench.prepare import prepared_model
 from bench.sequential import (
-    Request,
     RequestSequence,
     Variant,
     prefill_seconds,
@@ -31,7 +30,8 @@ from bench.sequential import (
     run_sequence,
     train_modules,
 )
-from bench.train import TRAINING, Execution, quiet
+from bench.sequential_studies import SequentialConfig, _best
+from bench.train import TRAINING, Execution, quiet, reference_config
 from grun.adapters.grun import GrunConfig
 from grun.data import PromptTemplate
 from grun.edited import EditedModel
@@ -78,13 +78,9 @@ def stacked(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 
 def _states(execution: Execution, sequence: RequestSequence, variant: Variant) -> list[list[dict[str, Any]]]:
-    requests = _requests(sequence)
+    requests = sequence.requests()
     keys = [sequence.state_key(requests[:size], variant) for size in range(1, len(requests) + 1)]
     return [results.read_requests(execution.folder, key) for key in keys]
-
-
-def _requests(sequence: RequestSequence) -> list[Request]:
-    return sequence.requests()
 
 
 def _forgetting(states: Sequence[Sequence[dict[str, Any]]]) -> list[list[float]]:
@@ -134,7 +130,7 @@ def modules(stacked: tuple[Execution, RequestSequence]) -> tuple[EditedModel, di
     assert isinstance(adapter, GrunConfig)
     model, _, _ = _load(sequence.config)
     folder = Path(str(execution.folder)) / "modules"
-    loaded = {r.name: adapter.load(model, folder / sequence.module_key(r)) for r in _requests(sequence)}
+    loaded = {r.name: adapter.load(model, folder / sequence.module_key(r)) for r in sequence.requests()}
     return adapter.attach(model, 0), loaded
 
 
@@ -153,7 +149,7 @@ def test_what_is_reused_is_what_would_be_measured(
     adapted = combine(base, loaded, variant.combination, variant.gate_threshold).on_plain_path()
     _, _, template = _load(config)
     rows = evaluate(adapted, template, benchmark.evaluation, config.evaluation, quiet)
-    key = sequence.state_key(_requests(sequence), variant)
+    key = sequence.state_key(sequence.requests(), variant)
     stored = results.read_items(execution.folder, key)
     assert stored is not None
     assert len(stored) == len(rows) == sum(map(len, benchmark.evaluation.values()))
@@ -172,7 +168,7 @@ def test_a_request_taken_back_is_answered_again(
     _, sequence = stacked
     base, loaded = modules
     _, _, template = _load(sequence.config)
-    requests = _requests(sequence)[:3]
+    requests = sequence.requests()[:3]
     prompts = {r.name: [template.prompt_ids(item.question) for item in r.items] for r in requests}
     untouched = PlainModel(base.model)
 
@@ -219,7 +215,7 @@ def test_nothing_is_done_twice(stacked: tuple[Execution, RequestSequence]) -> No
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     run_sequence(sequence, execution, lambda line: None)
     assert before == {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
-    requests = _requests(sequence)
+    requests = sequence.requests()
     state = folder / "requests" / f"{sequence.state_key(requests[:2], TOP)}.parquet"
     module = folder / "modules" / sequence.module_key(requests[1])
     rows, weights = results.read_requests(folder, state.stem), (module / "edits.safetensors").read_bytes()
@@ -318,6 +314,7 @@ def test_the_command(
     main(["report", str(folder)])
     page = (folder / "requests.html").read_text()
     assert "confusion" in page
+    assert (folder / "requests.png").read_bytes().startswith(b"\x89PNG")
     assert "<script" in page
     deployment = tmp_path / "deployment"
     main(["export", str(folder), "--study", "grun", "--output", str(deployment), "--without", "002"])
@@ -334,6 +331,32 @@ def test_the_command(
     with pytest.raises(SystemExit) as error:
         main(["export", str(folder), "--study", "lora", "--output", str(deployment)])
     assert error.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("scores", "best"),
+    [
+        ([(0.1, 0.50), (0.3, 0.88), (0.2, 0.86), (0.2, 0.89)], 3),  # of those that keep 95 % of 0.9; a tie
+        ([(0.1, 0.50), (0.3, 0.80), (0.2, 0.70), (0.2, 0.75)], 1),  # none keeps 95 %
+    ],
+)
+def test_the_best_keeps_its_utility(
+    config: RunConfig, tmp_path: Path, scores: Sequence[tuple[float, float]], best: int
+) -> None:
+    """(forget ROUGE-L, utility) of sum and top_1 at two thresholds after the tuning requests."""
+    results.create(tmp_path)
+    target = reference_config(config, "target_model")
+    results.write_run(tmp_path, {"run_key": target.run_key, "status": "ok", "model_utility": 0.9})
+    study = SequentialConfig(study="s", combinations=("sum", "top_1"), gate_thresholds=(0.9,), num_tuning_requests=1)
+    sequence = study.sequence(config, tuning=True)
+    for variant, (rouge_l_recall, utility) in zip(sequence.variants, scores, strict=True):
+        row = {"requested_rouge_l_recall": rouge_l_recall, "model_utility": utility, "evaluated_index": 1}
+        key = sequence.state_key(sequence.requests()[:1], variant)
+        results.write_requests(tmp_path, key, [{"run_key": key, **row}])
+    chosen = _best(study, [config], Execution(results=tmp_path))
+    assert chosen.variants[0] == sequence.variants[best]
+    assert chosen.only_after is None
+    assert set(chosen.variants) == set(sequence.variants)
 
 
 @pytest.mark.parametrize(
