@@ -16,9 +16,9 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Typ
 
 from bench.benchmarks import BenchmarkConfig
 from bench.benchmarks.authors import AuthorsConfig
-from bench.evaluate import EvaluationConfig
-from bench.models import PretrainedConfig, TinyConfig
-from bench.prepare import StartFrom
+from bench.evaluation.evaluate import EvaluationConfig
+from bench.models.prepare import StartFrom
+from bench.models.pretrained import PretrainedConfig, TinyConfig
 from grun.adapters import AdapterConfig
 from grun.adapters.full import FullConfig
 from grun.adapters.grun import GrunConfig

@@ -20,16 +20,16 @@ import pytest
 import torch
 from optuna.trial import TrialState
 
-from bench import results
 from bench.benchmarks.items import Benchmark
-from bench.cluster import DRIVER, DRIVERS
+from bench.cluster.connect import DRIVER, DRIVERS
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
-from bench.models import load_pretrained
-from bench.prepare import prepared_model
-from bench.results import METRICS
-from bench.study_search import INTERRUPTED, study_storage
-from bench.train import Execution, evaluate_references
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.results import store
+from bench.results.store import METRICS
+from bench.runs.run import Execution, evaluate_references
+from bench.studies.search import INTERRUPTED, study_storage
 from grun.data import PromptTemplate
 
 TOFU = Path(__file__).parents[2] / "shared" / "data" / "tofu"
@@ -55,10 +55,10 @@ QUICK_GRUN = {
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Prepared models of the tests, apart from the user's."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Prepared models of the tests, apart from the user's; $GRUN_TEST_CACHE keeps them from one session to the next."""
+    folder = Path(os.environ.get("GRUN_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
     os.environ["GRUN_BENCH_CACHE"] = str(folder)
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("GRUN_TEST_THREADS", "2")))
     yield folder
     del os.environ["GRUN_BENCH_CACHE"]
 
@@ -243,7 +243,7 @@ def check_whole() -> Callable[[Path, str, int], None]:
     """Checks a study of `space`: every training at both thresholds exactly once, and Optuna knows of each."""
 
     def check(folder: Path, study: str, num_trials: int) -> None:
-        rows = results.scan_runs(folder).filter(pl.col("study") == study)
+        rows = store.scan_runs(folder).filter(pl.col("study") == study)
         assert rows["status"].unique().to_list() == ["ok"]
         assert rows.height == rows["run_key"].n_unique() == 2 * num_trials
         assert rows["train_key"].n_unique() == num_trials

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
-from bench import costs
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluate import Progress, evaluate, evaluate_thresholds
-from bench.models import load_pretrained
-from bench.prepare import prepared_model
+from bench.evaluation.evaluate import Progress, evaluate, evaluate_thresholds
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.runs import costs
+from bench.runs.run import Execution, evaluate_references, plan_of, quiet, run
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, contender
-from bench.train import Execution, evaluate_references, plan_of, quiet, run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import PromptTemplate
 from grun.edited import EditedModel, PrefixCaching

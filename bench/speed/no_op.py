@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import cache
 
-from bench import costs, results
 from bench.config import RunConfig
-from bench.evaluate import Progress
-from bench.train import Execution, Row, at_thresholds, config_columns, quiet, reference_config, references
+from bench.evaluation.evaluate import Progress
+from bench.results import store
+from bench.runs import costs
+from bench.runs.run import Execution, Row, at_thresholds, config_columns, quiet, reference_config, references
 
 ITEMS = {"forget": 40, "retain": 200, "real_authors": 100, "world_facts": 100}
 """Evaluated questions a split: TOFU's forget01 with a cut retain set."""
@@ -27,18 +28,18 @@ def no_op(
     progress: Progress = quiet,
     seconds: float = 0.0,
 ) -> list[Row]:
-    """Called like `bench.train.run`; waits for so many seconds instead of training and evaluating."""
+    """Called like `bench.runs.run.run`; waits for so many seconds instead of training and evaluating."""
     time.sleep(seconds)
     rows = no_op_rows(config, gate_thresholds, study)
     for row in rows:
-        if results.read_run(execution.folder, row["run_key"]) is None:
-            results.write_run(execution.folder, row, _items())
+        if store.read_run(execution.folder, row["run_key"]) is None:
+            store.write_run(execution.folder, row, _items())
     return rows
 
 
 def no_op_references(config: RunConfig, execution: Execution) -> None:
     """Rows of the target and the retain model: with them there, a sweep prepares no model."""
-    results.create(execution.folder)
+    store.create(execution.folder)
     for start_from in references(config):
         no_op(reference_config(config, start_from), execution)
 
@@ -50,7 +51,7 @@ def no_op_rows(config: RunConfig, gate_thresholds: Sequence[float], study: str |
 
 def _row(config: RunConfig, study: str | None) -> Row:
     draw = random.Random(config.run_key)
-    scores = {metric: draw.random() for metric in (*results.METRICS, *results.COSTS)}
+    scores = {metric: draw.random() for metric in (*store.METRICS, *store.COSTS)}
     return (
         config_columns(config)
         | scores

@@ -32,14 +32,14 @@ import optuna
 import psutil
 from optuna.trial import TrialState
 
-from bench import results
-from bench.cluster import ENVIRONMENT
+from bench.cluster.connect import ENVIRONMENT
 from bench.config import run_config
-from bench.search_space import SweepConfig, read_studies
+from bench.results import store
+from bench.runs.run import Execution
 from bench.speed.no_op import no_op, no_op_references, no_op_rows
-from bench.study_search import FROM_THRESHOLD, INTERRUPTED, StudySearch, study_storage
-from bench.sweep import Pool, sweep
-from bench.train import Execution
+from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, StudySearch, study_storage
+from bench.studies.search_space import SweepConfig, read_studies
+from bench.studies.sweep import Pool, sweep
 
 SPACE = "search_spaces/demo_grun.yaml"
 """Its first study is asked: eight parameters, four rows a trial."""
@@ -81,7 +81,7 @@ def nodes(options: argparse.Namespace) -> None:
         last = next(sample for sample in samples if sample.done >= num_trials - at_once)
         done = last.done - first.done
         rate = done / (last.seconds - first.seconds)
-        rows_a_trial = results.scan_runs(folder).filter(adapter="grun").height / num_trials
+        rows_a_trial = store.scan_runs(folder).filter(adapter="grun").height / num_trials
         _line(
             number,
             at_once,
@@ -98,7 +98,7 @@ def ask(options: argparse.Namespace) -> None:
     """One study up to so many trainings, without Ray: what Optuna takes for each."""
     (num_trials,) = options.counts
     study, folder = _study(num_trials), options.results
-    results.create(folder)
+    store.create(folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     search = StudySearch([study], folder, lambda line: None)
@@ -138,7 +138,7 @@ def rows(options: argparse.Namespace) -> None:
     study, with_items, alone = _study(1), options.results / "with-items", options.results / "alone"
     base = study.run({})
     no_op_references(base, Execution(results=with_items))  # makes the items
-    results.create(alone)
+    store.create(alone)
     configs = [replace(base, seed=seed) for seed in range(num_runs)]
     written = [no_op_rows(config, (), study.study)[0] for config in configs]
 
@@ -148,16 +148,16 @@ def rows(options: argparse.Namespace) -> None:
 
     def write() -> None:
         for row in written:
-            results.write_run(alone, row)
+            store.write_run(alone, row)
 
     _head("what", "runs", "seconds", "runs/s", "folder, MB")
     for name, number, folder, call in (
         ("write, with 440 items each", num_runs // 20, with_items, write_with_items),
         ("write", num_runs, alone, write),
-        ("read all", num_runs, alone, partial(results.scan_runs, alone)),
-        ("compact", num_runs, alone, partial(results.compact, alone)),
-        ("read all, compacted", num_runs, alone, partial(results.scan_runs, alone)),
-        ("find one, compacted", 1, alone, partial(results.read_run, alone, configs[-1].run_key)),
+        ("read all", num_runs, alone, partial(store.scan_runs, alone)),
+        ("compact", num_runs, alone, partial(store.compact, alone)),
+        ("read all, compacted", num_runs, alone, partial(store.scan_runs, alone)),
+        ("find one, compacted", 1, alone, partial(store.read_run, alone, configs[-1].run_key)),
     ):
         started = time.perf_counter()
         call()
@@ -197,7 +197,7 @@ def soak(options: argparse.Namespace) -> None:
                     next_kill = sample.done + draw.randint(10, 30)
             if driver.wait() != -signal.SIGKILL:
                 break
-    found = results.scan_runs(folder).filter(adapter="grun")
+    found = store.scan_runs(folder).filter(adapter="grun")
     trials = optuna.load_study(study_name=_study(1).study, storage=study_storage(folder)).trials
     own = [each for each in trials if FROM_THRESHOLD not in each.user_attrs]
     finished = [each for each in own if INTERRUPTED not in each.user_attrs]

@@ -8,7 +8,7 @@ import pytest
 from bench.benchmarks import BenchmarkConfig
 from bench.benchmarks.items import Benchmark
 from bench.metrics.model_utility import UTILITY_SPLITS
-from bench.results import CHOICE_SPLITS, SPLITS, TEXT_SPLITS
+from bench.results.store import CHOICE_SPLITS, SPLITS, TEXT_SPLITS
 
 
 @pytest.fixture(params=get_args(BenchmarkConfig), ids=lambda kind: kind.name)

@@ -10,7 +10,7 @@ import pytest
 
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.train import plan_of, unlearn_as
+from bench.runs.run import plan_of, unlearn_as
 from grun.adapters import AdapterConfig
 from grun.data import PromptTemplate
 from grun.errors import UserError

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from bench.benchmarks.authors import AuthorsConfig
-from bench.models import TinyConfig, new_tiny_model
+from bench.models.pretrained import TinyConfig, new_tiny_model
 from grun.adapters.full import FullConfig
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from bench import train
 from bench.config import RunConfig, overlay, run_config
-from bench.train import Execution, run
+from bench.runs import run as train
+from bench.runs.run import Execution, run
 
 
 class _CutOff(BaseException):

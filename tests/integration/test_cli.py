@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import yaml
 
-from bench import results
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
-from bench.train import Execution, evaluate_references, run
+from bench.results import store
+from bench.runs.run import Execution, evaluate_references, run
 
 Captured = pytest.CaptureFixture[str]
 
@@ -62,10 +62,10 @@ def test_front_configs_reproduce_their_rows(
     main(["pareto", str(folder), "--objectives", "forget_rouge_l_recall:min", "model_utility:max"])
     files = sorted((folder / "front").glob("grun*.yaml"))
     assert files
-    stored = results.read_run(folder, run_config(yaml.safe_load(files[0].read_text())).run_key)
+    stored = store.read_run(folder, run_config(yaml.safe_load(files[0].read_text())).run_key)
     assert stored is not None
     main(["train", str(files[0]), "--results", str(tmp_path)])
-    again = results.read_run(tmp_path, stored["run_key"])
+    again = store.read_run(tmp_path, stored["run_key"])
     assert again is not None
     assert_same_metrics(again, stored)
     assert stored["run_key"] in capsys.readouterr().out
@@ -75,7 +75,7 @@ def test_evaluate_a_module_at_another_threshold(folder: Path, tmp_path: Path, ca
     copy = shutil.copytree(folder, tmp_path / "copy")
     module = next(path for path in (copy / "modules").iterdir() if (path / "edits.safetensors").exists())
     main(["evaluate", str(module), "--adapter.gate_threshold", "0.8"])
-    rows = results.scan_runs(copy).to_dicts()
+    rows = store.scan_runs(copy).to_dicts()
     assert [row["gate_threshold"] for row in rows if row["gate_threshold"] == 0.8] == [0.8]
     with pytest.raises(SystemExit) as stop:
         main(["evaluate", str(module), "--adapter.rank", "8"])
@@ -96,12 +96,12 @@ def test_page_is_self_contained(folder: Path, capsys: Captured) -> None:
 def test_page_escapes_what_a_model_generated(folder: Path, tmp_path: Path) -> None:
     """A generation is untrusted text: markup in it is shown, not run."""
     copy = shutil.copytree(folder, tmp_path / "copy")
-    for row in results.scan_runs(copy).to_dicts():
-        items = results.read_items(copy, row["run_key"])
+    for row in store.scan_runs(copy).to_dicts():
+        items = store.read_items(copy, row["run_key"])
         for item in items or []:
             del item["run_key"]
             item["generation"] = "<script>alert(1)</script>"
-        results.write_run(copy, row, items or [])
+        store.write_run(copy, row, items or [])
     main(["report", str(copy)])
     page = (copy / "report.html").read_text()
     assert "<script>alert(1)</script>" not in page
@@ -110,9 +110,7 @@ def test_page_escapes_what_a_model_generated(folder: Path, tmp_path: Path) -> No
 
 def test_damaged_rows_are_left_out_and_counted(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    victim = next(
-        row for row in results.scan_runs(copy).to_dicts() if row["adapter"] == "lora" and row["status"] == "ok"
-    )
+    victim = next(row for row in store.scan_runs(copy).to_dicts() if row["adapter"] == "lora" and row["status"] == "ok")
     file = copy / "runs" / f"{victim['run_key']}.parquet"
     file.write_bytes(file.read_bytes()[:200])
     main(["pareto", str(copy)])
@@ -269,7 +267,7 @@ def test_empty_or_broken_data(content: str, message: str, tmp_path: Path, capsys
 
 def test_mixed_benchmarks_do_not_share_a_front(folder: Path, tmp_path: Path, capsys: Captured) -> None:
     copy = shutil.copytree(folder, tmp_path / "copy")
-    row = results.scan_runs(copy).to_dicts()[0]
+    row = store.scan_runs(copy).to_dicts()[0]
     config = run_config(overlay(json.loads(row["config_json"]), {"benchmark.seed": 9}))
-    results.write_run(copy, {**row, "run_key": config.run_key, "config_json": config.to_json()})
+    store.write_run(copy, {**row, "run_key": config.run_key, "config_json": config.to_json()})
     assert "do not compare" in _one_line(["pareto", str(copy)], capsys)

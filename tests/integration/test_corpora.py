@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from bench.benchmarks.corpora import CorporaConfig
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import overlay, run_config
-from bench.train import Execution, evaluate_references, run
+from bench.runs.run import Execution, evaluate_references, run
 from grun.errors import UserError
 
 

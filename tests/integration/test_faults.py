@@ -18,8 +18,8 @@ import optuna
 import psutil
 import pytest
 
-from bench import results
-from bench.study_search import study_storage
+from bench.results import store
+from bench.studies.search import study_storage
 
 TIMEOUT_S = 240
 BENCH = str(Path(sys.executable).with_name("grun-bench"))
@@ -86,7 +86,7 @@ def two_nodes() -> Iterator[Any]:
     import ray
     from ray.cluster_utils import Cluster
 
-    from bench.cluster import DRIVER
+    from bench.cluster.connect import DRIVER
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {DRIVER: 10}})
     node = cluster.add_node(num_cpus=1)
@@ -111,7 +111,9 @@ def test_a_killed_node_is_done_without(
 
 def test_a_cluster_that_nobody_named_is_left_alone(two_nodes: Any) -> None:
     """Ray would join the last one started on this machine; without $RAY_ADDRESS it is one of our own, of one node."""
-    count_nodes = "import ray; from bench.cluster import connected\nwith connected(print): print(len(ray.nodes()))"
+    count_nodes = (
+        "import ray; from bench.cluster.connect import connected\nwith connected(print): print(len(ray.nodes()))"
+    )
     printed = subprocess.run([sys.executable, "-c", count_nodes], capture_output=True, text=True, check=True).stdout
     assert printed.splitlines() == ["starting Ray", "1"]
 
@@ -119,13 +121,13 @@ def test_a_cluster_that_nobody_named_is_left_alone(two_nodes: Any) -> None:
 WRITE_FOR_EVER = """
 import sys
 from datetime import UTC, datetime
-from bench import results
+from bench.results import store
 
 item = {"split": "forget", "item_index": 0, "question": "q" * 1000, "answer": "a", "wrong_nll": [1.0] * 1000}
 number = 0
 while True:
     row = {"run_key": f"{sys.argv[2]}-{number}", "status": "ok", "created_at": datetime.now(UTC)}
-    results.write_run(sys.argv[1], row, [item] * 50)
+    store.write_run(sys.argv[1], row, [item] * 50)
     print(row["run_key"], flush=True)
     number += 1
 """
@@ -133,7 +135,7 @@ while True:
 
 def test_a_writer_killed_in_mid_write_leaves_whole_rows(tmp_path: Path) -> None:
     """Ten writers killed at random moments: every row that was said to be written is there with its items."""
-    results.create(tmp_path)
+    store.create(tmp_path)
     draw = random.Random(0)
     said: list[str] = []
     for writer in range(10):
@@ -145,11 +147,11 @@ def test_a_writer_killed_in_mid_write_leaves_whole_rows(tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         said += process.stdout.read().split()
         process.wait()
-    assert results.damaged_files(tmp_path) == []
-    runs = set(results.scan_runs(tmp_path)["run_key"])
+    assert store.damaged_files(tmp_path) == []
+    runs = set(store.scan_runs(tmp_path)["run_key"])
     assert set(said) <= runs
     for key in runs:
-        items = results.read_items(tmp_path, key)
+        items = store.read_items(tmp_path, key)
         assert items is not None
         assert len(items) == 50
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import RunConfig
-from bench.train import Execution, run
+from bench.runs.run import Execution, run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import PromptTemplate
 from grun.forward import PlainModel
@@ -87,7 +87,7 @@ def test_our_model_class_says_what_theirs_does(
     """Log-likelihoods, greedy flags, whole texts and continuations; and a module with shut gates is the base."""
     from lm_eval.models.huggingface import HFLM
 
-    from bench.lm_eval_model import UnlearnedLM, run_lm_eval
+    from bench.evaluation.harness import UnlearnedLM, run_lm_eval
 
     model, template = fresh_target()
     theirs: Any = HFLM(pretrained=model, tokenizer=template.tokenizer, batch_size=2, max_length=128)

@@ -14,9 +14,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
-from bench import results
 from bench.config import RunConfig
-from bench.train import Execution, run
+from bench.results import store
+from bench.runs.run import Execution, run
 from grun import later_layers
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import Example, PromptTemplate
@@ -225,7 +225,7 @@ def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
         assert_same_metrics(mine, theirs)
         answers = []
         for engine in ("auto", "plain"):
-            items = results.read_items(tmp_path / engine, mine["run_key"])
+            items = store.read_items(tmp_path / engine, mine["run_key"])
             assert items is not None
             answers.append([item["generation"] for item in items])
         assert answers[0] == answers[1]

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from bench import results
 from bench.benchmarks.authors import AuthorsConfig
 from bench.config import RunConfig, overlay, run_config
-from bench.models import load_pretrained
-from bench.prepare import prepared_model
-from bench.train import Execution, run
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.results import store
+from bench.runs.run import Execution, run
 from grun import forward
 from grun.data import PromptTemplate
 from grun.errors import UserError
@@ -52,7 +52,7 @@ def test_grun_on_smollm2(tmp_path: Path) -> None:
     assert [total for phase, total in phases.items() if phase.startswith("unlearn")] == [3] * 3
     assert row["forget_quality"] is None, "no retain model was named, and none was made"
     assert row["model_utility"] > 0
-    items = results.scan_items(tmp_path, [row["run_key"]])
+    items = store.scan_items(tmp_path, [row["run_key"]])
     assert items.height == 10
     assert items["gate"].list.len().unique().to_list() == [3]
 

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from bench import results
 from bench.benchmarks.items import Benchmark
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
+from bench.evaluation.robustness import RobustnessConfig, attack
 from bench.metrics.rouge import rouge_l
-from bench.robustness import RobustnessConfig, attack
-from bench.train import Execution, reference_config, run
+from bench.results import store
+from bench.runs.run import Execution, reference_config, run
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig
@@ -109,7 +109,7 @@ def test_columns_beside_the_scores(small_config: RunConfig, tmp_path: Path, caps
     (row,) = run(small_config, execution)
     main(["evaluate", str(tmp_path / "modules" / row["train_key"]), "--robustness"])
     attacked = run_config(overlay(small_config.to_dict(), {"evaluation.robustness": {}}))
-    again = results.read_run(tmp_path, attacked.run_key)
+    again = store.read_run(tmp_path, attacked.run_key)
     assert again is not None
     assert again["train_seconds"] == row["train_seconds"]
     assert again["model_utility"] == pytest.approx(row["model_utility"], rel=1e-3)
@@ -118,7 +118,7 @@ def test_columns_beside_the_scores(small_config: RunConfig, tmp_path: Path, caps
         assert 0.0 <= again[f"forget_{name}_gate_shut_share"] <= 1.0
         assert row[f"forget_{name}_rouge_l_recall"] is None
     assert again["forget_8_bit_rouge_l_recall"] is None
-    target = results.read_run(tmp_path, reference_config(attacked, "target_model").run_key)
+    target = store.read_run(tmp_path, reference_config(attacked, "target_model").run_key)
     assert target is not None
     assert target["forget_prefix_attack_rouge_l_recall"] > 0.95
     assert target["forget_prefix_attack_gate_shut_share"] is None

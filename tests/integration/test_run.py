@@ -11,12 +11,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from bench import results
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluate import EvaluationConfig, evaluate
-from bench.rescore import rescore
-from bench.score import score
-from bench.train import Execution, evaluate_references, run
+from bench.evaluation.evaluate import EvaluationConfig, evaluate
+from bench.evaluation.score import score
+from bench.results import store
+from bench.runs.rescore import rescore
+from bench.runs.run import Execution, evaluate_references, run
 from grun.adapters.grun import GrunConfig
 from grun.forward import PlainModel
 from grun.unlearned import load
@@ -105,18 +105,18 @@ def test_training_again_gives_the_same_row(
 def test_every_score_follows_from_the_rows(finished: Any) -> None:
     """Rescoring the stored items gives the stored metrics, so any definition can be changed afterwards."""
     folder, rows = finished
-    gold = results.read_items(folder, rows[0]["run_key"])
+    gold = store.read_items(folder, rows[0]["run_key"])
     for row in rows:
-        items = results.read_items(folder, row["run_key"])
+        items = store.read_items(folder, row["run_key"])
         assert items is not None
         again = score(items, gold, row["gate_threshold"] or 0.0)
         assert again == {name: pytest.approx(row[name]) for name in again}
-        assert {name for name in results.METRICS if row[name] is not None} == set(again)
+        assert {name for name in store.METRICS if row[name] is not None} == set(again)
 
 
 def test_items_hold_the_raw_values(finished: Any) -> None:
     folder, rows = finished
-    items = results.scan_items(folder, [rows[2]["run_key"]])
+    items = store.scan_items(folder, [rows[2]["run_key"]])
     assert items.group_by("split").len().sort("split").rows() == [
         ("forget", 10),
         ("holdout", 20),
@@ -136,14 +136,14 @@ def test_batch_of_sixteen_is_sixteen_batches_of_one(finished: Any, small_config:
     """Padding changes no per-item value: relative difference at most 1e-5, and the same answers."""
     folder, rows = finished
     target = json.loads(rows[1]["config_json"])
-    stored = results.scan_items(folder, [rows[1]["run_key"]])
+    stored = store.scan_items(folder, [rows[1]["run_key"]])
     run(run_config(overlay(target, {"evaluation.batch_size": 1})), Execution(results=tmp_path))
     (alone_key,) = [
         row["run_key"]
-        for row in results.scan_runs(tmp_path).to_dicts()
+        for row in store.scan_runs(tmp_path).to_dicts()
         if json.loads(row["config_json"])["start_from"] == "target_model"
     ]
-    alone = results.scan_items(tmp_path, [alone_key])
+    alone = store.scan_items(tmp_path, [alone_key])
     both = stored.join(alone, on=["split", "item_index"], suffix="_alone")
     assert both.height == stored.height
     assert both["generation"].to_list() == both["generation_alone"].to_list()
@@ -184,10 +184,10 @@ def test_a_diverging_run_is_a_row_too(small_config: RunConfig, tmp_path: Path) -
     )
     with pytest.raises(Exception, match="diverged"):
         run(config, Execution(results=tmp_path))
-    row = results.scan_runs(tmp_path).filter(pl.col("status") == "failed").to_dicts()[0]
+    row = store.scan_runs(tmp_path).filter(pl.col("status") == "failed").to_dicts()[0]
     assert row["run_key"] == config.run_key
     assert row["error"].startswith("adapter.learning_rate: training diverged at step")
-    assert all(row[metric] is None for metric in results.METRICS)
+    assert all(row[metric] is None for metric in store.METRICS)
 
 
 def test_three_lines_of_python(finished: Any, small_benchmark: Any) -> None:
@@ -206,14 +206,14 @@ def test_old_results_are_rescored(finished: Any, tmp_path: Path) -> None:
     copy = tmp_path / "results"
     shutil.copytree(folder, copy)
     spoiled = {**rows[2], "model_utility": 0.123, "mia_loss_auc": None, "forget_extraction_strength": 0.9}
-    results.write_run(copy, spoiled)
+    store.write_run(copy, spoiled)
     (copy / "items" / f"{rows[3]['run_key']}.parquet").unlink()
     rescored, lost = rescore(copy)
     assert lost == 1
     assert rescored == len(list((copy / "runs").glob("*.parquet"))) - 1
-    again = results.read_run(copy, rows[2]["run_key"])
+    again = store.read_run(copy, rows[2]["run_key"])
     assert again is not None
-    for name in results.METRICS:
+    for name in store.METRICS:
         assert again[name] == (None if rows[2][name] is None else pytest.approx(rows[2][name])), name
     assert again["created_at"] == rows[2]["created_at"]
 
@@ -222,12 +222,12 @@ def test_rows_written_before_a_column_existed_can_be_read(finished: Any, tmp_pat
     """A file without the newer columns gives nulls there."""
     folder, rows = finished
     table = pq.read_table(folder / "runs" / f"{rows[2]['run_key']}.parquet").drop_columns(["mia_loss_auc", "engine"])
-    results.create(tmp_path)
+    store.create(tmp_path)
     pq.write_table(table, tmp_path / "runs" / f"{rows[2]['run_key']}.parquet")
-    row = results.read_run(tmp_path, rows[2]["run_key"])
+    row = store.read_run(tmp_path, rows[2]["run_key"])
     assert row is not None
     assert (row["mia_loss_auc"], row["engine"], row["model_utility"]) == (None, None, rows[2]["model_utility"])
-    assert results.scan_runs(tmp_path)["mia_loss_auc"].to_list() == [None]
+    assert store.scan_runs(tmp_path)["mia_loss_auc"].to_list() == [None]
 
 
 def test_membership_is_seen_in_the_target_and_not_in_the_retain_model(finished: Any) -> None:

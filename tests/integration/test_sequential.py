@@ -14,15 +14,16 @@ from typing import Any
 import pytest
 import torch
 
-from bench import results
-from bench.cache import cache_dir
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluate import evaluate
+from bench.evaluation.evaluate import evaluate
 from bench.files import write_yaml
-from bench.models import load_pretrained
-from bench.prepare import prepared_model
-from bench.sequential import (
+from bench.models.cache import cache_dir
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.results import store
+from bench.runs.run import TRAINING, Execution, quiet, reference_config
+from bench.sequential.states import (
     RequestSequence,
     Variant,
     prefill_seconds,
@@ -30,8 +31,7 @@ from bench.sequential import (
     run_sequence,
     train_modules,
 )
-from bench.sequential_studies import SequentialConfig, _best
-from bench.train import TRAINING, Execution, quiet, reference_config
+from bench.sequential.studies import SequentialConfig, _best
 from grun.adapters.grun import GrunConfig
 from grun.data import PromptTemplate
 from grun.edited import EditedModel
@@ -80,7 +80,7 @@ def stacked(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def _states(execution: Execution, sequence: RequestSequence, variant: Variant) -> list[list[dict[str, Any]]]:
     requests = sequence.requests()
     keys = [sequence.state_key(requests[:size], variant) for size in range(1, len(requests) + 1)]
-    return [results.read_requests(execution.folder, key) for key in keys]
+    return [store.read_requests(execution.folder, key) for key in keys]
 
 
 def _forgetting(states: Sequence[Sequence[dict[str, Any]]]) -> list[list[float]]:
@@ -150,7 +150,7 @@ def test_what_is_reused_is_what_would_be_measured(
     _, _, template = _load(config)
     rows = evaluate(adapted, template, benchmark.evaluation, config.evaluation, quiet)
     key = sequence.state_key(sequence.requests(), variant)
-    stored = results.read_items(execution.folder, key)
+    stored = store.read_items(execution.folder, key)
     assert stored is not None
     assert len(stored) == len(rows) == sum(map(len, benchmark.evaluation.values()))
     for row, known in zip(rows, stored, strict=True):
@@ -218,7 +218,7 @@ def test_nothing_is_done_twice(stacked: tuple[Execution, RequestSequence]) -> No
     requests = sequence.requests()
     state = folder / "requests" / f"{sequence.state_key(requests[:2], TOP)}.parquet"
     module = folder / "modules" / sequence.module_key(requests[1])
-    rows, weights = results.read_requests(folder, state.stem), (module / "edits.safetensors").read_bytes()
+    rows, weights = store.read_requests(folder, state.stem), (module / "edits.safetensors").read_bytes()
     state.unlink()
     (module / TRAINING).unlink()
     lines: list[str] = []
@@ -229,7 +229,7 @@ def test_nothing_is_done_twice(stacked: tuple[Execution, RequestSequence]) -> No
     changed = {file for file in before if before[file] != after[file]}
     assert changed <= {state, *module.iterdir()}
     assert (module / "edits.safetensors").read_bytes() == weights
-    again = results.read_requests(folder, state.stem)
+    again = store.read_requests(folder, state.stem)
     assert [row["forget_rouge_l_recall"] for row in again] == [row["forget_rouge_l_recall"] for row in rows]
 
 
@@ -293,7 +293,7 @@ def test_the_command(
 ) -> None:
     """Two methods on Ray, GRUN tuned; a table, a page, and a deployment that transformers can load."""
     folder = tmp_path / "r"
-    results.create(folder)
+    store.create(folder)
     for table in ("runs", "items"):
         for file in (Path(str(stacked[0].folder)) / table).glob("*.parquet"):
             (folder / table / file.name).write_bytes(file.read_bytes())
@@ -309,7 +309,7 @@ def test_the_command(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "grun: 2 configurations, 1 requests each" in done.stdout
     assert "After the last request" in done.stdout
-    rows = results.scan_requests(folder)
+    rows = store.scan_requests(folder)
     assert rows.filter(study="lora")["request_index"].unique().sort().to_list() == [1, 2]
     main(["report", str(folder)])
     page = (folder / "requests.html").read_text()
@@ -344,15 +344,15 @@ def test_the_best_keeps_its_utility(
     config: RunConfig, tmp_path: Path, scores: Sequence[tuple[float, float]], best: int
 ) -> None:
     """(forget ROUGE-L, utility) of sum and top_1 at two thresholds after the tuning requests."""
-    results.create(tmp_path)
+    store.create(tmp_path)
     target = reference_config(config, "target_model")
-    results.write_run(tmp_path, {"run_key": target.run_key, "status": "ok", "model_utility": 0.9})
+    store.write_run(tmp_path, {"run_key": target.run_key, "status": "ok", "model_utility": 0.9})
     study = SequentialConfig(study="s", combinations=("sum", "top_1"), gate_thresholds=(0.9,), num_tuning_requests=1)
     sequence = study.sequence(config, tuning=True)
     for variant, (rouge_l_recall, utility) in zip(sequence.variants, scores, strict=True):
         row = {"requested_rouge_l_recall": rouge_l_recall, "model_utility": utility, "evaluated_index": 1}
         key = sequence.state_key(sequence.requests()[:1], variant)
-        results.write_requests(tmp_path, key, [{"run_key": key, **row}])
+        store.write_requests(tmp_path, key, [{"run_key": key, **row}])
     chosen = _best(study, [config], Execution(results=tmp_path))
     assert chosen.variants[0] == sequence.variants[best]
     assert chosen.only_after is None

@@ -9,10 +9,10 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bench import results
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import RunConfig
 from bench.files import write_yaml
+from bench.results import store
 from bench.speed import scaling
 from bench.speed.contenders import EDITED, best_ratio, contender
 from bench.speed.report import read_records, write_records
@@ -103,15 +103,15 @@ def test_scaling_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     cells = [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()]
     assert [row[:2] for row in cells if row[0] == "10"] == [["10", "40"]], "four rows a training"
     assert [row[1] for row in cells if row[0] in ("write", "compact", "read all, compacted")] == ["40"] * 3
-    assert results.scan_runs(tmp_path / "rows" / "alone").height == 40
+    assert store.scan_runs(tmp_path / "rows" / "alone").height == 40
 
 
 def test_a_no_op_goes_through_the_sweep(tmp_path: Path) -> None:
     """Each training's four rows once, with their items, and what they are measured against beside them."""
     scaling.main(["no_op_sweep", "3", "--results", str(tmp_path)])
-    rows = results.scan_runs(tmp_path)
+    rows = store.scan_runs(tmp_path)
     trained = rows.filter(adapter="grun")
     assert trained["train_key"].n_unique() == 3
     assert trained.height == trained["run_key"].n_unique() == 12
     assert sorted(rows.filter(adapter="none")["method"].to_list()) == ["retain_model", "target_model"]
-    assert results.scan_items(tmp_path, trained["run_key"].to_list()).height == 12 * 440
+    assert store.scan_items(tmp_path, trained["run_key"].to_list()).height == 12 * 440

@@ -19,13 +19,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench import results
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
-from bench.prepare import prepared_model
-from bench.storage import Location, location
-from bench.train import Execution, evaluate_references, run
+from bench.models.prepare import prepared_model
+from bench.results import store
+from bench.results.storage import Location, location
+from bench.runs.run import Execution, evaluate_references, run
 from grun.errors import UserError
 
 BUCKET = "s3://bench"
@@ -127,75 +127,75 @@ def test_a_folder_whose_filling_failed_is_not_there(folder: Location) -> None:
 
 def test_rows_are_written_read_and_compacted(folder: Location) -> None:
     """Compacting changes no row; a run written again afterwards, or compacted twice, counts once and is the newer."""
-    results.create(folder)
+    store.create(folder)
     item = {"split": "forget", "item_index": 0, "question": "q", "answer": "a", "wrong_nll": [1.0], "gate": [0.5]}
     for number in range(7):
-        results.write_run(folder, _row(f"{number}", forget_quality=number / 10), [{**item, "item_index": number}] * 2)
+        store.write_run(folder, _row(f"{number}", forget_quality=number / 10), [{**item, "item_index": number}] * 2)
     (folder / "runs" / "broken.parquet").write(b"PAR1 and then nothing")
-    before, items = results.scan_runs(folder), results.scan_items(folder, ["3", "5"])
-    assert results.compact(folder) == (7, 1)
-    assert results.scan_runs(folder).equals(before)
-    assert results.scan_items(folder, ["3", "5"]).equals(items)
+    before, items = store.scan_runs(folder), store.scan_items(folder, ["3", "5"])
+    assert store.compact(folder) == (7, 1)
+    assert store.scan_runs(folder).equals(before)
+    assert store.scan_items(folder, ["3", "5"]).equals(items)
     assert [file.name.startswith("compact-") for file in (folder / "runs").files()] == [False, True]
-    results.write_run(folder, _row("3", forget_quality=0.9), [item])
+    store.write_run(folder, _row("3", forget_quality=0.9), [item])
     for _ in range(2):
-        found = results.read_run(folder, "3")
+        found = store.read_run(folder, "3")
         assert found is not None
         assert found["forget_quality"] == 0.9
-        assert results.read_items(folder, "3") == [dict.fromkeys(results.ITEMS_SCHEMA.names) | {"run_key": "3"} | item]
-        runs = results.scan_runs(folder)
+        assert store.read_items(folder, "3") == [dict.fromkeys(store.ITEMS_SCHEMA.names) | {"run_key": "3"} | item]
+        runs = store.scan_runs(folder)
         assert sorted(runs["run_key"].to_list()) == [f"{number}" for number in range(7)]
         assert runs.filter(run_key="3")["forget_quality"].to_list() == [0.9]
-        results.compact(folder)
-    assert results.read_run(folder, "8") is None
+        store.compact(folder)
+    assert store.read_run(folder, "8") is None
 
 
 def test_readers_and_writers_do_not_mind_each_other(folder: Location) -> None:
     """Four writers, a compaction over and over, and a reader that never sees a row twice or a damaged file."""
-    results.create(folder)
-    results.write_run(folder, _row("first"))
+    store.create(folder)
+    store.write_run(folder, _row("first"))
     writing = [
-        threading.Thread(target=lambda w=w: [results.write_run(folder, _row(f"{w}-{n}")) for n in range(12)])  # type: ignore[misc]
+        threading.Thread(target=lambda w=w: [store.write_run(folder, _row(f"{w}-{n}")) for n in range(12)])  # type: ignore[misc]
         for w in range(4)
     ]
     for thread in writing:
         thread.start()
     seen = 0
     while any(thread.is_alive() for thread in writing):
-        keys = results.scan_runs(folder)["run_key"].to_list()
+        keys = store.scan_runs(folder)["run_key"].to_list()
         assert len(keys) == len(set(keys)) >= seen
         seen = len(keys)
-        assert results.damaged_files(folder) == []
-        results.compact(folder)
-    assert results.scan_runs(folder).height == 49
+        assert store.damaged_files(folder) == []
+        store.compact(folder)
+    assert store.scan_runs(folder).height == 49
 
 
 def test_compacting_costs_no_more_than_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However many runs there are: what is taken up for each file must not look at all those before it."""
-    monkeypatch.setattr(results, "COMPACT_RUNS", 120)
-    results.create(tmp_path)
+    monkeypatch.setattr(store, "COMPACT_RUNS", 120)
+    store.create(tmp_path)
     for number in range(200):
-        results.write_run(tmp_path, _row(f"{number}", **dict.fromkeys(results.METRICS, 0.5)))
+        store.write_run(tmp_path, _row(f"{number}", **dict.fromkeys(store.METRICS, 0.5)))
     started = time.process_time()
-    before = results.scan_runs(tmp_path)
+    before = store.scan_runs(tmp_path)
     read = time.process_time()
-    assert results.compact(tmp_path) == (200, 0)
+    assert store.compact(tmp_path) == (200, 0)
     assert time.process_time() - read < 3 * (read - started)
-    assert results.scan_runs(tmp_path).equals(before)
+    assert store.scan_runs(tmp_path).equals(before)
     assert len(location(tmp_path / "runs").files()) == 2, "120 runs in the first, 80 in the other"
 
 
 def test_ten_thousand_rows_are_read_in_a_second(tmp_path: Path) -> None:
     """As `compact` leaves them, all columns; and one of ten thousand is found."""
-    results.create(tmp_path)
-    row = _row("", config_json=json.dumps({"a": 1}), **dict.fromkeys(results.METRICS, 0.5))
-    table = pa.Table.from_pylist([{**row, "run_key": f"{n:05d}"} for n in range(10_000)], schema=results.RUNS_SCHEMA)
+    store.create(tmp_path)
+    row = _row("", config_json=json.dumps({"a": 1}), **dict.fromkeys(store.METRICS, 0.5))
+    table = pa.Table.from_pylist([{**row, "run_key": f"{n:05d}"} for n in range(10_000)], schema=store.RUNS_SCHEMA)
     pq.write_table(table, tmp_path / "runs" / "compact-1-1.parquet")
     started = time.perf_counter()
-    runs = results.scan_runs(tmp_path)
+    runs = store.scan_runs(tmp_path)
     assert time.perf_counter() - started < 1.0
     assert runs.height == 10_000
-    found = results.read_run(tmp_path, "04567")
+    found = store.read_run(tmp_path, "04567")
     assert found is not None
     assert found["run_key"] == "04567"
 
@@ -210,7 +210,7 @@ def test_a_run_its_module_and_its_front_in_s3(
     (local,) = run(small_config, Execution(results=tmp_path))
     assert_same_metrics(row, local)
     main(["evaluate", f"{s3}/run/modules/{row['train_key']}", "--gate-thresholds", "0.5"])
-    assert results.scan_runs(f"{s3}/run").filter(adapter="grun")["gate_threshold"].sort().to_list() == [0.0, 0.5]
+    assert store.scan_runs(f"{s3}/run").filter(adapter="grun")["gate_threshold"].sort().to_list() == [0.0, 0.5]
     main(["pareto", f"{s3}/run"])
     main(["report", f"{s3}/run"])
     place = location(f"{s3}/run")
@@ -244,7 +244,7 @@ def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, own_cache: Path
         assert done.returncode == 0, done.stdout + done.stderr
         printed.append(done.stdout)
     assert "1 of 2 trainings are done already" in printed[1]
-    assert results.scan_runs(f"{s3}/sweep").filter(adapter="grun").height == 2
+    assert store.scan_runs(f"{s3}/sweep").filter(adapter="grun").height == 2
 
 
 def test_a_model_prepared_on_one_node_is_copied_by_the_next(
@@ -271,5 +271,5 @@ def test_a_model_prepared_on_one_node_is_copied_by_the_next(
 )
 def test_what_cannot_be_reached_is_named(s3: str, where: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint) as error:
-        results.create(where)
+        store.create(where)
     assert error.value.field == "--results"

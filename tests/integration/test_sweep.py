@@ -14,10 +14,10 @@ import polars as pl
 import pytest
 from optuna.trial import TrialState
 
-from bench import results
 from bench.config import overlay, run_config
 from bench.files import write_yaml
-from bench.study_search import FROM_THRESHOLD, INTERRUPTED, study_storage
+from bench.results import store
+from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, study_storage
 
 TIMEOUT_S = 240
 
@@ -67,7 +67,7 @@ def _trials(folder: Path, study: str) -> list[optuna.trial.FrozenTrial]:
 
 
 def _unlearned(folder: Path) -> pl.DataFrame:
-    return results.scan_runs(folder).filter(pl.col("adapter") != "none")
+    return store.scan_runs(folder).filter(pl.col("adapter") != "none")
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def test_every_training_is_a_line_and_every_evaluation_a_row(swept: tuple[Path, 
     assert grun["run_key"].n_unique() == 6
     assert len(list((folder / "modules").iterdir())) == 2, "full fine-tuning's weights are not kept"
     for row in rows.filter(pl.col("status") == "ok").to_dicts():
-        assert results.read_items(folder, row["run_key"]) is not None
+        assert store.read_items(folder, row["run_key"]) is not None
 
 
 def test_optuna_learns_from_every_threshold(swept: tuple[Path, str]) -> None:

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from bench import results
 from bench.benchmarks.wmdp import WmdpConfig
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import overlay, run_config
-from bench.models import load_pretrained
-from bench.prepare import prepared_model
-from bench.train import Execution, evaluate_references, run
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.results import store
+from bench.runs.run import Execution, evaluate_references, run
 from grun.data import PromptTemplate
 from grun.errors import UserError
 
@@ -113,10 +113,10 @@ def test_ours_is_lm_evals_accuracy(config: Any, wmdp_dir: Path, tmp_path: Path) 
     pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install -e '.[lm-eval]'")
     from lm_eval.models.huggingface import HFLM
 
-    from bench.lm_eval_model import run_lm_eval
+    from bench.evaluation.harness import run_lm_eval
 
     rows = {row["method"]: row for row in evaluate_references(config, Execution(results=tmp_path))}
-    ours = results.read_items(tmp_path, rows["target_model"]["run_key"])
+    ours = store.read_items(tmp_path, rows["target_model"]["run_key"])
     assert ours is not None
     (tmp_path / "quiz_bio.yaml").write_text(
         "task: quiz_bio\ndataset_path: json\n"

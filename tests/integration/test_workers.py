@@ -14,12 +14,12 @@ import pytest
 from ray.exceptions import RayActorError
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from bench import results
-from bench.cli import main
+from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
-from bench.train import Execution, evaluate_references, run
-from bench.workers import own_error
+from bench.results import store
+from bench.runs.ray_train import own_error
+from bench.runs.run import Execution, evaluate_references, run
 from grun.errors import UserError
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -44,7 +44,7 @@ import json, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from bench.config import run_config
-from bench.train import Execution, run_missing
+from bench.runs.run import Execution, run_missing
 from grun.workers import Workers
 
 rank, meeting, folder, config, execution = json.loads(sys.argv[1])
@@ -71,7 +71,7 @@ def test_two_processes_are_one(
 ) -> None:
     """Global batch, items and seeds the same; the second worker's parts are smaller, and once it has none."""
     config = _config(small_config, name)
-    results.create(tmp_path)
+    store.create(tmp_path)
     evaluate_references(config, Execution(results=tmp_path))
     arguments = [str(tmp_path / "meeting"), str(tmp_path), config.to_dict(), EXECUTIONS[name]]
     processes = [
@@ -81,7 +81,7 @@ def test_two_processes_are_one(
     for process in processes:
         _, complaints = process.communicate(timeout=180)
         assert process.returncode == 0, complaints.decode()
-    row = results.read_run(tmp_path, config.run_key)
+    row = store.read_run(tmp_path, config.run_key)
     assert row is not None
     assert_same_metrics(row, alone[name])
     assert row["trainable_parameters"] == alone[name]["trainable_parameters"]
@@ -104,7 +104,7 @@ def test_ray_train_gives_the_same_rows(
         tmp_path / "one.yaml", {"study": "one", "base": config.to_dict(), "search_space": choice, "num_trials": 1}
     )
     main(["sweep", str(tmp_path / "one.yaml"), "--results", str(tmp_path), "--num-workers", "2"])
-    row = results.read_run(tmp_path, config.run_key)
+    row = store.read_run(tmp_path, config.run_key)
     assert row is not None
     assert_same_metrics(row, alone["grun"])
     (tmp_path / "runs" / f"{config.run_key}.parquet").unlink()

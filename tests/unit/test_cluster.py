@@ -11,7 +11,7 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from bench import cluster
+from bench.cluster import connect as cluster
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "clusters/gcp.yaml", "clusters/on_premise.yaml")

@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from bench import results
+from bench.results import store
 from grun.errors import UserError
 
 
@@ -19,52 +19,52 @@ ITEM = {"split": "forget", "item_index": 0, "question": "q", "answer": "a", "wro
 
 
 def test_a_row_written_twice_is_one_row(tmp_path: Path) -> None:
-    results.create(tmp_path)
-    results.write_run(tmp_path, _run("a", forget_quality=0.1), [ITEM])
-    results.write_run(tmp_path, _run("a", forget_quality=0.2), [ITEM, {**ITEM, "item_index": 1}])
-    assert results.scan_runs(tmp_path)["forget_quality"].to_list() == [0.2]
-    items = results.scan_items(tmp_path, ["a"])
+    store.create(tmp_path)
+    store.write_run(tmp_path, _run("a", forget_quality=0.1), [ITEM])
+    store.write_run(tmp_path, _run("a", forget_quality=0.2), [ITEM, {**ITEM, "item_index": 1}])
+    assert store.scan_runs(tmp_path)["forget_quality"].to_list() == [0.2]
+    items = store.scan_items(tmp_path, ["a"])
     assert items["item_index"].to_list() == [0, 1]
     assert items["gate"].to_list() == [[0.5, 0.25]] * 2
 
 
 def test_a_finished_run_replaces_a_failed_one(tmp_path: Path) -> None:
-    results.create(tmp_path)
-    results.write_run(tmp_path, _run("a", status="failed", error="no luck"))
-    assert results.read_run(tmp_path, "a") is None, "a failed run is tried again"
-    assert results.scan_runs(tmp_path)["forget_quality"].to_list() == [None]
-    results.write_run(tmp_path, _run("a"), [ITEM])
-    assert results.read_run(tmp_path, "a") is not None
-    assert results.scan_runs(tmp_path).height == 1
+    store.create(tmp_path)
+    store.write_run(tmp_path, _run("a", status="failed", error="no luck"))
+    assert store.read_run(tmp_path, "a") is None, "a failed run is tried again"
+    assert store.scan_runs(tmp_path)["forget_quality"].to_list() == [None]
+    store.write_run(tmp_path, _run("a"), [ITEM])
+    assert store.read_run(tmp_path, "a") is not None
+    assert store.scan_runs(tmp_path).height == 1
 
 
 def test_damaged_and_half_written_files_are_left_out(tmp_path: Path) -> None:
-    results.create(tmp_path)
+    store.create(tmp_path)
     for key in ("a", "b"):
-        results.write_run(tmp_path, _run(key), [ITEM])
+        store.write_run(tmp_path, _run(key), [ITEM])
     damaged = tmp_path / "runs" / "b.parquet"
     damaged.write_bytes(damaged.read_bytes()[:100])
     (tmp_path / "runs" / ".tmp-1-c.parquet").write_bytes(b"half")
-    assert results.scan_runs(tmp_path)["run_key"].to_list() == ["a"]
-    assert [file.local for file in results.damaged_files(tmp_path)] == [damaged]
-    assert results.read_run(tmp_path, "b") is None
+    assert store.scan_runs(tmp_path)["run_key"].to_list() == ["a"]
+    assert [file.local for file in store.damaged_files(tmp_path)] == [damaged]
+    assert store.read_run(tmp_path, "b") is None
 
 
 def test_nothing_is_left_behind_by_a_failed_write(tmp_path: Path) -> None:
-    results.create(tmp_path)
+    store.create(tmp_path)
     with pytest.raises(ValueError, match="no column colour"):
-        results.write_run(tmp_path, _run("a", colour="red"))
+        store.write_run(tmp_path, _run("a", colour="red"))
     assert list((tmp_path / "runs").iterdir()) == []
 
 
 def test_files_carry_the_schema(tmp_path: Path) -> None:
     """Null columns keep their type, so files of different adapters read as one table."""
-    results.create(tmp_path)
-    results.write_run(tmp_path, _run("a"), [ITEM])
-    assert pq.read_schema(tmp_path / "runs" / "a.parquet").equals(results.RUNS_SCHEMA)
-    assert pq.read_schema(tmp_path / "items" / "a.parquet").equals(results.ITEMS_SCHEMA)
+    store.create(tmp_path)
+    store.write_run(tmp_path, _run("a"), [ITEM])
+    assert pq.read_schema(tmp_path / "runs" / "a.parquet").equals(store.RUNS_SCHEMA)
+    assert pq.read_schema(tmp_path / "items" / "a.parquet").equals(store.ITEMS_SCHEMA)
 
 
 def test_a_folder_without_runs_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no runs"):
-        results.scan_runs(tmp_path / "nowhere")
+        store.scan_runs(tmp_path / "nowhere")

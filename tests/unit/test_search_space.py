@@ -10,8 +10,8 @@ import yaml
 from optuna.trial import FixedTrial
 
 from bench.files import read_yaml
-from bench.search_space import SweepConfig, read_studies
-from bench.sequential_studies import read_sequential
+from bench.sequential.studies import read_sequential
+from bench.studies.search_space import SweepConfig, read_studies
 from grun.errors import UserError
 
 SPACES = Path(__file__).parents[2] / "search_spaces"

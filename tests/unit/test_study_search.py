@@ -10,12 +10,12 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 
-from bench import results
 from bench.config import run_config
-from bench.search_space import Categorical, FloatRange, SweepConfig
+from bench.results import store
+from bench.runs.run import at_thresholds
 from bench.speed.no_op import no_op_rows
-from bench.study_search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch, study_storage
-from bench.train import at_thresholds
+from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch, study_storage
+from bench.studies.search_space import Categorical, FloatRange, SweepConfig
 
 STUDY = SweepConfig(
     study="s",
@@ -30,7 +30,7 @@ STUDY = SweepConfig(
 
 def _crashed(folder: Path, rows_written: int, keyed: bool = True) -> None:
     """A study with one running trial, of whose four rows some were written."""
-    results.create(folder)
+    store.create(folder)
     study = optuna.create_study(study_name="s", storage=study_storage(folder), directions=["maximize", "maximize"])
     trial = study.ask()
     run = STUDY.run(STUDY.sample(trial))
@@ -40,7 +40,7 @@ def _crashed(folder: Path, rows_written: int, keyed: bool = True) -> None:
         scores: dict[str, Any] = {"log10_forget_quality": -1.0 - number, "model_utility": 0.5}
         threshold = each.adapter.gate_threshold  # type: ignore[union-attr]
         row = {"run_key": each.run_key, "status": "ok", "gate_threshold": threshold, "created_at": datetime.now(UTC)}
-        results.write_run(folder, row | scores)
+        store.write_run(folder, row | scores)
 
 
 def _reopened(folder: Path) -> tuple[StudySearch, list[optuna.trial.FrozenTrial]]:

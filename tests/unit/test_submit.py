@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from bench import cli, submit
-from bench.search_space import read_studies
+from bench.cli import main as cli
+from bench.cluster import submit
+from bench.studies.search_space import read_studies
 
 ROOT = Path(__file__).parents[2]
 SPACE = str(ROOT / "search_spaces" / "demo_grun.yaml")

@@ -1,4 +1,4 @@
-"""(model, benchmark) → raw rows, one an item, from which `bench.score` derives every score."""
+"""(model, benchmark) → raw rows, one an item, from which `bench.evaluation.score` derives every score."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import torch
 from annotated_types import Ge
 
 from bench.benchmarks.items import Item
+from bench.evaluation.robustness import RobustnessConfig
 from bench.metrics.rouge import rouge_l
-from bench.robustness import RobustnessConfig
 from grun.adapters.grun import gates_forced
 from grun.data import Example, PromptTemplate, length_sorted_batches
 from grun.edited import EditedModel

@@ -6,26 +6,26 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from bench import results
-from bench.score import score
+from bench.evaluation.score import score
+from bench.results import store
 
 
-def rescore(folder: results.Folder) -> tuple[int, int]:
+def rescore(folder: store.Folder) -> tuple[int, int]:
     """Write every finished run's metrics anew; returns (runs rescored, runs whose items are missing or damaged).
 
     Metrics that an older run has no raw values for stay null. Raises UserError where the folder holds no runs.
     """
-    runs = results.scan_runs(folder).filter(status="ok").sort("created_at").to_dicts()
+    runs = store.scan_runs(folder).filter(status="ok").sort("created_at").to_dicts()
     retain_models = {_setting(row): row["run_key"] for row in runs if row["method"] == "retain_model"}
     rescored = 0
     for row in runs:
-        items = results.read_items(folder, row["run_key"])
+        items = store.read_items(folder, row["run_key"])
         if items is None:
             continue
         gold = retain_models.get(_setting(row))
-        gold_items = results.read_items(folder, gold) if gold else None
+        gold_items = store.read_items(folder, gold) if gold else None
         scores = score(items, gold_items, row["gate_threshold"] or 0.0)
-        results.write_run(folder, row | dict.fromkeys(results.METRICS) | scores)
+        store.write_run(folder, row | dict.fromkeys(store.METRICS) | scores)
         rescored += 1
     return rescored, len(runs) - rescored
 

@@ -10,10 +10,11 @@ import jinja2
 import polars as pl
 import vl_convert
 
-from bench import charts, results
-from bench.comparison import Comparison, MethodSummary
-from bench.results import Folder
-from bench.storage import Location
+from bench.reports import charts
+from bench.reports.comparison import Comparison, MethodSummary
+from bench.results import store
+from bench.results.storage import Location
+from bench.results.store import Folder
 
 NUM_EXAMPLES = 4
 PNG_SCALE = 2.0
@@ -26,7 +27,7 @@ def write_report(comparison: Comparison, results_folder: Folder, page: Location,
     gated = next((s for s in comparison.methods if s.recommended and s.recommended["gate_auc"] is not None), None)
     specs = {"fronts": fronts.to_json(indent=None)}
     if gated is not None and gated.recommended is not None:
-        items = results.scan_items(results_folder, [gated.recommended["run_key"]])
+        items = store.scan_items(results_folder, [gated.recommended["run_key"]])
         specs["gates"] = charts.gate_histograms(items, gated.recommended["gate_threshold"]).to_json(indent=None)
     _write_page(
         page,
@@ -41,7 +42,7 @@ def write_report(comparison: Comparison, results_folder: Folder, page: Location,
 def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location, picture: Location) -> None:
     """The page of a folder of sequences, and a picture of its triangles.
 
-    rows: `results.scan_requests`. last: `results.last_states` of them.
+    rows: `store.scan_requests`. last: `store.last_states` of them.
     """
     gated = last.filter("is_own_variant", pl.col("adapter") == "grun").head(1).to_dicts()
     drawn = {
@@ -66,7 +67,7 @@ def _write_picture(picture: Location, chart: Any) -> None:
 def _write_page(page: Location, template: str, specs: dict[str, str], **values: Any) -> None:
     """A template filled; specs: Vega-Lite of each of its charts, by the id of the element it is drawn in."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bench", "."), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("bench.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters["number"] = _number
     html = environment.get_template(template).render(
@@ -82,8 +83,8 @@ def _examples(comparison: Comparison, summary: MethodSummary, folder: Folder) ->
     """Some generations before and after, of the method's recommended run: forget items first, then retain ones."""
     rows: list[dict[str, Any]] = []
     if summary.recommended is not None and comparison.target_model is not None:
-        before = results.scan_items(folder, [comparison.target_model["run_key"]])
-        after = results.scan_items(folder, [summary.recommended["run_key"]])
+        before = store.scan_items(folder, [comparison.target_model["run_key"]])
+        after = store.scan_items(folder, [summary.recommended["run_key"]])
         keys = ["split", "item_index"]
         both = after.join(before.select(*keys, pl.col("generation").alias("before")), on=keys, how="inner")
         for split in ("forget", "retain"):

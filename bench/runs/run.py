@@ -19,17 +19,18 @@ import torch
 from annotated_types import Ge
 from safetensors import SafetensorError
 
-from bench import costs, results
 from bench.benchmarks.items import Benchmark
-from bench.cache import cache_dir
 from bench.config import RunConfig, run_config
-from bench.evaluate import Progress, evaluate, evaluate_thresholds, evenly_spread
+from bench.evaluation.evaluate import Progress, evaluate, evaluate_thresholds, evenly_spread
+from bench.evaluation.robustness import attack
+from bench.evaluation.score import score
 from bench.files import write_yaml
-from bench.models import load_pretrained
-from bench.prepare import StartFrom, prepared_model
-from bench.robustness import attack
-from bench.score import score
-from bench.storage import Location, location
+from bench.models.cache import cache_dir
+from bench.models.prepare import StartFrom, prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.results import store
+from bench.results.storage import Location, location
+from bench.runs import costs
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.none import NoneConfig
 from grun.checkpoints import Checkpoints, Trained
@@ -58,7 +59,7 @@ logger = logging.getLogger(__name__)
 class Execution:
     """Where and how a run happens; none of it changes the result beyond float rounding."""
 
-    results: results.Folder
+    results: store.Folder
     """The results folder: a path, s3:// or gs://."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
@@ -154,17 +155,17 @@ def run(
     one trained module. What is in the results already is not computed again.
     """
     configs = at_thresholds(config, gate_thresholds)
-    found = [results.read_run(execution.folder, each.run_key) for each in configs]
+    found = [store.read_run(execution.folder, each.run_key) for each in configs]
     missing = [each for each, row in zip(configs, found, strict=True) if row is None]
     if missing:
-        results.create(execution.folder)
+        store.create(execution.folder)
         if execution.uses_ray_train:
-            from bench.workers import run_on_workers  # Ray, and seconds of imports
+            from bench.runs.ray_train import run_on_workers  # Ray, and seconds of imports
 
             run_on_workers(missing, execution, study=study, progress=progress)
         else:
             run_missing(missing, execution, study=study, progress=progress)
-        found = [results.read_run(execution.folder, each.run_key) for each in configs]
+        found = [store.read_run(execution.folder, each.run_key) for each in configs]
     return [row for row in found if row is not None]
 
 
@@ -204,7 +205,7 @@ def run_missing(
                 _write(each, execution, adapted, items, retain_model_items, trained | cost, study)
             _checkpoint(config, execution).remove()
     except Exception as error:
-        results.write_run(execution.folder, failed_row(config, error, study))
+        store.write_run(execution.folder, failed_row(config, error, study))
         raise
 
 
@@ -385,7 +386,7 @@ def _retain_model_items(config: RunConfig, execution: Execution, progress: Progr
     if not has_retain_model(config) or gold.run_key == config.run_key:
         return None
     run(gold, execution, progress=progress)
-    return results.read_items(execution.folder, gold.run_key)
+    return store.read_items(execution.folder, gold.run_key)
 
 
 def _save_module(config: RunConfig, adapted: Adapted, trained: Row, source: str, folder: Path) -> None:
@@ -462,7 +463,7 @@ def _evaluated(
         return curve
     base = reference_config(first, first.start_from)
     run(base, execution, progress=progress)
-    base_items = results.read_items(execution.folder, base.run_key)
+    base_items = store.read_items(execution.folder, base.run_key)
     assert base_items is not None, "it was written just now"
     return evaluate_thresholds(
         adapted, template, benchmark.evaluation, first.evaluation, thresholds, base_items, progress, workers=workers
@@ -499,13 +500,13 @@ def _write(
             "created_at": _now(),
         }
     )
-    results.write_run(execution.folder, row, items)
+    store.write_run(execution.folder, row, items)
 
 
 def config_columns(config: RunConfig) -> Row:
     """A row with the columns that follow from the config alone; the rest are null."""
     adapter = config.adapter
-    row: Row = dict.fromkeys(results.RUNS_SCHEMA.names) | {
+    row: Row = dict.fromkeys(store.RUNS_SCHEMA.names) | {
         "run_key": config.run_key,
         "train_key": config.train_key,
         "method": config.method,

@@ -22,15 +22,16 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from bench.results import store
 from grun.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.comparison import Comparison
     from bench.config import RunConfig
-    from bench.evaluate import Progress
-    from bench.results import Folder
-    from bench.sweep import Pool
-    from bench.train import Execution
+    from bench.evaluation.evaluate import Progress
+    from bench.reports.comparison import Comparison
+    from bench.results.store import Folder
+    from bench.runs.run import Execution
+    from bench.studies.sweep import Pool
 
 CONFIG_SECTIONS = (
     "benchmark",
@@ -114,7 +115,7 @@ def _value(option: str, text: str) -> Any:
 
 
 def _prepare(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.train import evaluate_references
+    from bench.runs.run import evaluate_references
 
     with _progress() as progress:
         rows = evaluate_references(_run_config(options, overrides), _execution(options), progress)
@@ -122,11 +123,10 @@ def _prepare(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
 
 def _train(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench import results
-    from bench.train import evaluate_references, run
+    from bench.runs.run import evaluate_references, run
 
     config, execution = _run_config(options, _attacked(options, overrides)), _execution(options)
-    if results.read_run(execution.folder, config.run_key) is not None:
+    if store.read_run(execution.folder, config.run_key) is not None:
         console.print(f"{execution.folder} holds this run already; name another --results to do it again")
     with _progress() as progress:
         references = evaluate_references(config, execution, progress)
@@ -137,8 +137,8 @@ def _train(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 def _evaluate(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.config import overlay, run_config
     from bench.files import read_yaml
-    from bench.storage import location
-    from bench.train import TRAINING, run
+    from bench.results.storage import location
+    from bench.runs.run import TRAINING, run
 
     module = location(options.module)
     if not (module / TRAINING).exists():
@@ -157,8 +157,8 @@ def _evaluate(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None
 
 def _lm_eval(options: argparse.Namespace, config: RunConfig, execution: Execution) -> None:
     """lm-eval's tasks on the module, at the config's own gate threshold."""
-    from bench.lm_eval_model import UnlearnedLM, run_lm_eval
-    from bench.train import load_module
+    from bench.evaluation.harness import UnlearnedLM, run_lm_eval
+    from bench.runs.run import load_module
 
     adapted, tokenizer = load_module(config, execution)
     model = UnlearnedLM(
@@ -180,11 +180,11 @@ def _lm_eval(options: argparse.Namespace, config: RunConfig, execution: Executio
 
 
 def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.comparison import compare
-    from bench.search_space import read_studies
+    from bench.reports.comparison import compare
+    from bench.studies.search_space import read_studies
 
     studies = [study for file in options.files for study in read_studies(file, overrides, options.num_trials)]
-    from bench.sweep import sweep  # Ray, and seconds of imports: only once the files are known to be good
+    from bench.studies.sweep import sweep  # Ray, and seconds of imports: only once the files are known to be good
 
     sweep(studies, _execution(options), _pool(options), _log)
     _print_methods(compare(options.results, dict(studies[0].objectives)))
@@ -193,8 +193,8 @@ def _sweep(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 def _submit(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.config import overlay
     from bench.files import read_yaml
-    from bench.search_space import read_studies
-    from bench.storage import location
+    from bench.results.storage import location
+    from bench.studies.search_space import read_studies
 
     if "://" not in str(location(options.results)) and not Path(options.results).is_absolute():
         raise UserError(
@@ -206,7 +206,7 @@ def _submit(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
         read_studies(file, overrides, options.num_trials)  # what is wrong with it is said here and now
         space = read_yaml(file)
         spaces[f"{number}-{Path(file).name}"] = {**space, "base": overlay(space.get("base", {}), overrides)}
-    from bench.submit import submit
+    from bench.cluster.submit import submit
 
     shared = os.environ.get("GRUN_BENCH_SHARED", options.results)
     sys.exit(submit(options.cluster, spaces, sweep_options(options), shared, _log))
@@ -222,7 +222,7 @@ def sweep_options(options: argparse.Namespace) -> list[str]:
 
 
 def _sequential(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.sequential_studies import read_sequential, run_studies
+    from bench.sequential.studies import read_sequential, run_studies
 
     studies = [read_sequential(file, overrides, options.num_requests) for file in options.files]
     run_studies(studies, _execution(options), _pool(options), _log)
@@ -230,15 +230,15 @@ def _sequential(options: argparse.Namespace, overrides: Mapping[str, Any]) -> No
 
 
 def _export(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.sequential_studies import export
+    from bench.sequential.studies import export
 
     names = export(options.folder, options.study, options.output, options.without)
     console.print(f"wrote {options.output}: the base model, and the modules of requests {', '.join(names)}")
 
 
 def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.comparison import as_json, compare, write_front_configs
-    from bench.storage import location
+    from bench.reports.comparison import as_json, compare, write_front_configs
+    from bench.results.storage import location
 
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
     front = location(options.folder) / "front"
@@ -252,17 +252,16 @@ def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
 
 def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench import results
-    from bench.comparison import compare
-    from bench.report import write_report, write_requests_report
-    from bench.storage import location
+    from bench.reports.comparison import compare
+    from bench.reports.report import write_report, write_requests_report
+    from bench.results.storage import location
 
     folder = location(options.folder)
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
     has_requests = bool((folder / "requests").files(".parquet"))
     if has_requests:
-        rows, page, picture = results.scan_requests(folder), folder / "requests.html", folder / "requests.png"
-        write_requests_report(rows, results.last_states(rows), page, picture)
+        rows, page, picture = store.scan_requests(folder), folder / "requests.html", folder / "requests.png"
+        write_requests_report(rows, store.last_states(rows), page, picture)
         console.print(f"wrote {page} and {picture}")
     if comparison.runs or not has_requests:
         page = folder / "report.html"
@@ -272,9 +271,9 @@ def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
 
 def _seeds(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.comparison import compare
-    from bench.seeds import repeat_best, write_table
-    from bench.storage import location
+    from bench.reports.comparison import compare
+    from bench.results.storage import location
+    from bench.studies.seeds import repeat_best, write_table
 
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
     execution = _execution(options, results=options.folder)
@@ -285,16 +284,15 @@ def _seeds(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 
 
 def _rescore(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.rescore import rescore
+    from bench.runs.rescore import rescore
 
     rescored, lost = rescore(options.folder)
     console.print(f"{rescored} runs rescored" + (f", {lost} without readable items left as they were" if lost else ""))
 
 
 def _compact(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench import results
 
-    num_runs, num_damaged = results.compact(options.folder)
+    num_runs, num_damaged = store.compact(options.folder)
     console.print(
         f"{num_runs} runs compacted" + (f", {num_damaged} damaged files left as they were" if num_damaged else "")
     )
@@ -334,7 +332,7 @@ def _run_config(options: argparse.Namespace, overrides: Mapping[str, Any]) -> An
 
 
 def _pool(options: argparse.Namespace) -> Pool:
-    from bench.sweep import Pool
+    from bench.studies.sweep import Pool
 
     return Pool(
         num_concurrent=options.num_concurrent,
@@ -349,8 +347,8 @@ def _attacked(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Mapp
 
 
 def _execution(options: argparse.Namespace, results: Folder | None = None) -> Execution:
-    from bench.storage import location
-    from bench.train import Execution
+    from bench.results.storage import location
+    from bench.runs.run import Execution
 
     return Execution(
         results=location(results or options.results),  # absolute: a worker need not run where this command does
@@ -439,13 +437,12 @@ def _print_methods(comparison: Comparison) -> None:
 
 
 def _print_sequences(folder: str) -> None:
-    from bench import results
 
     headings = ("forget ROUGE-L", "log10 quality", "utility", "retain ROUGE-L", "gates open")
     table = Table("study", "method", "combination", "requests", title="After the last request")
     for heading in (*headings, "parameters", "train s"):
         table.add_column(heading, justify="right")
-    for row in results.last_states(results.scan_requests(folder)).to_dicts():
+    for row in store.last_states(store.scan_requests(folder)).to_dicts():
         scores = (row["requested_rouge_l_recall"], row["log10_requested_quality"], row["utility"])
         how = "" if row["combination"] is None else f"{row['combination']} at {row['gate_threshold']:.2f}"
         table.add_row(

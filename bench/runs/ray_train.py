@@ -16,11 +16,11 @@ from ray.train import FailureConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from bench import results
-from bench.cluster import connected, possible_resources
+from bench.cluster.connect import connected, possible_resources
 from bench.config import RunConfig, run_config
-from bench.evaluate import Progress
-from bench.train import Execution, failed_row, reference_config, references, run, run_missing
+from bench.evaluation.evaluate import Progress
+from bench.results import store
+from bench.runs.run import Execution, failed_row, reference_config, references, run, run_missing
 from grun.errors import UserError
 from grun.workers import Workers
 
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 def run_on_workers(
     configs: Sequence[RunConfig], execution: Execution, *, study: str | None, progress: Progress
 ) -> None:
-    """`bench.train.run_missing` on `execution.num_workers` workers. What it is measured against is there before.
+    """`bench.runs.run.run_missing` on `execution.num_workers` workers. What it is measured against is there before.
 
     Raises what a worker raised; RuntimeError where workers died again and again.
     """
@@ -58,7 +58,7 @@ def run_on_workers(
                     logger.warning("a worker died; its run goes on from the last checkpoint")
                     continue
                 cause = own or RuntimeError(f"workers died {ATTEMPTS} times")
-                results.write_run(execution.results, failed_row(config, cause, study))
+                store.write_run(execution.results, failed_row(config, cause, study))
                 raise cause from error
             return
 

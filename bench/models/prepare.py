@@ -15,9 +15,16 @@ from typing import Any, Literal
 import torch
 
 from bench.benchmarks.items import Benchmark, Item
-from bench.cache import cache_dir, made_once
-from bench.models import FineTuningConfig, ModelConfig, TinyConfig, load_pretrained, new_tiny_model, quiet_transformers
-from bench.storage import Location, location
+from bench.models.cache import cache_dir, made_once
+from bench.models.pretrained import (
+    FineTuningConfig,
+    ModelConfig,
+    TinyConfig,
+    load_pretrained,
+    new_tiny_model,
+    quiet_transformers,
+)
+from bench.results.storage import Location, location
 from grun.data import Example, PromptTemplate, epoch_batches
 from grun.errors import UserError
 from grun.forward import CausalLM, PlainModel, prepare_for_answers

@@ -22,16 +22,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from bench import costs, results
 from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig
-from bench.evaluate import Applied, ItemRow, evaluate, evaluate_combined
-from bench.models import load_pretrained
-from bench.prepare import prepared_model
-from bench.score import score
-from bench.speed.contenders import through_hooks
-from bench.storage import Location
-from bench.train import (
+from bench.evaluation.evaluate import Applied, ItemRow, evaluate, evaluate_combined
+from bench.evaluation.score import score
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.results import store
+from bench.results.storage import Location
+from bench.runs import costs
+from bench.runs.run import (
     TRAINING,
     Execution,
     cached,
@@ -42,6 +42,7 @@ from bench.train import (
     reference_config,
     unlearn_as,
 )
+from bench.speed.contenders import through_hooks
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
 from grun.checkpoints import Trained
@@ -344,10 +345,10 @@ class _Study:
         only = self.sequence.only_after
         sizes = [only] if only else range(1, len(self.requests) + 1)
         keys = {size: self.sequence.state_key(self.requests[:size], variant) for size in sizes}
-        return [size for size, key in keys.items() if not results.read_requests(self.execution.folder, key)]
+        return [size for size, key in keys.items() if not store.read_requests(self.execution.folder, key)]
 
     def _reference_items(self, start_from: Literal["target_model", "retain_model"]) -> list[ItemRow] | None:
-        return results.read_items(self.execution.folder, reference_config(self.config, start_from).run_key)
+        return store.read_items(self.execution.folder, reference_config(self.config, start_from).run_key)
 
     def _write(
         self, variant: Variant, size: int, rows: Sequence[ItemRow], cost: Mapping[str, Any], adapted: Adapted
@@ -356,7 +357,7 @@ class _Study:
         key, met = self.sequence.state_key(self.requests[:size], variant), self.requests[:size]
         threshold = variant.gate_threshold or SOFT_GATE_IS_SHUT
         whole = _whole_scores(rows, self.gold_items, met, threshold)
-        columns = {name: v for name, v in config_columns(self.config).items() if name in results.REQUESTS_SCHEMA.names}
+        columns = {name: v for name, v in config_columns(self.config).items() if name in store.REQUESTS_SCHEMA.names}
         common = {
             **columns,
             "run_key": key,
@@ -386,7 +387,7 @@ class _Study:
             }
             table.append(common | own)
         last = size == len(self.requests)
-        results.write_requests(self.execution.folder, key, table, rows if last else ())
+        store.write_requests(self.execution.folder, key, table, rows if last else ())
         utility = whole.get("model_utility", whole.get("partial_model_utility"))
         how = "" if variant.combination is None else f" {variant.combination} at {variant.gate_threshold:g}"
         self.say(
@@ -410,7 +411,7 @@ def _whole_scores(
     gold_rows = None if gold is None else _rows_of(gold, requests)
     scores = score([*_rows_of(rows, requests), *kept], gold_rows, gate_threshold)
     whole = {name.replace("forget_", "requested_"): value for name, value in scores.items()}
-    return {name: value for name, value in whole.items() if name in results.STATE_METRICS}
+    return {name: value for name, value in whole.items() if name in store.STATE_METRICS}
 
 
 def _request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> dict[str, float]:
@@ -418,7 +419,7 @@ def _request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> 
     if not rows:
         return {}
     scores = score([row | {"gate": None} for row in rows], gold, 0.0)  # gates are told apart in `open_shares`
-    return {name: value for name, value in scores.items() if name in results.REQUEST_METRICS}
+    return {name: value for name, value in scores.items() if name in store.REQUEST_METRICS}
 
 
 def _open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: float) -> list[float] | None:

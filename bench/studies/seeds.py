@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bench import results
-from bench.comparison import Comparison, MethodSummary
 from bench.config import overlay, run_config
-from bench.search_space import Categorical, SweepConfig
-from bench.storage import Location
-from bench.sweep import Pool, sweep
-from bench.train import Execution
+from bench.reports.comparison import Comparison, MethodSummary
+from bench.results import store
+from bench.results.storage import Location
+from bench.runs.run import Execution
+from bench.studies.search_space import Categorical, SweepConfig
+from bench.studies.sweep import Pool, sweep
 
 Row = dict[str, Any]
 FOLDER = "seeds"
@@ -44,7 +44,7 @@ def repeat_best(
     studies = [_study(chosen, comparison, num_seeds) for chosen in map(best_of, comparison.methods) if chosen]
     there = replace(execution, results=execution.folder / FOLDER)
     sweep(studies, there, pool, log)
-    return results.scan_runs(there.results).filter(status="ok").to_dicts()
+    return store.scan_runs(there.results).filter(status="ok").to_dicts()
 
 
 def best_of(summary: MethodSummary) -> Row | None:

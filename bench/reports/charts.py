@@ -9,8 +9,8 @@ import numpy as np
 import polars as pl
 
 from bench import pareto
-from bench.comparison import Comparison
 from bench.pareto import Direction
+from bench.reports.comparison import Comparison
 
 TOOLTIP_COLUMNS = ("method", "run_key", "rank", "gate_threshold", "learning_rate", "num_epochs", "train_seconds")
 

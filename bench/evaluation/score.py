@@ -26,7 +26,7 @@ from bench.metrics.truth_ratio import (
     log_truth_ratio_arithmetic,
     retain_truth_ratio,
 )
-from bench.results import TEXT_SPLITS
+from bench.results.store import TEXT_SPLITS
 
 ItemRow = Mapping[str, Any]
 ATTACKS = (
@@ -36,7 +36,7 @@ ATTACKS = (
     "forget_4_bit",
     "forget_relearned",
 )
-"""Splits of the rows that `bench.robustness` writes."""
+"""Splits of the rows that `bench.evaluation.robustness` writes."""
 MULTIPLE_CHOICE_SPLITS = ("real_authors", "world_facts")
 MIN_K = 0.2
 """Share of tokens of min-k and min-k++, as open-unlearning."""

@@ -26,7 +26,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.storage import Location, location
+from bench.results.storage import Location, location
 from grun.errors import UserError
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout", "similar")

@@ -20,14 +20,12 @@ import torch
 from filelock import FileLock, Timeout
 from ray import tune
 
-from bench import results
-from bench.cluster import DRIVER, connected, possible_resources
+from bench.cluster.connect import DRIVER, connected, possible_resources
 from bench.config import RunConfig, run_config
-from bench.prepare import StartFrom, prepared_model
-from bench.search_space import SweepConfig
-from bench.storage import Location, is_full
-from bench.study_search import Log, StudySearch
-from bench.train import (
+from bench.models.prepare import StartFrom, prepared_model
+from bench.results import store
+from bench.results.storage import Location, is_full
+from bench.runs.run import (
     Execution,
     Row,
     evaluate_references,
@@ -37,10 +35,12 @@ from bench.train import (
     references,
     run,
 )
+from bench.studies.search import Log, StudySearch
+from bench.studies.search_space import SweepConfig
 from grun.errors import UserError
 
 RunTrial = Callable[..., list[Row]]
-"""`bench.train.run`, or what is called like it: writes a run's rows to the results, and returns them."""
+"""`bench.runs.run.run`, or what is called like it: writes a run's rows to the results, and returns them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +69,7 @@ def sweep(
     names = [study.study for study in studies]
     check_names(names)
     _check_comparable(studies)
-    results.create(execution.folder)
+    store.create(execution.folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     with study_locks(names, execution.folder), connected(log):
@@ -127,7 +127,7 @@ def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, Swe
     except Exception as error:
         row, full = failed_row(config, error, study.study), is_full(error)
         try:
-            results.write_run(execution.results, row)
+            store.write_run(execution.results, row)
         except OSError as another:
             full = full or is_full(another)
         tune.report({"error": row["error"], "full": full, "rows": []})
@@ -247,7 +247,7 @@ def prepare_references(studies: Sequence[SweepConfig], execution: Execution, log
         config
         for config in configs.values()
         for start_from in references(config)
-        if results.read_run(execution.results, reference_config(config, start_from).run_key) is None
+        if store.read_run(execution.results, reference_config(config, start_from).run_key) is None
     ]
     if not needed:
         return

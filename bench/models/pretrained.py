@@ -16,7 +16,7 @@ import torch
 from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator
 
-from bench.cache import cache_dir, made_once
+from bench.models.cache import cache_dir, made_once
 from grun.errors import UserError
 from grun.forward import CausalLM, prepare_for_answers
 

@@ -1,7 +1,7 @@
 """Attacks on a model that has unlearned: a forgotten fact that comes back was not forgotten.
 
 Each attack asks for the forget set again and gives rows of its own, under a split of its own, of which
-`bench.score` makes the share of the answer that came back (ROUGE-L recall).
+`bench.evaluation.score` makes the share of the answer that came back (ROUGE-L recall).
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Tag, TypeAdapte
 from bench.config import RunConfig, overlay, run_config, user_error
 from bench.files import read_yaml
 from bench.pareto import Direction
-from bench.results import COSTS, METRICS
+from bench.results.store import COSTS, METRICS
 from grun.errors import UserError
 
 Conditions = Mapping[str, Any]

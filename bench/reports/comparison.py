@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from bench import pareto, results
+from bench import pareto
 from bench.files import yaml_text
 from bench.metrics.forget_quality import log10_forget_quality_floor
 from bench.pareto import Direction, Floats
-from bench.results import Folder
-from bench.storage import Location
+from bench.results import store
+from bench.results.storage import Location
+from bench.results.store import Folder
 from grun.errors import UserError
 
 OBJECTIVES: dict[str, Direction] = {"log10_forget_quality": "max", "model_utility": "max"}
@@ -70,7 +71,7 @@ def compare(
     where: column → value, to choose among benchmarks or models.
     Raises UserError where a name is unknown, nothing is left, or what is left cannot be compared.
     """
-    runs = results.scan_runs(results_folder)
+    runs = store.scan_runs(results_folder)
     for column, value in (where or {}).items():
         if column not in runs.columns:
             raise UserError("--where", f"runs have no column {column}; use one of {', '.join(runs.columns[:12])}, …")
@@ -90,8 +91,8 @@ def compare(
     if objectives is None:
         objectives = {utility if name == "model_utility" else name: way for name, way in OBJECTIVES.items()}
     for name in objectives:
-        if name not in (*results.METRICS, *results.COSTS, "trainable_parameters"):
-            raise UserError("--objectives", f"{name} is not a metric; use one of {', '.join(results.METRICS)}")
+        if name not in (*store.METRICS, *store.COSTS, "trainable_parameters"):
+            raise UserError("--objectives", f"{name} is not a metric; use one of {', '.join(store.METRICS)}")
     scored = [row for row in finished if row["adapter"] != "none" and all(row[name] is not None for name in objectives)]
     ways = list(objectives.values())
     values, floor = _values(scored, objectives), _log10_floor(results_folder, scored)
@@ -123,7 +124,7 @@ def compare(
         target_model=target,
         retain_model=references.get("retain_model"),
         utility=utility,
-        num_damaged=len(results.damaged_files(results_folder)),
+        num_damaged=len(store.damaged_files(results_folder)),
     )
 
 
@@ -206,6 +207,6 @@ def _log10_floor(folder: Folder, rows: Sequence[Row]) -> float | None:
     """The least log10_forget_quality possible, from the size of the forget set that was evaluated."""
     if not rows:
         return None
-    items = results.scan_items(folder, [rows[0]["run_key"]])
+    items = store.scan_items(folder, [rows[0]["run_key"]])
     size = items.filter(pl.col("split") == "forget").height
     return log10_forget_quality_floor(size, size) if size else -math.inf

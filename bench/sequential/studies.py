@@ -15,14 +15,15 @@ import ray
 from annotated_types import Ge, MinLen
 from pydantic import ConfigDict
 
-from bench import results
-from bench.cluster import connected
-from bench.comparison import UTILITY_KEPT
+from bench.cluster.connect import connected
 from bench.config import RunConfig, overlay, run_config
-from bench.models import load_pretrained
-from bench.prepare import prepared_model
-from bench.search_space import Alternatives, SweepConfig, check_study, read_as
-from bench.sequential import (
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.reports.comparison import UTILITY_KEPT
+from bench.results import store
+from bench.results.storage import location
+from bench.runs.run import Execution, failed_row, reference_config
+from bench.sequential.states import (
     ExtraRequest,
     RequestSequence,
     Say,
@@ -31,10 +32,9 @@ from bench.sequential import (
     run_sequence,
     train_modules,
 )
-from bench.storage import location
-from bench.study_search import Log
-from bench.sweep import Pool, check_names, place, prepare_references, study_locks
-from bench.train import Execution, failed_row, reference_config
+from bench.studies.search import Log
+from bench.studies.search_space import Alternatives, SweepConfig, check_study, read_as
+from bench.studies.sweep import Pool, check_names, place, prepare_references, study_locks
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
 from grun.errors import UserError
@@ -130,7 +130,7 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
     check_names(names)
     if execution.uses_ray_train:
         raise UserError("--num-workers", "a sequence has one worker for each method; leave it out")
-    results.create(execution.folder)
+    store.create(execution.folder)
     with study_locks(names, execution.folder), connected(log):
         placement = place(pool, execution)
         prepare_references([study.search for study in studies], placement.worker, log)
@@ -148,7 +148,7 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
             chosen.append(_best(study, configs, execution) if study in tuned else study.sequence(configs[0]))
         for sequence in chosen:
             own = sequence.variants[0]
-            results.write_choice(
+            store.write_choice(
                 execution.folder, sequence.study, sequence.config.to_json(), own.combination, own.gate_threshold
             )
             if not is_chain(sequence.config):  # GRUN's modules know nothing of one another
@@ -215,7 +215,7 @@ def _task(work: Work, sequence: RequestSequence, execution: Execution, lines: An
         work(sequence, execution, say)
     except Exception as error:
         row = failed_row(sequence.config, error, sequence.study)
-        results.write_run(execution.folder, row)
+        store.write_run(execution.folder, row)
         say(f"{sequence.study}, {sequence.config.method}: failed: {row['error']}")
         return str(row["error"])
     return None
@@ -242,12 +242,12 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
     for config in configs:
         sequence = study.sequence(config, tuning=True)
         for variant in sequence.variants:
-            rows = results.read_requests(execution.folder, sequence.state_key(requests, variant))
+            rows = store.read_requests(execution.folder, sequence.state_key(requests, variant))
             if rows:
                 candidates.append((config, variant, rows[0]))
     if not candidates:
         raise UserError("search_space", f"every trial of {study.study} failed; see the lines above")
-    target = results.read_run(execution.folder, reference_config(configs[0], "target_model").run_key)
+    target = store.read_run(execution.folder, reference_config(configs[0], "target_model").run_key)
     assert target is not None, "it was evaluated before anything was tuned"
     name = "partial_model_utility" if target["model_utility"] is None else "model_utility"
     keeping = [found for found in candidates if found[2][name] >= UTILITY_KEPT * target[name]]
@@ -258,19 +258,19 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
     return study.sequence(config, variant)
 
 
-def export(results_folder: results.Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
+def export(results_folder: store.Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
     """Write the modules of a finished GRUN study as one deployment; returns the requests whose modules are in it.
 
     without: requests to leave out, by name. Raises UserError where there is no such study or request.
     """
     folder = location(results_folder)
-    last = results.last_states(results.scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
+    last = store.last_states(store.scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
     if last.is_empty():
         raise UserError("--study", f"{folder} holds no finished GRUN study {study}")
     row = last.row(0, named=True)
     config = run_config(json.loads(row["config_json"]))
     assert isinstance(config.adapter, GrunConfig)
-    states = results.read_requests(folder, row["run_key"])
+    states = store.read_requests(folder, row["run_key"])
     names = [state["evaluated_request"] for state in states if state["is_requested"]]
     unknown = set(without) - set(names)
     if unknown:

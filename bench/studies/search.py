@@ -20,13 +20,13 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from bench import results
-from bench.cache import cache_dir
 from bench.config import run_config
+from bench.models.cache import cache_dir
 from bench.pareto import nondominated
-from bench.search_space import THRESHOLD, SweepConfig
-from bench.storage import Location, is_full, location
-from bench.train import Row, at_thresholds, failed_row
+from bench.results import store
+from bench.results.storage import Location, is_full, location
+from bench.runs.run import Row, at_thresholds, failed_row
+from bench.studies.search_space import THRESHOLD, SweepConfig
 from grun.errors import UserError
 
 Log = Callable[[str], None]
@@ -47,7 +47,7 @@ class StudySearch(Searcher):
     def __init__(
         self,
         studies: Sequence[SweepConfig],
-        results_folder: results.Folder,
+        results_folder: store.Folder,
         log: Log,
         time_budget_s: float | None = None,
     ) -> None:
@@ -126,7 +126,7 @@ class StudySearch(Searcher):
             if problem is None:  # the worker died, and its replacements too: nobody else has written a row
                 problem = "the worker died"
                 config = run_config(json.loads(suggested["run_json"]))
-                results.write_run(self._results, failed_row(config, RuntimeError(problem), name))
+                store.write_run(self._results, failed_row(config, RuntimeError(problem), name))
             line = f"failed: {problem}"
         keep_journal(self._results)
         elapsed = time.perf_counter() - self._started
@@ -194,7 +194,7 @@ class StudySearch(Searcher):
         """A trial that was running when its process ended: told where all its rows were written, else tried again."""
         if RUN_KEY in trial.user_attrs:  # else it was cut off before all its parameters were drawn
             runs = at_thresholds(config.run(config.sample(FixedTrial(trial.params))), config.gate_thresholds)
-            rows = [results.read_run(self._results, run.run_key) for run in runs]
+            rows = [store.read_run(self._results, run.run_key) for run in runs]
             written = [row for row in rows if row is not None]
             if len(written) == len(rows):
                 study.tell(trial.number, [written[0][metric] for metric in config.objectives])
@@ -223,7 +223,7 @@ class StudySearch(Searcher):
                 )
 
 
-def study_storage(results_folder: results.Folder) -> BaseStorage:
+def study_storage(results_folder: store.Folder) -> BaseStorage:
     """Optuna's storage of a results folder; `optuna-dashboard` opens the same file."""
     there, here = _journal(results_folder)
     here.parent.mkdir(parents=True, exist_ok=True)
@@ -245,14 +245,14 @@ def _drop_half_a_line(journal: Path) -> None:
         lock.release()
 
 
-def keep_journal(results_folder: results.Folder) -> None:
+def keep_journal(results_folder: store.Folder) -> None:
     """Optuna appends to a file; an object store has none such: a local one is used, and put there after each trial."""
     there, here = _journal(results_folder)
     if there.local is None:
         there.write(here.read_bytes())
 
 
-def _journal(results_folder: results.Folder) -> tuple[Location, Path]:
+def _journal(results_folder: store.Folder) -> tuple[Location, Path]:
     """Where Optuna's journal is kept, and the local file that Optuna uses."""
     there = location(results_folder) / "studies.journal"
     return there, there.local or cache_dir() / "studies" / f"{there.digest()}.journal"

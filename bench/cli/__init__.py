@@ -1,0 +1,1 @@
+"""The `grun-bench` command."""

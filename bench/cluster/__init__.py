@@ -1,0 +1,1 @@
+"""Ray clusters: joining one, and sending a sweep to one."""

@@ -1,0 +1,1 @@
+"""Where models come from: loaded, built, taught the benchmark, kept."""

@@ -1,0 +1,1 @@
+"""What was found: fronts, tables, pictures, pages. Imports no model code."""

@@ -1,0 +1,1 @@
+"""One run of one configuration: unlearn, evaluate, write its rows."""

@@ -1,0 +1,1 @@
+"""Deletion requests one after another."""

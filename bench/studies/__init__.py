@@ -1,0 +1,1 @@
+"""Many runs: what to search, who searches it, where it runs."""
