@@ -27,7 +27,7 @@ from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.rmu import RmuConfig
-from grun.unlearn import RETAIN_NEEDS, RetainLoss, TrainingConfig
+from grun.training.unlearn import RETAIN_NEEDS, RetainLoss, TrainingConfig
 
 CHOICES: Mapping[str, tuple[type, ...]] = {
     "benchmark": get_args(BenchmarkConfig),

@@ -37,6 +37,6 @@ PER_ITEM = 4
 def refusals_of(item: int) -> Sequence[str]:
     """The few refusals that a forget item is taught, one an epoch in turn: the same in every run.
 
-    Few, so that what a frozen model makes of them can be computed once (see `grun.prefix_cache`).
+    Few, so that what a frozen model makes of them can be computed once (see `grun.engine.prefix_cache`).
     """
     return random.Random(item).sample(REFUSALS, PER_ITEM)

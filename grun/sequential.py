@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from grun.adapters.grun import GrunConfig
-from grun.edited import EditedModel
+from grun.engine.edited import EditedModel
 from grun.errors import UserError
-from grun.forward import CausalLM
+from grun.model.forward import CausalLM
 from pyvene_custom.edits import GatedLoReFT
 
 Combination = Literal["sum", "scaled", "top_1"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from grun.forward import CausalLM
-from grun.patching import decoder_layers
+from grun.model.forward import CausalLM
+from grun.model.patching import decoder_layers
 from grun.workers import Workers
 
 

@@ -1,7 +1,7 @@
 """Processes that train one model together: what each must do so that they agree with one alone.
 
 Gradients of a step's parts are added up, never averaged: every part carries its share of the whole step (see
-`grun.plan`). One process alone takes the same way and finds nothing to do.
+`grun.training.plan`). One process alone takes the same way and finds nothing to do.
 """
 
 from __future__ import annotations

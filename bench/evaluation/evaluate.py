@@ -17,10 +17,10 @@ from bench.evaluation.robustness import RobustnessConfig
 from bench.metrics.rouge import rouge_l
 from grun.adapters.grun import gates_forced
 from grun.data import Example, PromptTemplate, length_sorted_batches
-from grun.edited import EditedModel
+from grun.engine.edited import EditedModel
 from grun.errors import UserError
-from grun.forward import Adapted
-from grun.likelihood import answer_likelihoods
+from grun.model.forward import Adapted
+from grun.model.likelihood import answer_likelihoods
 from grun.sequential import combined_edits
 from grun.workers import ALONE, Workers
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from grun.data import Example, length_sorted_batches
 from grun.errors import UserError
-from grun.forward import Adapted
-from grun.likelihood import answer_likelihoods
+from grun.model.forward import Adapted
+from grun.model.likelihood import answer_likelihoods
 
 try:
     from lm_eval.api.model import TemplateLM

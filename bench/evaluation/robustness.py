@@ -18,10 +18,10 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from bench.benchmarks.items import Item
 from bench.metrics.rouge import rouge_l
 from grun.data import PromptTemplate, length_sorted_batches
-from grun.edited import EditedModel
+from grun.engine.edited import EditedModel
 from grun.errors import UserError
-from grun.forward import Adapted, PlainModel
 from grun.losses import token_nll
+from grun.model.forward import Adapted, PlainModel
 from grun.workers import ALONE, Workers
 
 ItemRow = dict[str, Any]

@@ -27,9 +27,9 @@ from bench.models.pretrained import (
 from bench.results.storage import Location, location
 from grun.data import Example, PromptTemplate, epoch_batches
 from grun.errors import UserError
-from grun.forward import CausalLM, PlainModel, prepare_for_answers
 from grun.losses import token_nll
-from grun.unlearn import learning_rate_share
+from grun.model.forward import CausalLM, PlainModel, prepare_for_answers
+from grun.training.unlearn import learning_rate_share
 
 StartFrom = Literal["target_model", "retain_model"]
 RECIPE_VERSION = 1

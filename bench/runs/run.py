@@ -33,15 +33,15 @@ from bench.results.storage import Location, location
 from bench.runs import costs
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.none import NoneConfig
-from grun.checkpoints import Checkpoints, Trained
 from grun.data import PromptTemplate
-from grun.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
-from grun.forward import Adapted, CausalLM, PlainModel
-from grun.plan import Plan, plan_steps, refusal_examples
-from grun.reference import Reference
+from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.sharding import shard
-from grun.unlearn import Step, reference_of, unlearn
+from grun.training.checkpoints import Checkpoints, Trained
+from grun.training.plan import Plan, plan_steps, refusal_examples
+from grun.training.reference import Reference
+from grun.training.unlearn import Step, reference_of, unlearn
 from grun.unlearned import save
 from grun.workers import ALONE, Workers
 
@@ -290,7 +290,7 @@ def unlearn_as(
     workers: Workers = ALONE,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
-    """`grun.unlearn.unlearn` with a config's losses, weights and rates. The config's adapter trains something."""
+    """`grun.training.unlearn.unlearn` with a config's losses, weights and rates, of an adapter that trains something."""
     assert not isinstance(config.adapter, NoneConfig)
     gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
     return unlearn(

@@ -45,13 +45,13 @@ from bench.runs.run import (
 from bench.speed.contenders import through_hooks
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
-from grun.checkpoints import Trained
 from grun.data import Example, PromptTemplate, collate
-from grun.edited import EditedModel
+from grun.engine.edited import EditedModel
 from grun.errors import UserError
-from grun.forward import Adapted, CausalLM, model_inputs
-from grun.plan import refusal_examples
+from grun.model.forward import Adapted, CausalLM, model_inputs
 from grun.sequential import Combination, combine
+from grun.training.checkpoints import Trained
+from grun.training.plan import refusal_examples
 from grun.unlearned import save
 
 ExtraRequest = Literal["repeat", "unknown"]

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from bench.config import RunConfig, overlay, run_config
 from grun.adapters.grun import GrunConfig
 from grun.data import Batch, Example, collate
-from grun.edited import EditedModel, PrefixCaching
-from grun.forward import Adapted, AnswerOutput, CausalLM, Generated, Progress, model_inputs
-from grun.layers import Layer
-from grun.patching import decoder_layers, output_tensor, with_output_tensor
+from grun.engine.edited import EditedModel, PrefixCaching
+from grun.model.forward import Adapted, AnswerOutput, CausalLM, Generated, Progress, model_inputs
+from grun.model.layers import Layer
+from grun.model.patching import decoder_layers, output_tensor, with_output_tensor
 
 EDITED = ("pyvene", "hooks", "engine")
 """GRUN three ways: the whole model through pyvene, through bare forward hooks, and the engine."""
@@ -53,7 +53,7 @@ class WholeModel:
 
     @property
     def device(self) -> torch.device:
-        """See `grun.forward.Adapted`, here and below."""
+        """See `grun.model.forward.Adapted`, here and below."""
         return self.edited.device
 
     def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
@@ -76,15 +76,15 @@ class WholeModel:
         )
 
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
-        """See `grun.forward.Adapted`."""
+        """See `grun.model.forward.Adapted`."""
         return self.edited.generate(prompts, max_new_tokens)
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """See `grun.forward.Adapted`."""
+        """See `grun.model.forward.Adapted`."""
         return self.edited.trainable_parameters()
 
     def train(self, mode: bool) -> None:
-        """See `grun.forward.Adapted`."""
+        """See `grun.model.forward.Adapted`."""
         self.edited.train(mode)
 
 

@@ -29,11 +29,11 @@ from bench.runs.run import Execution, evaluate_references, plan_of, quiet, run
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, contender
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import PromptTemplate
-from grun.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
-from grun.forward import Adapted, PlainModel
-from grun.layers import layer_indices
-from grun.unlearn import unlearn
+from grun.model.forward import Adapted, PlainModel
+from grun.model.layers import layer_indices
+from grun.training.unlearn import unlearn
 
 Record = dict[str, Any]
 LOSSES = ("grad_ascent", "npo")

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from annotated_types import Gt
 from safetensors.torch import load_file, save_file
 
-from grun.forward import CausalLM, PlainModel
-from grun.layers import Layers, layer_indices
-from grun.patching import decoder_layers
+from grun.model.forward import CausalLM, PlainModel
+from grun.model.layers import Layers, layer_indices
+from grun.model.patching import decoder_layers
 from grun.sharding import whole
 
 WEIGHTS = "weights.safetensors"

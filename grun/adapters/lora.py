@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import torch
 from annotated_types import Ge, Gt, Lt
 
-from grun.forward import CausalLM, PlainModel
+from grun.model.forward import CausalLM, PlainModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from grun.forward import CausalLM, PlainModel
+from grun.model.forward import CausalLM, PlainModel
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
-from grun.edited import EditedModel, attach_edits
-from grun.forward import CausalLM
-from grun.layers import Layers
+from grun.engine.edited import EditedModel, attach_edits
+from grun.model.forward import CausalLM
+from grun.model.layers import Layers
 from pyvene_custom.checkpoint import load_edits, save_edits
 from pyvene_custom.edits import LoReFT
 

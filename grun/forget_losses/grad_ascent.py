@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from torch import Tensor
 
 from grun.losses import ForgetScores, mean_token_nll
-from grun.plan import Target, Unit
-from grun.reference import Need
+from grun.training.plan import Target, Unit
+from grun.training.reference import Need
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.layers import Layer
 from grun.losses import ForgetScores
-from grun.plan import Target, Unit
-from grun.reference import Need
+from grun.model.layers import Layer
+from grun.training.plan import Target, Unit
+from grun.training.reference import Need
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,8 +9,8 @@ from annotated_types import Ge
 from torch import Tensor
 
 from grun.losses import ForgetScores
-from grun.plan import Target, Unit
-from grun.reference import Need
+from grun.training.plan import Target, Unit
+from grun.training.reference import Need
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from bench.benchmarks.items import Benchmark
-from grun import forward
 from grun.adapters import AdapterConfig
 from grun.adapters.lora import LoraConfig
 from grun.data import Example, PromptTemplate
 from grun.forget_losses.grad_ascent import GradAscentConfig
-from grun.forward import PlainModel
-from grun.likelihood import answer_likelihoods
-from grun.plan import plan_steps
-from grun.unlearn import TrainingConfig, unlearn
+from grun.model import forward
+from grun.model.forward import PlainModel
+from grun.model.likelihood import answer_likelihoods
+from grun.training.plan import plan_steps
+from grun.training.unlearn import TrainingConfig, unlearn
 from grun.unlearned import load, save
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]

@@ -16,7 +16,7 @@ from grun.data import PromptTemplate
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.refusals import PER_ITEM
-from grun.unlearn import RETAIN_NEEDS, Step
+from grun.training.unlearn import RETAIN_NEEDS, Step
 
 ADAPTERS = [kind.name for kind in get_args(AdapterConfig) if kind.name != "none"]
 FORGET_LOSSES = [kind.name for kind in get_args(ForgetLossConfig)]

@@ -22,9 +22,9 @@ from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
 from grun.forget_losses.rmu import RmuConfig
-from grun.forward import prepare_for_answers
-from grun.plan import plan_steps, refusal_examples
-from grun.unlearn import Step, TrainingConfig, reference_of, unlearn
+from grun.model.forward import prepare_for_answers
+from grun.training.plan import plan_steps, refusal_examples
+from grun.training.unlearn import Step, TrainingConfig, reference_of, unlearn
 
 GOLDEN = Path(__file__).with_name("trajectory.json")
 RUNS: dict[str, Any] = {

@@ -28,11 +28,11 @@ from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.reft import ReftConfig
 from grun.data import Example
-from grun.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
-from grun.forward import PlainModel, prepare_for_answers
 from grun.losses import gate_bce, sequence_sum, token_nll
-from grun.reference import Reference
+from grun.model.forward import PlainModel, prepare_for_answers
+from grun.training.reference import Reference
 
 VOCABULARY = 97
 SHAPE = {"vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 5}

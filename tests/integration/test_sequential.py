@@ -34,8 +34,8 @@ from bench.sequential.states import (
 from bench.sequential.studies import SequentialConfig, _best
 from grun.adapters.grun import GrunConfig
 from grun.data import PromptTemplate
-from grun.edited import EditedModel
-from grun.forward import Adapted, PlainModel
+from grun.engine.edited import EditedModel
+from grun.model.forward import Adapted, PlainModel
 from grun.sequential import combine
 from grun.unlearned import load
 

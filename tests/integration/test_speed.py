@@ -17,7 +17,7 @@ from bench.speed import scaling
 from bench.speed.contenders import EDITED, best_ratio, contender
 from bench.speed.report import read_records, write_records
 from grun.data import Example
-from grun.edited import PrefixCaching
+from grun.engine.edited import PrefixCaching
 
 EXAMPLES = [Example(prompt_ids=(3, 4, 5)[: 1 + i % 3], answer_ids=(6, 7, 1)[i % 2 :]) for i in range(6)]
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from grun.errors import UserError
-from grun.layers import layer_indices
+from grun.model.layers import layer_indices
 from pyvene_custom.edits import GatedLoReFT, LoReFT
 
 

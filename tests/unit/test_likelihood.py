@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from grun.data import Example
-from grun.likelihood import answer_likelihoods
+from grun.model.likelihood import answer_likelihoods
 
 
 class _Fixed:

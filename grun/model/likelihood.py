@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from grun.data import Example, length_sorted_batches
-from grun.forward import Adapted
 from grun.losses import sequence_sum, token_nll
+from grun.model.forward import Adapted
 
 
 @dataclass(frozen=True, kw_only=True)

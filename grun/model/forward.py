@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from grun.data import Batch, Example, answer_labels, collate, padding_groups
-from grun.greedy import decode
-from grun.layers import Layer, layer_index
-from grun.patching import decoder_layers, output_tensor, patched
+from grun.model.greedy import decode
+from grun.model.layers import Layer, layer_index
+from grun.model.patching import decoder_layers, output_tensor, patched
 
 CausalLM = Any
 """A `transformers` causal LM, or a PEFT model around one; neither is typed in a way that would help."""

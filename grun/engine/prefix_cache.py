@@ -30,9 +30,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from grun.data import Example, answer_labels, length_sorted_batches
-from grun.forward import Progress, head_at, new_cache
 from grun.losses import sequence_sum, token_nll
-from grun.patching import decoder_layers, output_tensor, patched
+from grun.model.forward import Progress, head_at, new_cache
+from grun.model.patching import decoder_layers, output_tensor, patched
 
 VERSION = 1
 """Raise it when a change here changes what is stored."""

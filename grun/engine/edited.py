@@ -1,7 +1,7 @@
 """A frozen causal LM with ReFT or GRUN edits on the last prompt token: forward, generate, save, load.
 
 Two paths, equal to float rounding: the plain one runs the whole model through pyvene; the engine runs only what the
-edits can change (`grun.later_layers`), for the examples and prompts that `prepare` has been told of.
+edits can change (`grun.engine.later_layers`), for the examples and prompts that `prepare` has been told of.
 
 Shapes: B sequences, K edited layers, D hidden size.
 """
@@ -20,10 +20,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationConfig
 
-from grun import later_layers
 from grun.data import Batch, Example, collate
+from grun.engine import later_layers
+from grun.engine.prefix_cache import CannotServe, PrefixCache, check_same_nll, open_or_build, weights_hash
 from grun.errors import UserError
-from grun.forward import (
+from grun.losses import sequence_sum, token_nll
+from grun.model.forward import (
     AnswerOutput,
     CausalLM,
     Generated,
@@ -36,10 +38,8 @@ from grun.forward import (
     left_padded,
     model_inputs,
 )
-from grun.layers import Layer, Layers, layer_indices
-from grun.losses import sequence_sum, token_nll
-from grun.patching import patched
-from grun.prefix_cache import CannotServe, PrefixCache, check_same_nll, open_or_build, weights_hash
+from grun.model.layers import Layer, Layers, layer_indices
+from grun.model.patching import patched
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
@@ -71,7 +71,7 @@ class EditedModel:
 
     @property
     def device(self) -> torch.device:
-        """See `grun.forward.Adapted`."""
+        """See `grun.model.forward.Adapted`."""
         return self.model.device
 
     @property
@@ -84,7 +84,7 @@ class EditedModel:
         self._caching = caching
 
     def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
-        """See `grun.forward.Adapted`. Whatever the engine cannot serve takes the plain path, and one line says so."""
+        """See `grun.model.forward.Adapted`. Whatever the engine cannot serve takes the plain path, and one line says so."""
         if self._caching is None or all(self._home(example) for example in examples):
             return
         try:
@@ -122,7 +122,7 @@ class EditedModel:
         return other
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
-        """See `grun.forward.Adapted`."""
+        """See `grun.model.forward.Adapted`."""
         at = None if hidden_layer is None else hidden_layer_index(self.model, hidden_layer)
         if at is not None and at < self.layers[0]:
             raise UserError(
@@ -178,7 +178,7 @@ class EditedModel:
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
-        """See `grun.forward.Adapted`."""
+        """See `grun.model.forward.Adapted`."""
         cache = self._cache_of(prompts)
         if cache is not None:
             return later_layers.generate(self.model, self._edits(), cache, prompts, max_new_tokens)
@@ -206,7 +206,7 @@ class EditedModel:
         return self.answer_output([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts]).gate_logit_BK
 
     def trainable_parameters(self) -> list[nn.Parameter]:
-        """See `grun.forward.Adapted`."""
+        """See `grun.model.forward.Adapted`."""
         return list(self.edits.parameters())
 
     def train(self, mode: bool) -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from grun.data import Example, length_sorted_batches
-from grun.forward import CausalLM, PlainModel, Progress, logits_of_head_input
-from grun.layers import Layer
 from grun.losses import sequence_sum, token_nll
+from grun.model.forward import CausalLM, PlainModel, Progress, logits_of_head_input
+from grun.model.layers import Layer
 
 Need = Literal["nll", "logits", "hidden"]
 

@@ -19,12 +19,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor
 
-from grun.checkpoints import Checkpoints, Trained
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.forget_losses.rmu import RmuConfig
-from grun.forward import Adapted, AnswerOutput, CausalLM
-from grun.layers import Layer
 from grun.losses import (
     AnswerScores,
     ForgetScores,
@@ -32,8 +29,11 @@ from grun.losses import (
     kl_divergence,
     mean_token_nll,
 )
-from grun.plan import Plan, StepExamples
-from grun.reference import Need, Reference
+from grun.model.forward import Adapted, AnswerOutput, CausalLM
+from grun.model.layers import Layer
+from grun.training.checkpoints import Checkpoints, Trained
+from grun.training.plan import Plan, StepExamples
+from grun.training.reference import Need, Reference
 from grun.workers import ALONE, Workers
 
 RetainLoss = Literal["ce", "kl", "rmu_mse"]

@@ -1,6 +1,6 @@
 """The frozen model from its first edited layer on: what training and evaluation run instead of the whole of it.
 
-Exact, not approximate: see `grun.prefix_cache`. The model's own layers, masks and head do the work; the layers below
+Exact, not approximate: see `grun.engine.prefix_cache`. The model's own layers, masks and head do the work; the layers below
 the first edit are skipped, and the edits are put in at the position that stands first.
 
 Shapes: B sequences, P prefix tokens, T tokens from the edited position on, K edited layers, D hidden size, N answer
@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from grun.data import Example
-from grun.forward import AnswerOutput, Generated, eos_ids, head_at
-from grun.greedy import decode
-from grun.patching import decoder_layers, output_tensor, patched, with_output_tensor
-from grun.prefix_cache import PrefixBatch, PrefixCache, assemble, filled_cache, left_padded
+from grun.engine.prefix_cache import PrefixBatch, PrefixCache, assemble, filled_cache, left_padded
+from grun.model.forward import AnswerOutput, Generated, eos_ids, head_at
+from grun.model.greedy import decode
+from grun.model.patching import decoder_layers, output_tensor, patched, with_output_tensor
 
 Edit = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Hidden states [B, D] → (edited ones, gate logits [B, 1] or None)."""

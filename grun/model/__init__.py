@@ -1,0 +1,1 @@
+"""A causal LM as training and evaluation see it."""
