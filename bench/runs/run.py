@@ -290,7 +290,7 @@ def unlearn_as(
     workers: Workers = ALONE,
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
-    """`grun.training.unlearn.unlearn` with a config's losses, weights and rates, of an adapter that trains something."""
+    """`grun.training.unlearn.unlearn` with a config's losses, weights and rates. Its adapter trains something."""
     assert not isinstance(config.adapter, NoneConfig)
     gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
     return unlearn(

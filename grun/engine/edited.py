@@ -84,7 +84,7 @@ class EditedModel:
         self._caching = caching
 
     def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
-        """See `grun.model.forward.Adapted`. Whatever the engine cannot serve takes the plain path, and one line says so."""
+        """See `Adapted`. Whatever the engine cannot serve takes the plain path, and one line says so."""
         if self._caching is None or all(self._home(example) for example in examples):
             return
         try:
