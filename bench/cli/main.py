@@ -230,7 +230,7 @@ def _sequential(options: argparse.Namespace, overrides: Mapping[str, Any]) -> No
 
 
 def _export(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.sequential.studies import export
+    from bench.sequential.deployment import export
 
     names = export(options.folder, options.study, options.output, options.without)
     console.print(f"wrote {options.output}: the base model, and the modules of requests {', '.join(names)}")

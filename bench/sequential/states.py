@@ -8,24 +8,17 @@ Shapes: B prompts, L edited layers, K requests so far.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from bench.benchmarks.items import Benchmark, Item
-from bench.config import RunConfig
 from bench.evaluation.evaluate import Applied, ItemRow, evaluate, evaluate_combined
-from bench.evaluation.score import score
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
@@ -42,128 +35,27 @@ from bench.runs.run import (
     reference_config,
     unlearn_as,
 )
-from bench.speed.contenders import through_hooks
+from bench.sequential.request import Request, RequestSequence, Variant, is_chain, requests_of
+from bench.sequential.scores import (
+    PREFILL_PROMPTS,
+    SOFT_GATE_IS_SHUT,
+    open_shares,
+    prefill_seconds,
+    request_scores,
+    rows_of,
+    whole_scores,
+)
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
-from grun.data import Example, PromptTemplate, collate
+from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel
-from grun.errors import UserError
-from grun.model.forward import Adapted, CausalLM, model_inputs
-from grun.sequential import Combination, combine
+from grun.model.forward import Adapted, CausalLM
+from grun.sequential import combine
 from grun.training.checkpoints import Trained
 from grun.training.plan import refusal_examples
 from grun.unlearned import save
 
-ExtraRequest = Literal["repeat", "unknown"]
 Say = Callable[[str], None]
-KEPT_SPLITS = ("retain", "real_authors", "world_facts", "similar")
-SOFT_GATE_IS_SHUT = 0.5
-"""At gate threshold 0 no gate is ever quite shut: below this one it is called so."""
-PREFILL_PROMPTS = 32
-PREFILL_REPEATS = 7
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """Items that somebody asks to be forgotten."""
-
-    name: str
-    split: str
-    """Where they are evaluated."""
-    indices: tuple[int, ...]
-    """Their places in that split."""
-    items: tuple[Item, ...]
-    seed_offset: int = 0
-    """Added to the config's seed, so that a repeated request trains a module of its own."""
-
-    @cached_property
-    def digest(self) -> str:
-        """Names what is to be forgotten."""
-        return _digest([[item.pair for item in self.items], self.seed_offset])
-
-
-def requests_of(
-    benchmark: Benchmark, num_requests: int | None, extra_requests: Sequence[ExtraRequest]
-) -> list[Request]:
-    """The benchmark's first requests, in order, then the hard cases.
-
-    num_requests: None: all. extra_requests: `repeat`, the first one again; `unknown`, the holdout set, which the model
-    never knew. Raises UserError where the benchmark has not so many, or no holdout set.
-    """
-    if not benchmark.requests:
-        raise UserError("benchmark", f"{benchmark.name} has no requests; use authors, tofu or questions")
-    count = len(benchmark.requests) if num_requests is None else num_requests
-    if count > len(benchmark.requests):
-        raise UserError(
-            "num_requests", f"{count}, but {benchmark.name} {benchmark.forget_split} has {len(benchmark.requests)}"
-        )
-    requests = []
-    place = {item.pair: index for index, item in enumerate(benchmark.evaluation["forget"])}
-    for number, items in enumerate(benchmark.requests[:count], start=1):
-        indices = tuple(place[item.pair] for item in items)
-        requests.append(Request(name=f"{number:03d}", split="forget", indices=indices, items=tuple(items)))
-    for extra in extra_requests:
-        if extra == "repeat":
-            requests.append(replace(requests[0], name="repeat", seed_offset=1))
-            continue
-        strangers = benchmark.evaluation.get("holdout")
-        if strangers is None:
-            raise UserError("extra_requests", f"{benchmark.name} has no holdout set here; leave `unknown` out")
-        indices = tuple(range(len(strangers)))
-        requests.append(Request(name="unknown", split="holdout", indices=indices, items=tuple(strangers)))
-    return requests
-
-
-@dataclass(frozen=True, kw_only=True)
-class Variant:
-    """How the modules of several requests are used together; nothing is trained for it."""
-
-    combination: Combination | None
-    """None: the adapter is a chain."""
-    gate_threshold: float | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class RequestSequence:
-    """One method, and the requests it is put to."""
-
-    study: str
-    config: RunConfig
-    num_requests: int | None
-    extra_requests: tuple[ExtraRequest, ...]
-    variants: tuple[Variant, ...]
-    """The first one is the method's own, the others show what else its modules could do. A chain has one."""
-    only_after: int | None = None
-    """Meet no more than the first so many requests, and measure the state after them only."""
-
-    def requests(self) -> list[Request]:
-        """What is to be forgotten, in order; reads the benchmark."""
-        return requests_of(self.config.benchmark.load(), self.num_requests, self.extra_requests)
-
-    def by_combination(self) -> list[RequestSequence]:
-        """The same work in parts that share no measurement, and can be done at the same time."""
-        parts: dict[Combination | None, list[Variant]] = {}
-        for variant in self.variants:
-            parts.setdefault(variant.combination, []).append(variant)
-        return [replace(self, variants=tuple(variants)) for variants in parts.values()]
-
-    def state_key(self, requests: Sequence[Request], variant: Variant) -> str:
-        """Names the rows of the state after these requests. The same in a longer sequence."""
-        config = self.config.to_dict()
-        return _digest([self.config.train_key, config["evaluation"], _digests(requests), dataclasses.asdict(variant)])
-
-    def module_key(self, request: Request) -> str:
-        """Names the module that is trained for a request, whatever the others are."""
-        return _digest([self.config.train_key, request.digest])
-
-    def chain_key(self, requests: Sequence[Request]) -> str:
-        """Names the weights after these requests."""
-        return _digest([self.config.train_key, _digests(requests), "chain"])
-
-
-def is_chain(config: RunConfig) -> bool:
-    """Whether a request goes on from the one before it."""
-    return not isinstance(config.adapter, GrunConfig)
 
 
 def run_sequence(sequence: RequestSequence, execution: Execution, say: Say) -> None:
@@ -356,7 +248,7 @@ class _Study:
         """The rows of one state; and of the last one every item."""
         key, met = self.sequence.state_key(self.requests[:size], variant), self.requests[:size]
         threshold = variant.gate_threshold or SOFT_GATE_IS_SHUT
-        whole = _whole_scores(rows, self.gold_items, met, threshold)
+        whole = whole_scores(rows, self.gold_items, met, threshold)
         columns = {name: v for name, v in config_columns(self.config).items() if name in store.REQUESTS_SCHEMA.names}
         common = {
             **columns,
@@ -374,16 +266,16 @@ class _Study:
         }
         for split in ("retain", "similar"):
             of_split = [row for row in rows if row["split"] == split]
-            common[f"{split}_open_shares"] = _open_shares(of_split, size, threshold)
+            common[f"{split}open_shares"] = open_shares(of_split, size, threshold)
         gold, table = self.gold_items, []
         for place, request in enumerate(self.requests, start=1):
-            own_rows = _rows_of(rows, [request])
+            own_rows = rows_of(rows, [request])
             own = {
                 "evaluated_index": place,
                 "evaluated_request": request.name,
                 "is_requested": place <= size,
-                **_request_scores(own_rows, None if gold is None else _rows_of(gold, [request])),
-                "open_shares": _open_shares(own_rows, size, threshold),
+                **request_scores(own_rows, None if gold is None else rows_of(gold, [request])),
+                "open_shares": open_shares(own_rows, size, threshold),
             }
             table.append(common | own)
         last = size == len(self.requests)
@@ -395,64 +287,3 @@ class _Study:
             f"forget ROUGE-L so far {whole['requested_rouge_l_recall']:.3f}, utility {utility:.3f}, "
             f"{cost['train_seconds']:.0f} s + {cost['eval_seconds']:.0f} s"
         )
-
-
-def _rows_of(rows: Sequence[ItemRow], requests: Sequence[Request]) -> list[ItemRow]:
-    """The items of some requests, as a forget set."""
-    asked = {(request.split, index) for request in requests for index in request.indices}
-    return [row | {"split": "forget"} for row in rows if (row["split"], row["item_index"]) in asked]
-
-
-def _whole_scores(
-    rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None, requests: Sequence[Request], gate_threshold: float
-) -> dict[str, float]:
-    """All requests so far taken together (`requested_`), and what was to be kept."""
-    kept = [row for row in rows if row["split"] in KEPT_SPLITS]
-    gold_rows = None if gold is None else _rows_of(gold, requests)
-    scores = score([*_rows_of(rows, requests), *kept], gold_rows, gate_threshold)
-    whole = {name.replace("forget_", "requested_"): value for name, value in scores.items()}
-    return {name: value for name, value in whole.items() if name in store.STATE_METRICS}
-
-
-def _request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> dict[str, float]:
-    """One request's own items."""
-    if not rows:
-        return {}
-    scores = score([row | {"gate": None} for row in rows], gold, 0.0)  # gates are told apart in `open_shares`
-    return {name: value for name, value in scores.items() if name in store.REQUEST_METRICS}
-
-
-def _open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: float) -> list[float] | None:
-    """For each module, the share of the prompts that open its gate, at any layer; None without gates or prompts."""
-    if not rows or rows[0]["gate"] is None:
-        return None
-    gates_BLK = np.array([row["gate"] for row in rows]).reshape(len(rows), -1, num_modules)
-    return [float(share) for share in (gates_BLK >= gate_threshold).any(axis=1).mean(axis=0)]
-
-
-@torch.no_grad()
-def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    """Medians of one pass over a batch of prompts (with the edits at their last tokens, without), taken in turn."""
-    batch = collate([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts], device=adapted.device)
-
-    def edited() -> Any:
-        return through_hooks(adapted, batch)[0]
-
-    def bare() -> Any:
-        return adapted.model(**model_inputs(batch))
-
-    seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(PREFILL_REPEATS):
-        for taken, run in zip(seconds, (edited, bare), strict=True):
-            started = time.perf_counter()
-            run().logits.sum().item()  # waits for a GPU
-            taken.append(time.perf_counter() - started)
-    return statistics.median(seconds[0]), statistics.median(seconds[1])
-
-
-def _digests(requests: Sequence[Request]) -> list[str]:
-    return [request.digest for request in requests]
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 import optuna
 import ray
@@ -16,29 +13,19 @@ from annotated_types import Ge, MinLen
 from pydantic import ConfigDict
 
 from bench.cluster.connect import connected
-from bench.config import RunConfig, overlay, run_config
-from bench.models.prepare import prepared_model
-from bench.models.pretrained import load_pretrained
+from bench.config import RunConfig, overlay
 from bench.reports.comparison import UTILITY_KEPT
 from bench.results import store
-from bench.results.storage import location
 from bench.runs.run import Execution, failed_row, reference_config
-from bench.sequential.states import (
-    ExtraRequest,
-    RequestSequence,
-    Say,
-    Variant,
-    is_chain,
-    run_sequence,
-    train_modules,
-)
+from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_chain
+from bench.sequential.states import Say, run_sequence, train_modules
 from bench.studies.search import Log
 from bench.studies.search_space import Alternatives, SweepConfig, check_study, read_as
 from bench.studies.sweep import Pool, check_names, place, prepare_references, study_locks
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
 from grun.errors import UserError
-from grun.sequential import Combination, save_deployment
+from grun.sequential import Combination
 
 Work = Callable[[RequestSequence, Execution, Say], None]
 """`run_sequence`, or what is called like it."""
@@ -256,36 +243,3 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
     else:
         config, variant, _ = max(candidates, key=lambda found: found[2][name])
     return study.sequence(config, variant)
-
-
-def export(results_folder: store.Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
-    """Write the modules of a finished GRUN study as one deployment; returns the requests whose modules are in it.
-
-    without: requests to leave out, by name. Raises UserError where there is no such study or request.
-    """
-    folder = location(results_folder)
-    last = store.last_states(store.scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
-    if last.is_empty():
-        raise UserError("--study", f"{folder} holds no finished GRUN study {study}")
-    row = last.row(0, named=True)
-    config = run_config(json.loads(row["config_json"]))
-    assert isinstance(config.adapter, GrunConfig)
-    states = store.read_requests(folder, row["run_key"])
-    names = [state["evaluated_request"] for state in states if state["is_requested"]]
-    unknown = set(without) - set(names)
-    if unknown:
-        raise UserError("--without", f"{unknown.pop()} is no request of {study}; use {names[0]} to {names[-1]}")
-    extra = tuple(name for name in names if name in get_args(ExtraRequest))
-    sequence = RequestSequence(
-        study=study, config=config, num_requests=len(names) - len(extra), extra_requests=extra, variants=()
-    )
-    source = prepared_model(config.model, config.benchmark.load(), config.start_from, lambda done, total: None)
-    model, tokenizer = load_pretrained(source, "cpu")
-    with ExitStack() as stack:
-        modules = {
-            request.name: stack.enter_context((folder / "modules" / sequence.module_key(request)).read_folder())
-            for request in sequence.requests()
-            if request.name not in without
-        }
-        save_deployment(output, model, tokenizer, config.adapter, modules, row["combination"], row["gate_threshold"])
-    return list(modules)

@@ -23,14 +23,9 @@ from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.runs.run import TRAINING, Execution, quiet, reference_config
-from bench.sequential.states import (
-    RequestSequence,
-    Variant,
-    prefill_seconds,
-    requests_of,
-    run_sequence,
-    train_modules,
-)
+from bench.sequential.request import RequestSequence, Variant, requests_of
+from bench.sequential.scores import prefill_seconds
+from bench.sequential.states import run_sequence, train_modules
 from bench.sequential.studies import SequentialConfig, _best
 from grun.adapters.grun import GrunConfig
 from grun.data import PromptTemplate

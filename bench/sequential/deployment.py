@@ -1,0 +1,52 @@
+"""The modules of a finished study as one folder to deploy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import get_args
+
+from bench.config import run_config
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.results import store
+from bench.results.storage import location
+from bench.sequential.request import ExtraRequest, RequestSequence
+from grun.adapters.grun import GrunConfig
+from grun.errors import UserError
+from grun.sequential import save_deployment
+
+
+def export(results_folder: store.Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
+    """Write the modules of a finished GRUN study as one deployment; returns the requests whose modules are in it.
+
+    without: requests to leave out, by name. Raises UserError where there is no such study or request.
+    """
+    folder = location(results_folder)
+    last = store.last_states(store.scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
+    if last.is_empty():
+        raise UserError("--study", f"{folder} holds no finished GRUN study {study}")
+    row = last.row(0, named=True)
+    config = run_config(json.loads(row["config_json"]))
+    assert isinstance(config.adapter, GrunConfig)
+    states = store.read_requests(folder, row["run_key"])
+    names = [state["evaluated_request"] for state in states if state["is_requested"]]
+    unknown = set(without) - set(names)
+    if unknown:
+        raise UserError("--without", f"{unknown.pop()} is no request of {study}; use {names[0]} to {names[-1]}")
+    extra = tuple(name for name in names if name in get_args(ExtraRequest))
+    sequence = RequestSequence(
+        study=study, config=config, num_requests=len(names) - len(extra), extra_requests=extra, variants=()
+    )
+    source = prepared_model(config.model, config.benchmark.load(), config.start_from, lambda done, total: None)
+    model, tokenizer = load_pretrained(source, "cpu")
+    with ExitStack() as stack:
+        modules = {
+            request.name: stack.enter_context((folder / "modules" / sequence.module_key(request)).read_folder())
+            for request in sequence.requests()
+            if request.name not in without
+        }
+        save_deployment(output, model, tokenizer, config.adapter, modules, row["combination"], row["gate_threshold"])
+    return list(modules)

@@ -1,0 +1,130 @@
+"""What is asked to be forgotten, in which order, by which method; and the keys of all that comes of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Literal
+
+from bench.benchmarks.items import Benchmark, Item
+from bench.config import RunConfig
+from grun.adapters.grun import GrunConfig
+from grun.errors import UserError
+from grun.sequential import Combination
+
+ExtraRequest = Literal["repeat", "unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """Items that somebody asks to be forgotten."""
+
+    name: str
+    split: str
+    """Where they are evaluated."""
+    indices: tuple[int, ...]
+    """Their places in that split."""
+    items: tuple[Item, ...]
+    seed_offset: int = 0
+    """Added to the config's seed, so that a repeated request trains a module of its own."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Names what is to be forgotten."""
+        return _digest([[item.pair for item in self.items], self.seed_offset])
+
+
+def requests_of(
+    benchmark: Benchmark, num_requests: int | None, extra_requests: Sequence[ExtraRequest]
+) -> list[Request]:
+    """The benchmark's first requests, in order, then the hard cases.
+
+    num_requests: None: all. extra_requests: `repeat`, the first one again; `unknown`, the holdout set, which the model
+    never knew. Raises UserError where the benchmark has not so many, or no holdout set.
+    """
+    if not benchmark.requests:
+        raise UserError("benchmark", f"{benchmark.name} has no requests; use authors, tofu or questions")
+    count = len(benchmark.requests) if num_requests is None else num_requests
+    if count > len(benchmark.requests):
+        raise UserError(
+            "num_requests", f"{count}, but {benchmark.name} {benchmark.forget_split} has {len(benchmark.requests)}"
+        )
+    requests = []
+    place = {item.pair: index for index, item in enumerate(benchmark.evaluation["forget"])}
+    for number, items in enumerate(benchmark.requests[:count], start=1):
+        indices = tuple(place[item.pair] for item in items)
+        requests.append(Request(name=f"{number:03d}", split="forget", indices=indices, items=tuple(items)))
+    for extra in extra_requests:
+        if extra == "repeat":
+            requests.append(replace(requests[0], name="repeat", seed_offset=1))
+            continue
+        strangers = benchmark.evaluation.get("holdout")
+        if strangers is None:
+            raise UserError("extra_requests", f"{benchmark.name} has no holdout set here; leave `unknown` out")
+        indices = tuple(range(len(strangers)))
+        requests.append(Request(name="unknown", split="holdout", indices=indices, items=tuple(strangers)))
+    return requests
+
+
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """How the modules of several requests are used together; nothing is trained for it."""
+
+    combination: Combination | None
+    """None: the adapter is a chain."""
+    gate_threshold: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RequestSequence:
+    """One method, and the requests it is put to."""
+
+    study: str
+    config: RunConfig
+    num_requests: int | None
+    extra_requests: tuple[ExtraRequest, ...]
+    variants: tuple[Variant, ...]
+    """The first one is the method's own, the others show what else its modules could do. A chain has one."""
+    only_after: int | None = None
+    """Meet no more than the first so many requests, and measure the state after them only."""
+
+    def requests(self) -> list[Request]:
+        """What is to be forgotten, in order; reads the benchmark."""
+        return requests_of(self.config.benchmark.load(), self.num_requests, self.extra_requests)
+
+    def by_combination(self) -> list[RequestSequence]:
+        """The same work in parts that share no measurement, and can be done at the same time."""
+        parts: dict[Combination | None, list[Variant]] = {}
+        for variant in self.variants:
+            parts.setdefault(variant.combination, []).append(variant)
+        return [replace(self, variants=tuple(variants)) for variants in parts.values()]
+
+    def state_key(self, requests: Sequence[Request], variant: Variant) -> str:
+        """Names the rows of the state after these requests. The same in a longer sequence."""
+        config = self.config.to_dict()
+        return _digest([self.config.train_key, config["evaluation"], _digests(requests), dataclasses.asdict(variant)])
+
+    def module_key(self, request: Request) -> str:
+        """Names the module that is trained for a request, whatever the others are."""
+        return _digest([self.config.train_key, request.digest])
+
+    def chain_key(self, requests: Sequence[Request]) -> str:
+        """Names the weights after these requests."""
+        return _digest([self.config.train_key, _digests(requests), "chain"])
+
+
+def is_chain(config: RunConfig) -> bool:
+    """Whether a request goes on from the one before it."""
+    return not isinstance(config.adapter, GrunConfig)
+
+
+def _digests(requests: Sequence[Request]) -> list[str]:
+    return [request.digest for request in requests]
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

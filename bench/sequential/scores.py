@@ -1,0 +1,82 @@
+"""The rows of a state: what each request's questions and the kept splits say after so many requests.
+
+Shapes: B prompts, L edited layers, K requests so far.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from bench.evaluation.evaluate import ItemRow
+from bench.evaluation.score import score
+from bench.results import store
+from bench.sequential.request import Request
+from bench.speed.contenders import through_hooks
+from grun.data import Example, collate
+from grun.engine.edited import EditedModel
+from grun.model.forward import model_inputs
+
+KEPT_SPLITS = ("retain", "real_authors", "world_facts", "similar")
+SOFT_GATE_IS_SHUT = 0.5
+"""At gate threshold 0 no gate is ever quite shut: below this one it is called so."""
+PREFILL_PROMPTS = 32
+PREFILL_REPEATS = 7
+
+
+def rows_of(rows: Sequence[ItemRow], requests: Sequence[Request]) -> list[ItemRow]:
+    """The items of some requests, as a forget set."""
+    asked = {(request.split, index) for request in requests for index in request.indices}
+    return [row | {"split": "forget"} for row in rows if (row["split"], row["item_index"]) in asked]
+
+
+def whole_scores(
+    rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None, requests: Sequence[Request], gate_threshold: float
+) -> dict[str, float]:
+    """All requests so far taken together (`requested_`), and what was to be kept."""
+    kept = [row for row in rows if row["split"] in KEPT_SPLITS]
+    gold_rows = None if gold is None else rows_of(gold, requests)
+    scores = score([*rows_of(rows, requests), *kept], gold_rows, gate_threshold)
+    whole = {name.replace("forget_", "requested_"): value for name, value in scores.items()}
+    return {name: value for name, value in whole.items() if name in store.STATE_METRICS}
+
+
+def request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> dict[str, float]:
+    """One request's own items."""
+    if not rows:
+        return {}
+    scores = score([row | {"gate": None} for row in rows], gold, 0.0)  # gates are told apart in `open_shares`
+    return {name: value for name, value in scores.items() if name in store.REQUEST_METRICS}
+
+
+def open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: float) -> list[float] | None:
+    """For each module, the share of the prompts that open its gate, at any layer; None without gates or prompts."""
+    if not rows or rows[0]["gate"] is None:
+        return None
+    gates_BLK = np.array([row["gate"] for row in rows]).reshape(len(rows), -1, num_modules)
+    return [float(share) for share in (gates_BLK >= gate_threshold).any(axis=1).mean(axis=0)]
+
+
+@torch.no_grad()
+def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+    """Medians of one pass over a batch of prompts (with the edits at their last tokens, without), taken in turn."""
+    batch = collate([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts], device=adapted.device)
+
+    def edited() -> Any:
+        return through_hooks(adapted, batch)[0]
+
+    def bare() -> Any:
+        return adapted.model(**model_inputs(batch))
+
+    seconds: tuple[list[float], list[float]] = ([], [])
+    for _ in range(PREFILL_REPEATS):
+        for taken, run in zip(seconds, (edited, bare), strict=True):
+            started = time.perf_counter()
+            run().logits.sum().item()  # waits for a GPU
+            taken.append(time.perf_counter() - started)
+    return statistics.median(seconds[0]), statistics.median(seconds[1])
