@@ -20,9 +20,7 @@ from bench.evaluation.evaluate import EvaluationConfig
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig
 from grun.adapters import AdapterConfig
-from grun.adapters.full import FullConfig
 from grun.adapters.grun import GrunConfig
-from grun.adapters.none import NoneConfig
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
@@ -96,7 +94,7 @@ class RunConfig:
     @property
     def method(self) -> str:
         """`adapter+forget_loss`, or the model's own role where nothing is trained."""
-        if isinstance(self.adapter, NoneConfig):
+        if not self.adapter.trains:
             return self.start_from
         name = f"{self.adapter.name}+{self.forget_loss.name}"
         return name if self.retain_loss == "ce" else f"{name}+{self.retain_loss}"
@@ -145,7 +143,7 @@ def _check_pairs(config: RunConfig) -> None:
             "retain_loss", "rmu_mse keeps the layer that forget_loss rmu steers; use ce or kl beside others"
         )
     needs_logits = config.forget_loss.reference == "logits" or RETAIN_NEEDS[config.retain_loss] == "logits"
-    if needs_logits and isinstance(config.adapter, FullConfig) and config.adapter.train_embeddings:
+    if needs_logits and config.adapter.trains_in_place and config.adapter.train_embeddings:
         raise UserError(
             "adapter.train_embeddings",
             f"{config.forget_loss.name} with {config.retain_loss} needs the LM head as it was; leave it frozen",

@@ -31,8 +31,7 @@ from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.results.storage import Location, location
 from bench.runs import costs
-from grun.adapters.grun import GrunConfig, set_gate_threshold
-from grun.adapters.none import NoneConfig
+from grun.adapters.grun import set_gate_threshold
 from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
@@ -133,7 +132,7 @@ def evaluate_references(config: RunConfig, execution: Execution, progress: Progr
 def at_thresholds(config: RunConfig, gate_thresholds: Sequence[float]) -> list[RunConfig]:
     """The config, then the same module at each other gate threshold; just the config where there are no gates."""
     adapter = config.adapter
-    if not isinstance(adapter, GrunConfig):
+    if not adapter.is_gated:
         return [config]
     others = [tau for tau in dict.fromkeys(gate_thresholds) if tau != adapter.gate_threshold]
     return [config] + [
@@ -227,7 +226,7 @@ def _train_or_load(
 ) -> tuple[Adapted, PromptTemplate, Row]:
     """The unlearned model, and the cost columns of its training."""
     model, tokenizer = load_pretrained(
-        source, "cpu" if execution.shard else device, trained_in_place=config.adapter.name == "full"
+        source, "cpu" if execution.shard else device, trained_in_place=config.adapter.trains_in_place
     )
     template = PromptTemplate.of(tokenizer)
     folder = execution.folder / "modules" / config.train_key
@@ -252,7 +251,7 @@ def _train_or_load(
         adapted.checkpoint_gradients()
     parameters = adapted.trainable_parameters()
     trained = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
-    if not isinstance(config.adapter, NoneConfig):
+    if config.adapter.trains:
         checkpoints = Checkpoints(
             _checkpoint(config, execution),
             every_seconds=CHECKPOINT_SECONDS,
@@ -291,8 +290,8 @@ def unlearn_as(
     checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """`grun.training.unlearn.unlearn` with a config's losses, weights and rates. Its adapter trains something."""
-    assert not isinstance(config.adapter, NoneConfig)
-    gates = config.adapter if isinstance(config.adapter, GrunConfig) else None
+    assert config.adapter.trains
+    gates = config.adapter if config.adapter.is_gated else None
     return unlearn(
         adapted,
         plan,
@@ -352,7 +351,7 @@ def plan_of(
         workers=workers,
         accumulation_steps=accumulation_steps,
     )
-    if isinstance(config.adapter, NoneConfig):
+    if not config.adapter.trains:
         return plan, None
     return plan, reference_of(
         model,
@@ -415,7 +414,7 @@ def _measure(
         raise UserError("evaluation.robustness", f"{benchmark.name} asks nothing of its forget set; leave it out")
     asked = evenly_spread(len(forget), configs[0].evaluation.max_items_per_split)
     for each, rows in zip(configs, curve, strict=True):
-        if isinstance(each.adapter, GrunConfig) and isinstance(adapted, EditedModel):
+        if each.adapter.is_gated and isinstance(adapted, EditedModel):
             set_gate_threshold(adapted, each.adapter.gate_threshold)
         rows += attack(
             adapted,
@@ -452,9 +451,9 @@ def _evaluated(
         workers=workers,
         decode_all=execution.engine == "plain",
     )
-    if not isinstance(first.adapter, GrunConfig) or not isinstance(adapted, EditedModel):
+    if not first.adapter.is_gated or not isinstance(adapted, EditedModel):
         return [measure()]
-    thresholds = [each.adapter.gate_threshold for each in configs if isinstance(each.adapter, GrunConfig)]
+    thresholds = [each.adapter.gate_threshold for each in configs if each.adapter.is_gated]
     if execution.engine == "plain":
         curve = []
         for gate_threshold in thresholds:
@@ -482,7 +481,7 @@ def _write(
     """Score the items and write them with the run's row."""
     if config.method == "retain_model":
         retain_model_items = items
-    gate_threshold = config.adapter.gate_threshold if isinstance(config.adapter, GrunConfig) else 0.0
+    gate_threshold = config.adapter.gate_threshold if config.adapter.is_gated else 0.0
     edited = adapted if isinstance(adapted, EditedModel) else None
     row = (
         config_columns(config)
@@ -517,7 +516,7 @@ def config_columns(config: RunConfig) -> Row:
         "seed": config.seed,
         "config_json": config.to_json(),
     }
-    if isinstance(adapter, NoneConfig):
+    if not adapter.trains:
         return row
     settings = dataclasses.asdict(adapter)
     return row | {

@@ -14,7 +14,6 @@ from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.results.storage import location
 from bench.sequential.request import ExtraRequest, RequestSequence
-from grun.adapters.grun import GrunConfig
 from grun.errors import UserError
 from grun.sequential import save_deployment
 
@@ -30,7 +29,7 @@ def export(results_folder: store.Folder, study: str, output: Path, without: Sequ
         raise UserError("--study", f"{folder} holds no finished GRUN study {study}")
     row = last.row(0, named=True)
     config = run_config(json.loads(row["config_json"]))
-    assert isinstance(config.adapter, GrunConfig)
+    assert config.adapter.is_stackable
     states = store.read_requests(folder, row["run_key"])
     names = [state["evaluated_request"] for state in states if state["is_requested"]]
     unknown = set(without) - set(names)

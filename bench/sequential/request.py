@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig
-from grun.adapters.grun import GrunConfig
 from grun.errors import UserError
 from grun.sequential import Combination
 
@@ -119,7 +118,7 @@ class RequestSequence:
 
 def is_chain(config: RunConfig) -> bool:
     """Whether a request goes on from the one before it."""
-    return not isinstance(config.adapter, GrunConfig)
+    return not config.adapter.is_stackable
 
 
 def _digests(requests: Sequence[Request]) -> list[str]:

@@ -46,7 +46,6 @@ from bench.sequential.scores import (
     whole_scores,
 )
 from grun.adapters.grun import GrunConfig
-from grun.adapters.none import NoneConfig
 from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted, CausalLM
@@ -102,7 +101,7 @@ class _Study:
     def model_and_template(self) -> tuple[CausalLM, PromptTemplate]:
         """The target model itself."""
         model, tokenizer = load_pretrained(
-            self.source, self.execution.torch_device(), trained_in_place=self.config.adapter.name == "full"
+            self.source, self.execution.torch_device(), trained_in_place=self.config.adapter.trains_in_place
         )
         return model, PromptTemplate.of(tokenizer)
 
@@ -120,7 +119,7 @@ class _Study:
 
     @property
     def _adapter(self) -> GrunConfig:
-        assert isinstance(self.config.adapter, GrunConfig)
+        assert self.config.adapter.is_stackable
         return self.config.adapter
 
     def train_modules(self, places: Sequence[int]) -> None:
@@ -183,7 +182,7 @@ class _Study:
         """States of one set of weights that every request changes."""
         (variant,) = self.sequence.variants
         adapter = self.config.adapter
-        assert not isinstance(adapter, NoneConfig)
+        assert adapter.trains
         missing = self._sizes(variant)
         if not missing:
             return

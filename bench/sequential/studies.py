@@ -22,8 +22,6 @@ from bench.sequential.states import Say, run_sequence, train_modules
 from bench.studies.search import Log
 from bench.studies.search_space import Alternatives, SweepConfig, check_study, read_as
 from bench.studies.sweep import Pool, check_names, place, prepare_references, study_locks
-from grun.adapters.grun import GrunConfig
-from grun.adapters.none import NoneConfig
 from grun.errors import UserError
 from grun.sequential import Combination
 
@@ -87,7 +85,7 @@ class SequentialConfig:
 
     def variants(self, config: RunConfig) -> list[Variant]:
         """All that is measured of one configuration's modules."""
-        if not isinstance(config.adapter, GrunConfig):
+        if not config.adapter.is_stackable:
             return [Variant(combination=None, gate_threshold=None)]
         thresholds = dict.fromkeys([config.adapter.gate_threshold, *self.gate_thresholds])
         return [Variant(combination=c, gate_threshold=t) for c in self.combinations for t in thresholds]
@@ -102,7 +100,7 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
     config = replace(config, base=overlay(config.base, overrides), num_requests=num_requests or config.num_requests)
     check_study(path, config.search)
     run = config.search.run({})
-    if isinstance(run.adapter, NoneConfig):
+    if not run.adapter.trains:
         raise UserError(f"{path}: adapter", "none trains nothing; choose grun, lora, full or reft")
     count = len(config.sequence(run).requests())
     return replace(config, num_tuning_requests=min(config.num_tuning_requests, count - len(config.extra_requests)))

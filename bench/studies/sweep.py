@@ -117,7 +117,7 @@ def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, Swe
     try:
         rows = run_trial(
             config,
-            replace(execution, save_module=config.adapter.name != "full"),
+            replace(execution, save_module=config.adapter.is_small),
             gate_thresholds=study.gate_thresholds,
             study=study.study,
         )

@@ -6,10 +6,12 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, ClassVar, Literal, cast
 
 from annotated_types import Ge, Gt, Le, MinLen
 
+from grun.adapters.adapter import Adapter
+from grun.declared import declares
 from grun.engine.edited import EditedModel, attach_edits
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
@@ -17,10 +19,17 @@ from pyvene_custom.checkpoint import load_edits, save_edits
 from pyvene_custom.edits import GatedLoReFT, GateFunction
 
 
+@declares(Adapter)
 @dataclass(frozen=True, kw_only=True)
 class GrunConfig:
     """Edit the last prompt token's hidden state behind a soft gate (arXiv 2502.17823)."""
 
+    trains: ClassVar[Literal[True]] = True
+    trains_in_place: ClassVar[Literal[False]] = False
+    is_small: ClassVar[Literal[True]] = True
+    is_gated: ClassVar[Literal[True]] = True
+    is_stackable: ClassVar[Literal[True]] = True
+    edits: ClassVar[Literal["prompt_end"]] = "prompt_end"
     name: Literal["grun"] = "grun"
     learning_rate: Annotated[float, Gt(0)] = 4e-3
     """AdamW's peak learning rate."""

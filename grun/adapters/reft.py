@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
+from grun.adapters.adapter import Adapter
+from grun.declared import declares
 from grun.engine.edited import EditedModel, attach_edits
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
@@ -15,10 +17,17 @@ from pyvene_custom.checkpoint import load_edits, save_edits
 from pyvene_custom.edits import LoReFT
 
 
+@declares(Adapter)
 @dataclass(frozen=True, kw_only=True)
 class ReftConfig:
     """Edit the last prompt token's hidden state at a few layers (arXiv 2404.03592)."""
 
+    trains: ClassVar[Literal[True]] = True
+    trains_in_place: ClassVar[Literal[False]] = False
+    is_small: ClassVar[Literal[True]] = True
+    is_gated: ClassVar[Literal[False]] = False
+    is_stackable: ClassVar[Literal[False]] = False
+    edits: ClassVar[Literal["prompt_end"]] = "prompt_end"
     name: Literal["reft"] = "reft"
     learning_rate: Annotated[float, Gt(0)] = 4e-3
     """AdamW's peak learning rate. GRUN's value, so that the gate is the only difference."""
