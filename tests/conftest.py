@@ -28,7 +28,8 @@ from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.results.store import METRICS
-from bench.runs.run import Execution, evaluate_references
+from bench.runs.execution import Execution
+from bench.runs.run import evaluate_references
 from bench.studies.search import INTERRUPTED, study_storage
 from grun.data import PromptTemplate
 

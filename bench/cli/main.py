@@ -27,10 +27,10 @@ from grun.errors import UserError
 
 if TYPE_CHECKING:
     from bench.config import RunConfig
-    from bench.evaluation.evaluate import Progress
+    from bench.progress import Progress
     from bench.reports.comparison import Comparison
-    from bench.results.store import Folder
-    from bench.runs.run import Execution
+    from bench.results.storage import Folder
+    from bench.runs.execution import Execution
     from bench.studies.sweep import Pool
 
 CONFIG_SECTIONS = (
@@ -348,7 +348,7 @@ def _attacked(options: argparse.Namespace, overrides: Mapping[str, Any]) -> Mapp
 
 def _execution(options: argparse.Namespace, results: Folder | None = None) -> Execution:
     from bench.results.storage import location
-    from bench.runs.run import Execution
+    from bench.runs.execution import Execution
 
     return Execution(
         results=location(results or options.results),  # absolute: a worker need not run where this command does

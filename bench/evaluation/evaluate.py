@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -15,6 +15,7 @@ from annotated_types import Ge
 from bench.benchmarks.items import Item
 from bench.evaluation.robustness import RobustnessConfig
 from bench.metrics.rouge import rouge_l
+from bench.progress import Progress
 from grun.adapters.grun import gates_forced
 from grun.data import Example, PromptTemplate, length_sorted_batches
 from grun.engine.edited import EditedModel
@@ -29,8 +30,6 @@ Pattern = tuple[bool, ...]
 """Which gates are open, layer by layer."""
 Applied = frozenset[tuple[int, str]]
 """(place of an edited layer, request) of each edit that is applied to a prompt."""
-Progress = Callable[[str, int, int], None]
-"""Called with (what is being done, done, total)."""
 ITEM_COLUMNS = (
     "split",
     "item_index",

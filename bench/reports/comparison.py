@@ -16,8 +16,7 @@ from bench.files import yaml_text
 from bench.metrics.forget_quality import log10_forget_quality_floor
 from bench.pareto import Direction, Floats
 from bench.results import store
-from bench.results.storage import Location
-from bench.results.store import Folder
+from bench.results.storage import Folder, Location
 from grun.errors import UserError
 
 OBJECTIVES: dict[str, Direction] = {"log10_forget_quality": "max", "model_utility": "max"}

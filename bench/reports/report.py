@@ -13,8 +13,7 @@ import vl_convert
 from bench.reports import charts
 from bench.reports.comparison import Comparison, MethodSummary
 from bench.results import store
-from bench.results.storage import Location
-from bench.results.store import Folder
+from bench.results.storage import Folder, Location
 
 NUM_EXAMPLES = 4
 PNG_SCALE = 2.0

@@ -19,9 +19,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from pyarrow import fs
-
 from grun.errors import UserError
 
 
@@ -61,7 +58,9 @@ class Location:
     def open(self) -> Any:
         """A file to read from at any place, for pyarrow. Raises FileNotFoundError, and OSError."""
         if self.local is not None:
-            return pa.OSFile(str(self.local))
+            from pyarrow import OSFile
+
+            return OSFile(str(self.local))
         store, path = self._in_store()
         return store.open_input_file(path)
 
@@ -92,6 +91,8 @@ class Location:
         """Whether there is a file here."""
         if self.local is not None:
             return self.local.is_file()
+        from pyarrow import fs
+
         store, path = self._in_store()
         return bool(store.get_file_info(path).type == fs.FileType.File)
 
@@ -100,6 +101,8 @@ class Location:
         if self.local is not None:
             names = [entry.name for entry in os.scandir(self.local) if entry.is_file()] if self.local.is_dir() else []
         else:
+            from pyarrow import fs
+
             store, path = self._in_store()
             found = store.get_file_info(fs.FileSelector(path, allow_not_found=True))
             names = [info.base_name for info in found if info.type == fs.FileType.File]
@@ -113,6 +116,8 @@ class Location:
             else:
                 self.local.unlink(missing_ok=True)
             return
+        from pyarrow import fs
+
         store, path = self._in_store()
         with contextlib.suppress(FileNotFoundError):
             if store.get_file_info(path).type == fs.FileType.Directory:
@@ -163,7 +168,10 @@ class Location:
         return _store(scheme, rest.split("/", 1)[0]), rest
 
 
-def location(where: Location | Path | str) -> Location:
+Folder = Location | Path | str
+
+
+def location(where: Folder) -> Location:
     """From a path, made absolute, or from a URI. Raises UserError for a scheme that is neither."""
     if isinstance(where, Location):
         return where
@@ -184,6 +192,8 @@ def is_full(error: BaseException) -> bool:
 @cache
 def _store(scheme: str, bucket: str) -> Any:
     """The object store behind a bucket. Says nothing to it yet, but where S3's region has to be asked for."""
+    from pyarrow import fs  # a seventh of a second, which the command line need not wait for
+
     if scheme == "gs":
         return fs.GcsFileSystem()
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or fs.resolve_s3_region(bucket)

@@ -19,14 +19,13 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.results.storage import Location, location
+from bench.results.storage import Folder, Location, location
 from grun.errors import UserError
 
 SPLITS = ("forget", "retain", "real_authors", "world_facts", "holdout", "similar")
@@ -192,7 +191,6 @@ REQUESTS_SCHEMA = pa.schema(
 """run_key names the state; (run_key, evaluated_index) a row. `*_open_shares`: for each request so far, the share of
 the evaluated request's (or split's) prompts that open its gate."""
 Row = Mapping[str, Any]
-Folder = Location | Path | str
 COMPACT = "compact-"
 CHOICES = "sequences"
 COMPACT_BYTES = 256 * 2**20

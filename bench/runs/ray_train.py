@@ -18,9 +18,11 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from bench.cluster.connect import connected, possible_resources
 from bench.config import RunConfig, run_config
-from bench.evaluation.evaluate import Progress
+from bench.progress import Progress
 from bench.results import store
-from bench.runs.run import Execution, failed_row, reference_config, references, run, run_missing
+from bench.runs.execution import Execution
+from bench.runs.related import reference_config, references
+from bench.runs.run import failed_row, run, run_missing
 from grun.errors import UserError
 from grun.workers import Workers
 

@@ -8,9 +8,10 @@ from typing import Any
 
 from bench.evaluation.score import score
 from bench.results import store
+from bench.results.storage import Folder
 
 
-def rescore(folder: store.Folder) -> tuple[int, int]:
+def rescore(folder: Folder) -> tuple[int, int]:
     """Write every finished run's metrics anew; returns (runs rescored, runs whose items are missing or damaged).
 
     Metrics that an older run has no raw values for stay null. Raises UserError where the folder holds no runs.

@@ -9,28 +9,29 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
-from annotated_types import Ge
 from safetensors import SafetensorError
 
 from bench.benchmarks.items import Benchmark
-from bench.config import RunConfig, run_config
-from bench.evaluation.evaluate import Progress, evaluate, evaluate_thresholds, evenly_spread
+from bench.config import RunConfig
+from bench.evaluation.evaluate import evaluate, evaluate_thresholds, evenly_spread
 from bench.evaluation.robustness import attack
 from bench.evaluation.score import score
 from bench.files import write_yaml
 from bench.models.cache import cache_dir
-from bench.models.prepare import StartFrom, prepared_model
+from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
+from bench.progress import Progress, quiet
 from bench.results import store
-from bench.results.storage import Location, location
+from bench.results.storage import Location
 from bench.runs import costs
+from bench.runs.execution import Execution
+from bench.runs.related import at_thresholds, has_retain_model, reference_config, references
 from grun.adapters.grun import set_gate_threshold
 from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel, PrefixCaching
@@ -54,89 +55,10 @@ CHECKPOINT_SECONDS = 60.0
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Execution:
-    """Where and how a run happens; none of it changes the result beyond float rounding."""
-
-    results: store.Folder
-    """The results folder: a path, s3:// or gs://."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """auto: a GPU where there is one."""
-    engine: Literal["auto", "plain"] = "auto"
-    """auto: the prefix-cache engine, where it serves the model; plain: everything through pyvene, nothing reused."""
-    num_threads: int | None = None
-    """torch's CPU threads; None: leave them as they are."""
-    save_module: bool = True
-    """Keep what was trained under RESULTS/modules."""
-    num_workers: Annotated[int, Ge(1)] = 1
-    """Processes that train and evaluate a run together, through Ray Train."""
-    ray_train: Literal["auto", "always"] = "auto"
-    """auto: a run of one worker skips Ray Train, whose start takes most of a minute."""
-    cpus_per_worker: Annotated[int, Ge(1)] = 1
-    """CPUs that a worker asks Ray for."""
-    gpus_per_worker: Annotated[float, Ge(0)] = 0.0
-    """GPUs likewise."""
-    accumulation_steps: Annotated[int, Ge(1)] = 1
-    """Passes that each worker cuts its part of a step into, to use less memory."""
-    gradient_checkpointing: bool = False
-    """Full fine-tuning and LoRA: compute activations again on the way back, to use less memory."""
-    shard: bool = False
-    """Full fine-tuning: each worker holds only its part of the weights (FSDP2), for models that fit no GPU whole."""
-
-    @property
-    def folder(self) -> Location:
-        """The results folder, as a place to read and write."""
-        return location(self.results)
-
-    @property
-    def uses_ray_train(self) -> bool:
-        """Whether a run's work happens in workers of Ray Train."""
-        return self.num_workers > 1 or self.ray_train == "always"
-
-    def torch_device(self) -> torch.device:
-        """The device itself. Raises UserError where there is no such one."""
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise UserError("--device", "cuda was asked for, but torch sees no GPU; use --device cpu")
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
-
-
-def quiet(phase: str, done: int, total: int) -> None:
-    """A `Progress` that shows nothing."""
-
-
-def reference_config(config: RunConfig, start_from: StartFrom) -> RunConfig:
-    """The run that only evaluates the target or the retain model of `config`."""
-    kept = {key: config.to_dict()[key] for key in ("benchmark", "model", "evaluation")}
-    return run_config({**kept, "start_from": start_from, "adapter": "none"})
-
-
-def references(config: RunConfig) -> list[StartFrom]:
-    """The models every method of `config` is measured against, the retain model first: the other needs it."""
-    return ["retain_model", "target_model"] if has_retain_model(config) else ["target_model"]
-
-
-def has_retain_model(config: RunConfig) -> bool:
-    """Whether there is a model trained without the forget set, to measure forget quality against."""
-    return config.model.fine_tuning.num_epochs > 0 or getattr(config.model, "retain_model", None) is not None
-
-
 def evaluate_references(config: RunConfig, execution: Execution, progress: Progress = quiet) -> list[Row]:
     """Rows of the retain and the target model, evaluated only where they are not in the results yet."""
     return [
         run(reference_config(config, start_from), execution, progress=progress)[0] for start_from in references(config)
-    ]
-
-
-def at_thresholds(config: RunConfig, gate_thresholds: Sequence[float]) -> list[RunConfig]:
-    """The config, then the same module at each other gate threshold; just the config where there are no gates."""
-    adapter = config.adapter
-    if not adapter.is_gated:
-        return [config]
-    others = [tau for tau in dict.fromkeys(gate_thresholds) if tau != adapter.gate_threshold]
-    return [config] + [
-        dataclasses.replace(config, adapter=dataclasses.replace(adapter, gate_threshold=tau)) for tau in others
     ]
 
 

@@ -12,13 +12,13 @@ from bench.config import run_config
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
-from bench.results.storage import location
+from bench.results.storage import Folder, location
 from bench.sequential.request import ExtraRequest, RequestSequence
 from grun.errors import UserError
 from grun.sequential import save_deployment
 
 
-def export(results_folder: store.Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
+def export(results_folder: Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
     """Write the modules of a finished GRUN study as one deployment; returns the requests whose modules are in it.
 
     without: requests to leave out, by name. Raises UserError where there is no such study or request.

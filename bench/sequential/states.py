@@ -21,20 +21,13 @@ import torch
 from bench.evaluation.evaluate import Applied, ItemRow, evaluate, evaluate_combined
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
+from bench.progress import quiet
 from bench.results import store
 from bench.results.storage import Location
 from bench.runs import costs
-from bench.runs.run import (
-    TRAINING,
-    Execution,
-    cached,
-    config_columns,
-    evaluate_references,
-    plan_of,
-    quiet,
-    reference_config,
-    unlearn_as,
-)
+from bench.runs.execution import Execution
+from bench.runs.related import reference_config
+from bench.runs.run import TRAINING, cached, config_columns, evaluate_references, plan_of, unlearn_as
 from bench.sequential.request import Request, RequestSequence, Variant, is_chain, requests_of
 from bench.sequential.scores import (
     PREFILL_PROMPTS,

@@ -16,7 +16,9 @@ from bench.cluster.connect import connected
 from bench.config import RunConfig, overlay
 from bench.reports.comparison import UTILITY_KEPT
 from bench.results import store
-from bench.runs.run import Execution, failed_row, reference_config
+from bench.runs.execution import Execution
+from bench.runs.related import reference_config
+from bench.runs.run import failed_row
 from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_chain
 from bench.sequential.states import Say, run_sequence, train_modules
 from bench.studies.search import Log

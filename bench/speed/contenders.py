@@ -15,7 +15,7 @@ from bench.config import RunConfig, overlay, run_config
 from grun.adapters.grun import GrunConfig
 from grun.data import Batch, Example, collate
 from grun.engine.edited import EditedModel, PrefixCaching
-from grun.model.forward import Adapted, AnswerOutput, CausalLM, Generated, Progress, model_inputs
+from grun.model.forward import Adapted, AnswerOutput, CausalLM, Generated, Tally, model_inputs
 from grun.model.layers import Layer
 from grun.model.patching import decoder_layers, output_tensor, with_output_tensor
 
@@ -56,7 +56,7 @@ class WholeModel:
         """See `grun.model.forward.Adapted`, here and below."""
         return self.edited.device
 
-    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
+    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """Nothing is kept from step to step."""
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:

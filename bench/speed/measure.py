@@ -21,11 +21,13 @@ import torch
 
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluation.evaluate import Progress, evaluate, evaluate_thresholds
+from bench.evaluation.evaluate import evaluate, evaluate_thresholds
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
+from bench.progress import Progress, quiet
 from bench.runs import costs
-from bench.runs.run import Execution, evaluate_references, plan_of, quiet, run
+from bench.runs.execution import Execution
+from bench.runs.run import evaluate_references, plan_of, run
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, contender
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import PromptTemplate

@@ -9,10 +9,12 @@ from datetime import UTC, datetime
 from functools import cache
 
 from bench.config import RunConfig
-from bench.evaluation.evaluate import Progress
+from bench.progress import Progress, quiet
 from bench.results import store
 from bench.runs import costs
-from bench.runs.run import Execution, Row, at_thresholds, config_columns, quiet, reference_config, references
+from bench.runs.execution import Execution
+from bench.runs.related import at_thresholds, reference_config, references
+from bench.runs.run import Row, config_columns
 
 ITEMS = {"forget": 40, "retain": 200, "real_authors": 100, "world_facts": 100}
 """Evaluated questions a split: TOFU's forget01 with a cut retain set."""

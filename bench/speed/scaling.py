@@ -35,7 +35,7 @@ from optuna.trial import TrialState
 from bench.cluster.connect import ENVIRONMENT
 from bench.config import run_config
 from bench.results import store
-from bench.runs.run import Execution
+from bench.runs.execution import Execution
 from bench.speed.no_op import no_op, no_op_references, no_op_rows
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, StudySearch, study_storage
 from bench.studies.search_space import SweepConfig, read_studies

@@ -24,8 +24,9 @@ from bench.config import run_config
 from bench.models.cache import cache_dir
 from bench.pareto import nondominated
 from bench.results import store
-from bench.results.storage import Location, is_full, location
-from bench.runs.run import Row, at_thresholds, failed_row
+from bench.results.storage import Folder, Location, is_full, location
+from bench.runs.related import at_thresholds
+from bench.runs.run import Row, failed_row
 from bench.studies.search_space import THRESHOLD, SweepConfig
 from grun.errors import UserError
 
@@ -47,7 +48,7 @@ class StudySearch(Searcher):
     def __init__(
         self,
         studies: Sequence[SweepConfig],
-        results_folder: store.Folder,
+        results_folder: Folder,
         log: Log,
         time_budget_s: float | None = None,
     ) -> None:
@@ -223,7 +224,7 @@ class StudySearch(Searcher):
                 )
 
 
-def study_storage(results_folder: store.Folder) -> BaseStorage:
+def study_storage(results_folder: Folder) -> BaseStorage:
     """Optuna's storage of a results folder; `optuna-dashboard` opens the same file."""
     there, here = _journal(results_folder)
     here.parent.mkdir(parents=True, exist_ok=True)
@@ -245,14 +246,14 @@ def _drop_half_a_line(journal: Path) -> None:
         lock.release()
 
 
-def keep_journal(results_folder: store.Folder) -> None:
+def keep_journal(results_folder: Folder) -> None:
     """Optuna appends to a file; an object store has none such: a local one is used, and put there after each trial."""
     there, here = _journal(results_folder)
     if there.local is None:
         there.write(here.read_bytes())
 
 
-def _journal(results_folder: store.Folder) -> tuple[Location, Path]:
+def _journal(results_folder: Folder) -> tuple[Location, Path]:
     """Where Optuna's journal is kept, and the local file that Optuna uses."""
     there = location(results_folder) / "studies.journal"
     return there, there.local or cache_dir() / "studies" / f"{there.digest()}.journal"

@@ -12,7 +12,7 @@ from bench.config import overlay, run_config
 from bench.reports.comparison import Comparison, MethodSummary
 from bench.results import store
 from bench.results.storage import Location
-from bench.runs.run import Execution
+from bench.runs.execution import Execution
 from bench.studies.search_space import Categorical, SweepConfig
 from bench.studies.sweep import Pool, sweep
 

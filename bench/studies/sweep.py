@@ -25,16 +25,9 @@ from bench.config import RunConfig, run_config
 from bench.models.prepare import StartFrom, prepared_model
 from bench.results import store
 from bench.results.storage import Location, is_full
-from bench.runs.run import (
-    Execution,
-    Row,
-    evaluate_references,
-    failed_row,
-    has_retain_model,
-    reference_config,
-    references,
-    run,
-)
+from bench.runs.execution import Execution
+from bench.runs.related import has_retain_model, reference_config, references
+from bench.runs.run import Row, evaluate_references, failed_row, run
 from bench.studies.search import Log, StudySearch
 from bench.studies.search_space import SweepConfig
 from grun.errors import UserError

@@ -29,7 +29,7 @@ from grun.model.forward import (
     AnswerOutput,
     CausalLM,
     Generated,
-    Progress,
+    Tally,
     eos_ids,
     head_at,
     hidden_layer_index,
@@ -83,7 +83,7 @@ class EditedModel:
         """Let `prepare` build and open prefix caches; without this call everything takes the plain path."""
         self._caching = caching
 
-    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
+    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """See `Adapted`. Whatever the engine cannot serve takes the plain path, and one line says so."""
         if self._caching is None or all(self._home(example) for example in examples):
             return

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from grun.data import Example, answer_labels, length_sorted_batches
 from grun.losses import sequence_sum, token_nll
-from grun.model.forward import Progress, head_at, new_cache
+from grun.model.forward import Tally, head_at, new_cache
 from grun.model.patching import decoder_layers, output_tensor, patched
 
 VERSION = 1
@@ -147,7 +147,7 @@ def open_or_build(
     weights: str,
     root: Path,
     max_bytes: int,
-    progress: Progress,
+    progress: Tally,
 ) -> PrefixCache:
     """The cache of these examples; built if it is not there, or is damaged.
 
@@ -210,7 +210,7 @@ class _Builder:
         self.pending_prompts = 0
 
     @torch.no_grad()
-    def build(self, progress: Progress) -> None:
+    def build(self, progress: Tally) -> None:
         """Write shards and index."""
         num_prompts = len(self.layout.prompts)
         for start in range(0, num_prompts, PROMPTS_PER_BATCH):

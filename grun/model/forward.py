@@ -21,7 +21,7 @@ from grun.model.patching import decoder_layers, output_tensor, patched
 
 CausalLM = Any
 """A `transformers` causal LM, or a PEFT model around one; neither is typed in a way that would help."""
-Progress = Callable[[int, int], None]
+Tally = Callable[[int, int], None]
 """Called with (done, total)."""
 
 
@@ -64,7 +64,7 @@ class Adapted(Protocol):
     def device(self) -> torch.device:
         """Where its inputs belong."""
 
-    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
+    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """Announce examples that will be used many times; generate: that their prompts will be answered, too.
 
         Changes no result. progress: called where this takes time.
@@ -103,7 +103,7 @@ class PlainModel:
         """See `Adapted`."""
         return self.model.device
 
-    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Progress) -> None:
+    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """See `Adapted`. Nothing here stays the same from step to step."""
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from grun.data import Example, length_sorted_batches
 from grun.losses import sequence_sum, token_nll
-from grun.model.forward import CausalLM, PlainModel, Progress, logits_of_head_input
+from grun.model.forward import CausalLM, PlainModel, Tally, logits_of_head_input
 from grun.model.layers import Layer
 
 Need = Literal["nll", "logits", "hidden"]
@@ -33,7 +33,7 @@ class Reference:
         needs: Sequence[Need],
         hidden_layer: Layer | None,
         batch_size: int,
-        progress: Progress,
+        progress: Tally,
     ) -> None:
         """One forward pass over the examples.
 

@@ -10,7 +10,8 @@ import pytest
 
 from bench.config import RunConfig, overlay, run_config
 from bench.runs import run as train
-from bench.runs.run import Execution, run
+from bench.runs.execution import Execution
+from bench.runs.run import run
 
 
 class _CutOff(BaseException):

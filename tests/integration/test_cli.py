@@ -14,7 +14,8 @@ from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
-from bench.runs.run import Execution, evaluate_references, run
+from bench.runs.execution import Execution
+from bench.runs.run import evaluate_references, run
 
 Captured = pytest.CaptureFixture[str]
 

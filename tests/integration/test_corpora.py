@@ -11,7 +11,8 @@ import pytest
 from bench.benchmarks.corpora import CorporaConfig
 from bench.cli.main import main
 from bench.config import overlay, run_config
-from bench.runs.run import Execution, evaluate_references, run
+from bench.runs.execution import Execution
+from bench.runs.run import evaluate_references, run
 from grun.errors import UserError
 
 

@@ -12,7 +12,8 @@ import torch
 
 from bench.cli.main import main
 from bench.config import RunConfig
-from bench.runs.run import Execution, run
+from bench.runs.execution import Execution
+from bench.runs.run import run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import PromptTemplate
 from grun.model.forward import PlainModel

@@ -16,7 +16,8 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 
 from bench.config import RunConfig
 from bench.results import store
-from bench.runs.run import Execution, run
+from bench.runs.execution import Execution
+from bench.runs.run import run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import Example, PromptTemplate
 from grun.engine import later_layers

@@ -13,7 +13,8 @@ from bench.config import RunConfig, overlay, run_config
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
-from bench.runs.run import Execution, run
+from bench.runs.execution import Execution
+from bench.runs.run import run
 from grun.data import PromptTemplate
 from grun.errors import UserError
 from grun.model import forward

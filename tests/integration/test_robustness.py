@@ -15,7 +15,9 @@ from bench.config import RunConfig, overlay, run_config
 from bench.evaluation.robustness import RobustnessConfig, attack
 from bench.metrics.rouge import rouge_l
 from bench.results import store
-from bench.runs.run import Execution, reference_config, run
+from bench.runs.execution import Execution
+from bench.runs.related import reference_config
+from bench.runs.run import run
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig

@@ -15,8 +15,9 @@ from bench.config import RunConfig, overlay, run_config
 from bench.evaluation.evaluate import EvaluationConfig, evaluate
 from bench.evaluation.score import score
 from bench.results import store
+from bench.runs.execution import Execution
 from bench.runs.rescore import rescore
-from bench.runs.run import Execution, evaluate_references, run
+from bench.runs.run import evaluate_references, run
 from grun.adapters.grun import GrunConfig
 from grun.model.forward import PlainModel
 from grun.unlearned import load

@@ -21,8 +21,11 @@ from bench.files import write_yaml
 from bench.models.cache import cache_dir
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
+from bench.progress import quiet
 from bench.results import store
-from bench.runs.run import TRAINING, Execution, quiet, reference_config
+from bench.runs.execution import Execution
+from bench.runs.related import reference_config
+from bench.runs.run import TRAINING
 from bench.sequential.request import RequestSequence, Variant, requests_of
 from bench.sequential.scores import prefill_seconds
 from bench.sequential.states import run_sequence, train_modules

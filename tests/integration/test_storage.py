@@ -25,7 +25,8 @@ from bench.files import write_yaml
 from bench.models.prepare import prepared_model
 from bench.results import store
 from bench.results.storage import Location, location
-from bench.runs.run import Execution, evaluate_references, run
+from bench.runs.execution import Execution
+from bench.runs.run import evaluate_references, run
 from grun.errors import UserError
 
 BUCKET = "s3://bench"

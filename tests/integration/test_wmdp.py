@@ -14,7 +14,8 @@ from bench.config import overlay, run_config
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
-from bench.runs.run import Execution, evaluate_references, run
+from bench.runs.execution import Execution
+from bench.runs.run import evaluate_references, run
 from grun.data import PromptTemplate
 from grun.errors import UserError
 

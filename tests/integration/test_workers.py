@@ -18,8 +18,9 @@ from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
+from bench.runs.execution import Execution
 from bench.runs.ray_train import own_error
-from bench.runs.run import Execution, evaluate_references, run
+from bench.runs.run import evaluate_references, run
 from grun.errors import UserError
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -44,7 +45,8 @@ import json, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from bench.config import run_config
-from bench.runs.run import Execution, run_missing
+from bench.runs.execution import Execution
+from bench.runs.run import run_missing
 from grun.workers import Workers
 
 rank, meeting, folder, config, execution = json.loads(sys.argv[1])

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 
 from bench.config import run_config
 from bench.results import store
-from bench.runs.run import at_thresholds
+from bench.runs.related import at_thresholds
 from bench.speed.no_op import no_op_rows
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch, study_storage
 from bench.studies.search_space import Categorical, FloatRange, SweepConfig

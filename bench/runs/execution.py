@@ -1,0 +1,64 @@
+"""Where and how a run happens. Imports no torch, so that the command line reads its fields at no cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from annotated_types import Ge
+
+from bench.results.storage import Folder, Location, location
+from grun.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """Where and how a run happens; none of it changes the result beyond float rounding."""
+
+    results: Folder
+    """The results folder: a path, s3:// or gs://."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto: a GPU where there is one."""
+    engine: Literal["auto", "plain"] = "auto"
+    """auto: the prefix-cache engine, where it serves the model; plain: everything through pyvene, nothing reused."""
+    num_threads: int | None = None
+    """torch's CPU threads; None: leave them as they are."""
+    save_module: bool = True
+    """Keep what was trained under RESULTS/modules."""
+    num_workers: Annotated[int, Ge(1)] = 1
+    """Processes that train and evaluate a run together, through Ray Train."""
+    ray_train: Literal["auto", "always"] = "auto"
+    """auto: a run of one worker skips Ray Train, whose start takes most of a minute."""
+    cpus_per_worker: Annotated[int, Ge(1)] = 1
+    """CPUs that a worker asks Ray for."""
+    gpus_per_worker: Annotated[float, Ge(0)] = 0.0
+    """GPUs likewise."""
+    accumulation_steps: Annotated[int, Ge(1)] = 1
+    """Passes that each worker cuts its part of a step into, to use less memory."""
+    gradient_checkpointing: bool = False
+    """Full fine-tuning and LoRA: compute activations again on the way back, to use less memory."""
+    shard: bool = False
+    """Full fine-tuning: each worker holds only its part of the weights (FSDP2), for models that fit no GPU whole."""
+
+    @property
+    def folder(self) -> Location:
+        """The results folder, as a place to read and write."""
+        return location(self.results)
+
+    @property
+    def uses_ray_train(self) -> bool:
+        """Whether a run's work happens in workers of Ray Train."""
+        return self.num_workers > 1 or self.ray_train == "always"
+
+    def torch_device(self) -> torch.device:
+        """The device itself. Raises UserError where there is no such one."""
+        import torch
+
+        if self.device == "cuda" and not torch.cuda.is_available():
+            raise UserError("--device", "cuda was asked for, but torch sees no GPU; use --device cpu")
+        if self.device == "auto":
+            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device(self.device)

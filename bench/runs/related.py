@@ -1,0 +1,36 @@
+"""Which runs belong together: what a run is measured with, and its module at other gate thresholds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from bench.config import RunConfig, run_config
+from bench.models.prepare import StartFrom
+
+
+def reference_config(config: RunConfig, start_from: StartFrom) -> RunConfig:
+    """The run that only evaluates the target or the retain model of `config`."""
+    kept = {key: config.to_dict()[key] for key in ("benchmark", "model", "evaluation")}
+    return run_config({**kept, "start_from": start_from, "adapter": "none"})
+
+
+def references(config: RunConfig) -> list[StartFrom]:
+    """The models every method of `config` is measured against, the retain model first: the other needs it."""
+    return ["retain_model", "target_model"] if has_retain_model(config) else ["target_model"]
+
+
+def has_retain_model(config: RunConfig) -> bool:
+    """Whether there is a model trained without the forget set, to measure forget quality against."""
+    return config.model.fine_tuning.num_epochs > 0 or getattr(config.model, "retain_model", None) is not None
+
+
+def at_thresholds(config: RunConfig, gate_thresholds: Sequence[float]) -> list[RunConfig]:
+    """The config, then the same module at each other gate threshold; just the config where there are no gates."""
+    adapter = config.adapter
+    if not adapter.is_gated:
+        return [config]
+    others = [tau for tau in dict.fromkeys(gate_thresholds) if tau != adapter.gate_threshold]
+    return [config] + [
+        dataclasses.replace(config, adapter=dataclasses.replace(adapter, gate_threshold=tau)) for tau in others
+    ]
