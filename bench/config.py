@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -19,6 +17,7 @@ from bench.benchmarks.authors import AuthorsConfig
 from bench.evaluation.evaluate import EvaluationConfig
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig
+from bench.validation import user_error
 from grun.adapters import AdapterConfig
 from grun.adapters.grun import GrunConfig
 from grun.errors import UserError
@@ -154,84 +153,39 @@ def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     """Plain data with dotted keys set, e.g. `adapter.rank`; the base is left alone.
 
     Choosing another `adapter` (or benchmark, model, forget_loss) by name drops the settings of the one before.
+    The order of the overrides says nothing: what holds others comes first (`adapter` before `adapter.rank`).
     """
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
     for key in CHOICES:
         if isinstance(result.get(key), str):
             result[key] = {"name": result[key]}
-    for dotted, value in overrides.items():
-        head, *rest = dotted.split(".")
-        if not rest and head in CHOICES and isinstance(value, str):
-            rest = ["name"]
-        if not rest:
-            result[head] = value
+    for dotted, value in sorted(overrides.items(), key=_holders_first):
+        *holders, last = dotted.split(".")
+        if _is_name(dotted, value):
+            head = dotted.removesuffix(".name")
+            chosen = result.get(head, {})
+            same = isinstance(chosen, Mapping) and chosen.get("name", DEFAULT_CHOICE[head]) == value
+            result[head] = {**(chosen if same else {}), "name": value}
             continue
-        node = result.setdefault(head, {})
-        if head in CHOICES and rest == ["name"] and node.get("name", DEFAULT_CHOICE[head]) != value:
-            node = result[head] = {}
-        for part in rest[:-1]:
-            child = node.get(part)
-            node[part] = dict(child) if isinstance(child, Mapping) else {}
-            node = node[part]
-        node[rest[-1]] = value
+        node = result
+        for holder in holders:
+            held = node.get(holder)
+            node[holder] = dict(held) if isinstance(held, Mapping) else {}
+            node = node[holder]
+        node[last] = value
     return result
 
 
-def user_error(error: ValidationError, root: type, prefix: str = "") -> UserError:
-    """pydantic's first complaint about a `root` as one line: the dotted field, what it must be, what it is."""
-    first, *others = error.errors(include_url=False)
-    path = _dotted(first["loc"])
-    messages = [_message(first, root)]
-    messages += [_message(other, root) for other in others if _dotted(other["loc"]) == path]
-    return UserError(prefix + path, " or ".join(dict.fromkeys(messages)) + f" (got {_short(first['input'])})")
+def _is_name(dotted: str, value: Any) -> bool:
+    """Whether an override chooses among several configs: `adapter: lora`, or `adapter.name: lora`."""
+    head, *rest = dotted.split(".")
+    return head in CHOICES and (rest == ["name"] or (not rest and isinstance(value, str)))
 
 
-def _message(error: Any, root: type) -> str:
-    kind, context = error["type"], error.get("ctx", {})
-    if kind == "unexpected_keyword_argument":
-        known = _known_keys(root, error["loc"])
-        close = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        if close:
-            return f"unknown key; did you mean {close[0]}?"
-        return f"unknown key; known are {', '.join(known)}" if known else "unknown key; leave it out"
-    if kind == "union_tag_invalid":
-        return f"must be one of {context['expected_tags']}"
-    return re.sub(r"^\w+ should", "must", str(error["msg"])).replace("Field required", "is required")
-
-
-def _dotted(location: tuple[int | str, ...]) -> str:
-    """pydantic's location without what it slips in: names of union members, positions of alternatives."""
-    parts = list(location)
-    if parts[0] in CHOICES:
-        del parts[1:2]
-    elif parts[0] == "search_space":
-        del parts[2:4]
-    return ".".join(str(part) for part in parts if not str(part).startswith("tuple["))
-
-
-def _known_keys(root: type, location: tuple[int | str, ...]) -> list[str]:
-    """Keys of the config that holds the unknown one, found by following its location down from `root`."""
-    node: Any = root
-    for part in location[:-1]:
-        if isinstance(node, tuple):
-            node = next(choice for choice in node if _choice_name(choice) == part)
-        elif part in CHOICES:
-            node = CHOICES[str(part)]
-        else:
-            made = {f.name: f.default_factory for f in dataclasses.fields(node)}.get(str(part))
-            node = type(made()) if callable(made) else None
-        if node is None:
-            return []
-    return [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
-
-
-def _choice_name(choice: Any) -> str:
-    return "pretrained" if choice is PretrainedConfig else str(choice.name)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+def _holders_first(override: tuple[str, Any]) -> tuple[int, bool]:
+    """Sorts what holds others before what it holds; a choice by name, after the whole of what it chooses from."""
+    dotted, value = override
+    return (0, True) if _is_name(dotted, value) else (dotted.count("."), False)
 
 
 def _digest(data: Mapping[str, Any]) -> str:

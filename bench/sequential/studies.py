@@ -100,7 +100,7 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
     """
     config = read_as(SequentialConfig, path)
     config = replace(config, base=overlay(config.base, overrides), num_requests=num_requests or config.num_requests)
-    check_study(path, config.search)
+    check_study(path, config.search, overrides)
     run = config.search.run({})
     if not run.adapter.trains:
         raise UserError(f"{path}: adapter", "none trains nothing; choose grun, lora, full or reft")

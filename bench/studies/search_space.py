@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, MaxLen, MinLen
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
 
-from bench.config import RunConfig, overlay, run_config, user_error
+from bench.config import RunConfig, overlay, run_config
 from bench.files import read_yaml
 from bench.pareto import Direction
 from bench.results.store import COSTS, METRICS
+from bench.validation import user_error
 from grun.errors import UserError
 
 Conditions = Mapping[str, Any]
@@ -122,8 +124,8 @@ class SweepConfig:
     def sample(self, trial: Any) -> dict[str, Any]:
         """Dotted key → value, for one Optuna trial (or a FixedTrial, to read its parameters back)."""
         chosen: dict[str, Any] = {}
-        for key, alternatives in self.search_space.items():
-            for parameter in alternatives:
+        for key in self._conditions_first():
+            for parameter in self.search_space[key]:
                 if self._applies(parameter.when, chosen):
                     chosen[key] = parameter.suggest(trial, parameter_name(key, parameter.when))
         return chosen
@@ -145,6 +147,23 @@ class SweepConfig:
             }
             for point in self.initial_points
         ]
+
+    def _conditions_first(self) -> list[str]:
+        """The searched keys as the file has them, but each after those that decide whether it is searched."""
+        ordered: dict[str, None] = {}
+        waiting: set[str] = set()
+
+        def add(key: str) -> None:
+            if key in self.search_space and key not in waiting:
+                waiting.add(key)
+                for parameter in self.search_space[key]:
+                    for on in parameter.when:
+                        add(on)
+                ordered[key] = None
+
+        for key in self.search_space:
+            add(key)
+        return list(ordered)
 
     def _applies(self, conditions: Conditions, chosen: Mapping[str, Any]) -> bool:
         for key, wanted in conditions.items():
@@ -170,7 +189,7 @@ def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None
     config = replace(config, base=overlay(config.base, overrides), num_trials=num_trials or config.num_trials)
     studies = _split(path, config)
     for study in studies:
-        check_study(path, study)
+        check_study(path, study, overrides)
     return studies
 
 
@@ -206,25 +225,30 @@ def _split(path: str, config: SweepConfig) -> list[SweepConfig]:
     ]
 
 
-def check_study(path: str, config: SweepConfig) -> None:
-    """Try the base, every end of every range and every initial point as a run."""
+def check_study(path: str, config: SweepConfig, overrides: Mapping[str, Any]) -> None:
+    """Try the base, every end of every range and every initial point as a run. overrides: what is not the file's own.
+
+    Raises UserError naming the file, where the fault is in it.
+    """
+
+    def tried(where: str, chosen: Mapping[str, Any]) -> None:
+        try:
+            config.run(chosen)
+        except UserError as error:
+            if error.field in overrides:
+                raise
+            raise UserError(f"{path}: {where}", str(error)) from None
+
     for name in config.objectives:
         if name not in (*METRICS, *COSTS, "trainable_parameters"):
             raise UserError(f"{path}: objectives", f"{name} is not a metric; use one of {', '.join(METRICS)}")
-    config.run({})
+    tried("base", {})
     for key, alternatives in config.search_space.items():
         for parameter in alternatives:
-            if not isinstance(parameter, Categorical):
-                if parameter.low > parameter.high:
-                    raise UserError(f"{path}: {key}", f"low {parameter.low} is above high {parameter.high}; swap them")
-                if parameter.log and parameter.low <= 0:
-                    raise UserError(f"{path}: {key}", f"low {parameter.low} has no logarithm; use more than 0")
-            given = {on: value[0] if isinstance(value, list) else value for on, value in parameter.when.items()}
-            for example in parameter.examples():
-                try:
-                    config.run({**given, key: example})
-                except UserError as error:
-                    raise UserError(f"{path}: search_space", str(error)) from None
+            _check_range(f"{path}: {key}", parameter)
+            for given in _where_searched(config, key, parameter):
+                for example in parameter.examples():
+                    tried("search_space", {**given, key: example})
     for tau in config.gate_thresholds:
         if not 0 <= tau <= 1:
             raise UserError(f"{path}: gate_thresholds", f"{tau} is not a gate value; use 0 to 1")
@@ -234,7 +258,26 @@ def check_study(path: str, config: SweepConfig) -> None:
             raise UserError(
                 f"{path}: initial_points", f"{unknown.pop()} is not in search_space; add it or leave it out"
             )
-        config.run(point)
+        tried("initial_points", point)
+
+
+def _check_range(where: str, parameter: Parameter) -> None:
+    if isinstance(parameter, Categorical):
+        return
+    if parameter.low > parameter.high:
+        raise UserError(where, f"low {parameter.low} is above high {parameter.high}; swap them")
+    if parameter.log and parameter.low <= 0:
+        raise UserError(where, f"low {parameter.low} has no logarithm; use more than 0")
+
+
+def _where_searched(config: SweepConfig, key: str, parameter: Parameter) -> list[dict[str, Any]]:
+    """What else is chosen where a key is searched: its conditions, and every choice of what it is a setting of."""
+    whole = key.partition(".")[0]
+    decided = {on: value if isinstance(value, list) else [value] for on, value in parameter.when.items()}
+    if whole not in (key, *decided):
+        named = [each for each in config.search_space.get(whole, ()) if isinstance(each, Categorical)]
+        decided |= {whole: choices} if (choices := [choice for each in named for choice in each.choices]) else {}
+    return [dict(zip(decided, values, strict=True)) for values in product(*decided.values())]
 
 
 def _lookup(base: Mapping[str, Any], key: str) -> Any:

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
+from pydantic import Strict
 
 from grun.errors import UserError
 
-LayerIndex = Annotated[int, Ge(0)]
-RelativeDepth = Annotated[float, Gt(0), Le(1)]
+LayerIndex = Annotated[int, Strict(), Ge(0)]
+RelativeDepth = Annotated[float, Strict(), Gt(0), Le(1)]
 Layer = LayerIndex | RelativeDepth
-Layers = tuple[LayerIndex, ...] | tuple[RelativeDepth, ...]
+"""Strict: 1 is the second layer and 1.0 the last one, and neither is ever read as the other."""
+Layers = tuple[Layer, ...]
 
 
 def layer_indices(layers: Layers, num_layers: int) -> tuple[int, ...]:

@@ -7,6 +7,7 @@ import pytest
 
 from bench.config import overlay, run_config
 from grun.errors import UserError
+from grun.model.layers import layer_indices
 
 
 def test_default_config_survives_json() -> None:
@@ -50,6 +51,55 @@ def test_overlay_by_name_drops_the_settings_of_another_choice() -> None:
     assert base["adapter"] == {"name": "grun", "gate_weight": 3.0}, "the base is left alone"
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_overrides_says_nothing(order: int) -> None:
+    """What holds others is set before what it holds: names, whole sections, and an optional section opened by `{}`."""
+    for overrides, section, expected in (
+        ({"adapter": "lora", "adapter.r": 16}, "adapter", {"name": "lora", "r": 16}),
+        ({"adapter.name": "lora", "adapter.r": 16}, "adapter", {"name": "lora", "r": 16}),
+        ({"adapter": {"name": "lora", "r": 2}, "adapter.r": 16}, "adapter", {"name": "lora", "r": 16}),
+        ({"adapter": {"name": "lora", "r": 2}, "adapter.name": "reft"}, "adapter", {"name": "reft"}),
+        ({"model": "gpt2", "model.retain_model": "./gold"}, "model", {"name": "gpt2", "retain_model": "./gold"}),
+        ({"forget_loss": "npo", "forget_loss.beta": 0.5}, "forget_loss", {"name": "npo", "beta": 0.5}),
+        ({"evaluation.robustness": {}, "evaluation.robustness.seed": 3}, "evaluation", {"robustness": {"seed": 3}}),
+        ({"training": {"num_epochs": 2}, "training.seed": 3}, "training", {"num_epochs": 2, "seed": 3}),
+    ):
+        given = dict(list(overrides.items())[::order])
+        before = json.dumps(given)
+        assert overlay({"adapter": {"rank": 8}}, given)[section] == expected
+        assert json.dumps(given) == before, "what is given is left alone"
+
+
+def test_the_order_of_options_does_not_move_a_key() -> None:
+    """`--adapter.learning_rate 0.01 --adapter.r 16 --adapter lora` trained r 4 at 1e-4."""
+    overrides = {"adapter.learning_rate": 0.01, "adapter.r": 16, "adapter": "lora"}
+    run = run_config(overlay({}, overrides))
+    assert (run.adapter.learning_rate, run.adapter.r) == (0.01, 16)  # type: ignore[union-attr]
+    assert run.run_key == run_config(overlay({}, dict(reversed(overrides.items())))).run_key
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"), [([1.0], (1.0,)), ([1], (1,)), ([1, 0.5], (1, 0.5)), ([2, 1.0], (2, 1.0)), ([0, 3], (0, 3))]
+)
+def test_an_index_and_a_depth_are_never_read_as_the_other(given: Any, meant: tuple[int | float, ...]) -> None:
+    """1 is the second layer, 1.0 the last one: (1, 1.0) of 6 layers are 1 and 5."""
+    for adapter in ("grun", "reft", "full"):
+        layers = run_config({"adapter": {"name": adapter, "layers": given}}).adapter.layers  # type: ignore[union-attr]
+        assert layers == meant
+        assert [type(layer) for layer in layers] == [type(layer) for layer in meant]
+    steered = run_config({"forget_loss": {"name": "rmu", "layer": given[0]}}).forget_loss.layer  # type: ignore[union-attr]
+    assert type(steered) is type(given[0])
+    assert layer_indices((1, 1.0), 6) == (1, 5)
+
+
+@pytest.mark.parametrize("layer", [0.0, True, "1", "1.0", 1.5, -1, None])
+def test_what_is_no_layer_is_refused(layer: Any) -> None:
+    """0.0 and true used to be the layers 0 and 1."""
+    for data in ({"adapter": {"layers": [layer]}}, {"forget_loss": {"name": "rmu", "layer": layer}}):
+        with pytest.raises(UserError, match=r"^(adapter\.layers\.0|forget_loss\.layer): must be "):
+            run_config(data)
+
+
 def test_partial_tiny_recipe_keeps_the_tiny_defaults() -> None:
     recipe = run_config({"model": {"fine_tuning": {"seed": 1}}}).model.fine_tuning
     assert (recipe.seed, recipe.num_epochs, recipe.learning_rate) == (1, 24, 3e-3)
@@ -70,6 +120,11 @@ def test_method_names() -> None:
         ({"benchmark": {"name": "tofu", "forget_split": "forget02"}}, "benchmark.forget_split: must be 'forget01'"),
         ({"model": {"name": "gpt2", "num_layers": 3}}, "model.num_layers: unknown key; known are name"),
         ({"training": {"num_epochs": "many"}}, "training.num_epochs: must be a valid integer"),
+        (
+            {"evaluation": {"robustness": {"relearn_step": 1}}},
+            "evaluation.robustness.relearn_step: unknown key; did you mean relearn_steps?",
+        ),
+        ({"model": {"fine_tuning": {"epochs": 1}}}, "model.fine_tuning.epochs: unknown key; did you mean num_epochs?"),
         ({"adapter": {"layers": []}}, "adapter.layers: must have at least 1 item"),
     ],
 )

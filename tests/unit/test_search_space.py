@@ -54,6 +54,51 @@ def test_conditions_also_look_at_the_base(tmp_path: Path) -> None:
     assert "forget_loss.beta" in study.sample(trial)
 
 
+LORA_RANK = {"type": "int", "low": 1, "high": 8, "when": {"adapter": "lora"}}
+ADAPTERS = {"type": "categorical", "choices": ["grun", "lora"]}
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_order_of_keys_says_nothing(tmp_path: Path, order: int) -> None:
+    """What is searched above `adapter:` is trained with, and a condition may look at a key below it."""
+    rate = {"type": "float", "low": 0.001, "high": 0.1}
+    space = {"adapter": ADAPTERS, "adapter.r": LORA_RANK, "adapter.learning_rate": rate}
+    (study,) = _read(tmp_path, {"study": "s", "search_space": dict(list(space.items())[::order])})
+    fixed = {"adapter": '"lora"', "adapter.r if adapter=lora": 7, "adapter.learning_rate": 0.05}
+    adapter = study.run(study.sample(FixedTrial(fixed))).adapter
+    assert (adapter.name, adapter.r, adapter.learning_rate) == ("lora", 7, 0.05)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"base": {"adapter": "reft", "seed": "x"}}, "base: seed: must be a valid integer"),
+        ({"initial_points": [{"adapter.rank": 0}]}, "initial_points: adapter.rank: must be greater"),
+        # A setting of one adapter searched beside the adapter itself.
+        ({"search_space": {**SPACE["search_space"], "adapter": ADAPTERS}}, "search_space: adapter.layers: unknown key"),
+        (
+            {"search_space": {"adapter": ADAPTERS, "adapter.gate_weight": {**LORA_RANK, "when": {"seed": 0}}}},
+            "search_space: adapter.gate_weight: unknown key",
+        ),
+        (
+            {"search_space": {"adapter": ADAPTERS, "adapter.r": {**LORA_RANK, "when": {"adapter": ["lora", "grun"]}}}},
+            "search_space: adapter.r: unknown key",
+        ),
+    ],
+)
+def test_a_slip_names_the_file_and_is_found_before_anything_is_drawn(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        _read(tmp_path, {**SPACE, "base": {}, **changes})
+    assert str(error.value).startswith(f"{tmp_path / 'space.yaml'}: {message}")
+
+
+def test_what_is_wrong_with_an_option_does_not_blame_the_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^training\.num_epochs: must be"):
+        _read(tmp_path, {**SPACE, "base": {}}, {"training.num_epochs": 0})
+
+
 def test_one_study_per_value(tmp_path: Path) -> None:
     space = yaml.safe_load(yaml.safe_dump(SPACE)) | {"one_study_per": "adapter.rank"}
     with pytest.raises(UserError, match=r"one_study_per: adapter\.rank is not a categorical key"):
