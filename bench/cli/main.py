@@ -158,13 +158,13 @@ def _evaluate(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None
 def _lm_eval(options: argparse.Namespace, config: RunConfig, execution: Execution) -> None:
     """lm-eval's tasks on the module, at the config's own gate threshold."""
     from bench.evaluation.harness import UnlearnedLM, run_lm_eval
-    from bench.runs.run import load_module
+    from bench.runs.subject import Subject
 
-    adapted, tokenizer = load_module(config, execution)
+    subject = Subject(config=config, execution=execution)
     model = UnlearnedLM(
-        adapted,
-        tokenizer,
-        max_length=adapted.model.config.get_text_config().max_position_embeddings,
+        subject.loaded(execution.folder / "modules" / config.train_key),
+        subject.tokenizer,
+        max_length=subject.model.config.get_text_config().max_position_embeddings,
         batch_size=config.evaluation.batch_size,
     )
     found = run_lm_eval(model, options.lm_eval, include=options.lm_eval_include, limit=options.lm_eval_limit)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -23,18 +22,16 @@ from bench.evaluation.evaluate import evaluate, evaluate_thresholds, evenly_spre
 from bench.evaluation.robustness import attack
 from bench.evaluation.score import score
 from bench.files import write_yaml
-from bench.models.cache import cache_dir
-from bench.models.prepare import prepared_model
-from bench.models.pretrained import load_pretrained
 from bench.progress import Progress, quiet
 from bench.results import store
 from bench.results.storage import Location
 from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.related import at_thresholds, has_retain_model, reference_config, references
+from bench.runs.subject import Subject
 from grun.adapters.grun import set_gate_threshold
 from grun.data import PromptTemplate
-from grun.engine.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.sharding import shard
@@ -46,8 +43,6 @@ from grun.unlearned import save
 from grun.workers import ALONE, Workers
 
 Row = dict[str, Any]
-DEFAULT_CACHE_GB = 20.0
-"""Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
 TRAINING = "training.json"
 """File of a module's folder with what its training cost; where it is, the module is whole."""
 CHECKPOINT_SECONDS = 60.0
@@ -100,25 +95,17 @@ def run_missing(
 ) -> None:
     """One worker's part in training, evaluating and writing; the configs differ in their gate threshold alone."""
     config = configs[0]
-    if execution.num_threads is not None:
-        torch.set_num_threads(execution.num_threads)
-    device = execution.torch_device()
-    costs.reset_peak_memory(device)
-    benchmark = config.benchmark.load()
-    source = prepared_model(
-        config.model,
-        benchmark,
-        config.start_from,
-        lambda done, total: progress(f"prepare {config.start_from}", done, total),
-    )
+    subject = Subject(config=config, execution=execution, progress=progress)
+    costs.reset_peak_memory(subject.device)
+    subject.source  # noqa: B018  a model that cannot be prepared is no failed run
     try:
-        adapted, template, trained = _train_or_load(config, execution, benchmark, source, device, progress, workers)
+        adapted, trained = _train_or_load(subject, workers)
         started = time.perf_counter()
-        measured = _measure(configs, execution, benchmark, adapted, template, progress, workers)
+        measured = _measure(configs, subject, adapted, workers)
         cost = {
             # A curve of thresholds is one evaluation: its rows share the seconds.
             "eval_seconds": (time.perf_counter() - started) / len(configs),
-            "peak_memory_gb": costs.peak_memory_gb(device),
+            "peak_memory_gb": costs.peak_memory_gb(subject.device),
         }
         if workers.is_first:
             retain_model_items = _retain_model_items(config, execution, progress)
@@ -137,38 +124,30 @@ def failed_row(config: RunConfig, error: BaseException, study: str | None) -> Ro
     return config_columns(config) | {"study": study, "status": "failed", "error": text[:500], "created_at": _now()}
 
 
-def _train_or_load(
-    config: RunConfig,
-    execution: Execution,
-    benchmark: Benchmark,
-    source: str,
-    device: torch.device,
-    progress: Progress,
-    workers: Workers,
-) -> tuple[Adapted, PromptTemplate, Row]:
+def _train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, Row]:
     """The unlearned model, and the cost columns of its training."""
-    model, tokenizer = load_pretrained(
-        source, "cpu" if execution.shard else device, trained_in_place=config.adapter.trains_in_place
-    )
-    template = PromptTemplate.of(tokenizer)
+    config, execution, progress = subject.config, subject.execution, subject.progress
     folder = execution.folder / "modules" / config.train_key
     if (folder / TRAINING).exists():
         try:
-            trained = json.loads((folder / TRAINING).read())
-            with folder.read_folder() as local:
-                return cached(config.adapter.load(model, local), execution), template, trained
+            return subject.loaded(folder), json.loads((folder / TRAINING).read())
         except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
             logger.warning("%s is damaged (%s); training again", folder, type(error).__name__)
             folder.remove()
-            return _train_or_load(config, execution, benchmark, source, device, progress, workers)
-
+            subject = dataclasses.replace(subject)  # its model is half another one by now
     if execution.shard:
-        config.adapter.attach(model, config.seed)  # settles what is trained
-        shard(model, device, workers)
+        config.adapter.attach(subject.model, config.seed)  # settles what is trained
+        shard(subject.model, subject.device, workers)
     plan, reference = plan_of(
-        config, benchmark, template, model, progress, workers=workers, accumulation_steps=execution.accumulation_steps
+        config,
+        subject.benchmark,
+        subject.template,
+        subject.model,
+        progress,
+        workers=workers,
+        accumulation_steps=execution.accumulation_steps,
     )
-    adapted = cached(config.adapter.attach(model, config.seed), execution)
+    adapted = subject.attached()
     if execution.gradient_checkpointing and isinstance(adapted, PlainModel):
         adapted.checkpoint_gradients()
     parameters = adapted.trainable_parameters()
@@ -193,11 +172,11 @@ def _train_or_load(
         trained |= {"train_seconds": done.seconds, "num_steps": done.steps}
         if execution.save_module and workers.is_first:
             with folder.written_folder(last=TRAINING) as scratch:
-                _save_module(config, adapted, trained, source, scratch)
+                _save_module(config, adapted, trained, subject.source, scratch)
         elif execution.save_module and workers.sharded:  # the first one needs every other's part
             with tempfile.TemporaryDirectory() as unused:
-                _save_module(config, adapted, trained, source, Path(unused))
-    return adapted, template, trained
+                _save_module(config, adapted, trained, subject.source, Path(unused))
+    return adapted, trained
 
 
 def unlearn_as(
@@ -234,15 +213,6 @@ def unlearn_as(
 
 def _checkpoint(config: RunConfig, execution: Execution) -> Location:
     return execution.folder / "checkpoints" / f"{config.train_key}.safetensors"
-
-
-def load_module(config: RunConfig, execution: Execution) -> tuple[EditedModel | PlainModel, Any]:
-    """What an earlier run of `config` trained, ready to be asked, and its tokenizer."""
-    device = execution.torch_device()
-    source = prepared_model(config.model, config.benchmark.load(), config.start_from, lambda done, total: None)
-    model, tokenizer = load_pretrained(source, device)
-    with (execution.folder / "modules" / config.train_key).read_folder() as local:
-        return config.adapter.load(model, local), tokenizer
 
 
 def plan_of(
@@ -285,22 +255,6 @@ def plan_of(
     )
 
 
-def cached(adapted: Adapted, execution: Execution) -> Adapted:
-    """With the node's prefix caches behind it, where the adapter leaves the model frozen."""
-    if isinstance(adapted, EditedModel) and execution.engine == "auto":
-        max_bytes = int(_max_cache_gb() * 1e9)
-        adapted.use_prefix_caching(PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning))
-    return adapted
-
-
-def _max_cache_gb() -> float:
-    text = os.environ.get("GRUN_BENCH_CACHE_GB", "")
-    try:
-        return float(text) if text else DEFAULT_CACHE_GB
-    except ValueError:
-        raise UserError("GRUN_BENCH_CACHE_GB", f"{text!r} is not a number of gigabytes") from None
-
-
 def _retain_model_items(config: RunConfig, execution: Execution, progress: Progress) -> list[Row] | None:
     """The retain model's items, evaluated now if they are not there; None where `config` has or is none."""
     gold = reference_config(config, "retain_model")
@@ -316,78 +270,71 @@ def _save_module(config: RunConfig, adapted: Adapted, trained: Row, source: str,
     (folder / TRAINING).write_text(json.dumps(trained))
 
 
-def _measure(
-    configs: Sequence[RunConfig],
-    execution: Execution,
-    benchmark: Benchmark,
-    adapted: Adapted,
-    template: PromptTemplate,
-    progress: Progress,
-    workers: Workers,
-) -> list[list[Row]]:
+def _measure(configs: Sequence[RunConfig], subject: Subject, adapted: Adapted, workers: Workers) -> list[list[Row]]:
     """Item rows of each config; the configs differ in their gate threshold alone."""
     adapted.train(False)
-    curve = _evaluated(configs, execution, benchmark, adapted, template, progress, workers)
+    curve = _evaluated(configs, subject, adapted, workers)
     robustness = configs[0].evaluation.robustness
     if robustness is None:
         return curve
-    forget = benchmark.evaluation.get("forget")
+    forget = subject.benchmark.evaluation.get("forget")
     if forget is None:
-        raise UserError("evaluation.robustness", f"{benchmark.name} asks nothing of its forget set; leave it out")
+        raise UserError(
+            "evaluation.robustness", f"{subject.benchmark.name} asks nothing of its forget set; leave it out"
+        )
     asked = evenly_spread(len(forget), configs[0].evaluation.max_items_per_split)
     for each, rows in zip(configs, curve, strict=True):
         if each.adapter.is_gated and isinstance(adapted, EditedModel):
             set_gate_threshold(adapted, each.adapter.gate_threshold)
         rows += attack(
             adapted,
-            template,
+            subject.template,
             [(index, forget[index]) for index in asked],
             robustness,
             learning_rate=each.model.fine_tuning.learning_rate,
             max_new_tokens=each.evaluation.max_new_tokens,
             batch_size=each.evaluation.batch_size,
-            progress=progress,
+            progress=subject.progress,
             workers=workers,
         )
     return curve
 
 
-def _evaluated(
-    configs: Sequence[RunConfig],
-    execution: Execution,
-    benchmark: Benchmark,
-    adapted: Adapted,
-    template: PromptTemplate,
-    progress: Progress,
-    workers: Workers,
-) -> list[list[Row]]:
+def _evaluated(configs: Sequence[RunConfig], subject: Subject, adapted: Adapted, workers: Workers) -> list[list[Row]]:
     """Item rows of each config without attacks."""
     first = configs[0]
     measure = partial(
         evaluate,
         adapted,
-        template,
-        benchmark.evaluation,
+        subject.template,
+        subject.benchmark.evaluation,
         first.evaluation,
-        progress,
+        subject.progress,
         workers=workers,
-        decode_all=execution.engine == "plain",
+        decode_all=subject.execution.engine == "plain",
     )
     if not first.adapter.is_gated or not isinstance(adapted, EditedModel):
         return [measure()]
     thresholds = [each.adapter.gate_threshold for each in configs if each.adapter.is_gated]
-    if execution.engine == "plain":
+    if subject.execution.engine == "plain":
         curve = []
         for gate_threshold in thresholds:
             set_gate_threshold(adapted, gate_threshold)
             curve.append(measure())
         return curve
     base = reference_config(first, first.start_from)
-    run(base, execution, progress=progress)
-    base_items = store.read_items(execution.folder, base.run_key)
+    run(base, subject.execution, progress=subject.progress)
+    base_items = store.read_items(subject.execution.folder, base.run_key)
     assert base_items is not None, "it was written just now"
     return evaluate_thresholds(
-        adapted, template, benchmark.evaluation, first.evaluation, thresholds, base_items, progress, workers=workers
+        adapted,
+        subject.template,
+        subject.benchmark.evaluation,
+        first.evaluation,
+        thresholds,
+        base_items,
+        subject.progress,
+        workers=workers,
     )
 
 

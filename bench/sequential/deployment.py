@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 from bench.config import run_config
-from bench.models.prepare import prepared_model
-from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.results.storage import Folder, location
+from bench.runs.execution import Execution
+from bench.runs.subject import Subject
 from bench.sequential.request import ExtraRequest, RequestSequence
 from grun.errors import UserError
 from grun.sequential import save_deployment
@@ -39,13 +39,20 @@ def export(results_folder: Folder, study: str, output: Path, without: Sequence[s
     sequence = RequestSequence(
         study=study, config=config, num_requests=len(names) - len(extra), extra_requests=extra, variants=()
     )
-    source = prepared_model(config.model, config.benchmark.load(), config.start_from, lambda done, total: None)
-    model, tokenizer = load_pretrained(source, "cpu")
+    subject = Subject(config=config, execution=Execution(results=folder, device="cpu"))
     with ExitStack() as stack:
         modules = {
             request.name: stack.enter_context((folder / "modules" / sequence.module_key(request)).read_folder())
             for request in sequence.requests()
             if request.name not in without
         }
-        save_deployment(output, model, tokenizer, config.adapter, modules, row["combination"], row["gate_threshold"])
+        save_deployment(
+            output,
+            subject.model,
+            subject.tokenizer,
+            config.adapter,
+            modules,
+            row["combination"],
+            row["gate_threshold"],
+        )
     return list(modules)

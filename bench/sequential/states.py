@@ -16,18 +16,15 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-import torch
-
 from bench.evaluation.evaluate import Applied, ItemRow, evaluate, evaluate_combined
-from bench.models.prepare import prepared_model
-from bench.models.pretrained import load_pretrained
 from bench.progress import quiet
 from bench.results import store
 from bench.results.storage import Location
 from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.related import reference_config
-from bench.runs.run import TRAINING, cached, config_columns, evaluate_references, plan_of, unlearn_as
+from bench.runs.run import TRAINING, config_columns, evaluate_references, plan_of, unlearn_as
+from bench.runs.subject import Subject
 from bench.sequential.request import Request, RequestSequence, Variant, is_chain, requests_of
 from bench.sequential.scores import (
     PREFILL_PROMPTS,
@@ -39,9 +36,8 @@ from bench.sequential.scores import (
     whole_scores,
 )
 from grun.adapters.grun import GrunConfig
-from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel
-from grun.model.forward import Adapted, CausalLM
+from grun.model.forward import Adapted
 from grun.sequential import combine
 from grun.training.checkpoints import Trained
 from grun.training.plan import refusal_examples
@@ -78,30 +74,16 @@ class _Study:
     """One sequence under way."""
 
     def __init__(self, sequence: RequestSequence, execution: Execution, say: Say) -> None:
-        if execution.num_threads is not None:
-            torch.set_num_threads(execution.num_threads)
         self.sequence, self.execution, self.say = sequence, execution, say
         self.config = sequence.config
-        self.benchmark = self.config.benchmark.load()
+        self.subject = Subject(config=self.config, execution=execution)
+        self.benchmark = self.subject.benchmark
         self.requests = requests_of(self.benchmark, sequence.num_requests, sequence.extra_requests)
-
-    @cached_property
-    def source(self) -> str:
-        """The target model, as a name that can be loaded."""
-        return prepared_model(self.config.model, self.benchmark, self.config.start_from, lambda done, total: None)
-
-    @cached_property
-    def model_and_template(self) -> tuple[CausalLM, PromptTemplate]:
-        """The target model itself."""
-        model, tokenizer = load_pretrained(
-            self.source, self.execution.torch_device(), trained_in_place=self.config.adapter.trains_in_place
-        )
-        return model, PromptTemplate.of(tokenizer)
 
     @cached_property
     def base(self) -> EditedModel:
         """GRUN: the target model and its prefix caches, for the edits of any request to be put on."""
-        base = cached(self._adapter.attach(self.model_and_template[0], self.config.seed), self.execution)
+        base = self.subject.attached()
         assert isinstance(base, EditedModel)
         return base
 
@@ -121,7 +103,7 @@ class _Study:
         missing = [place for place in places if not (folders[place] / TRAINING).exists()]
         if not missing:
             return
-        model, template = self.model_and_template
+        model, template = self.subject.model, self.subject.template
         everything = [item.example(template) for request in self.requests for item in request.items]
         if "refusal" in self.config.forget_loss.targets:
             for request in self.requests:  # a refusal goes by an item's place in its own request
@@ -141,7 +123,7 @@ class _Study:
         todo = [(variant, size) for variant in self.sequence.variants for size in self._sizes(variant)]
         if not todo:
             return
-        model, template = self.model_and_template
+        model, template = self.subject.model, self.subject.template
         modules: dict[str, EditedModel] = {}
         seconds: dict[str, float] = {}
         for request in self.requests[: max(size for _, size in todo)]:
@@ -183,16 +165,12 @@ class _Study:
         # Only the last weights are kept: of the last whole state, or of a later one that was not measured yet.
         begun = next((size for size in range(missing[0], 0, -1) if (folders[size] / TRAINING).exists()), 0)
         end = missing[-1]
-        model, template = self.model_and_template
+        model, template = self.subject.model, self.subject.template
         plans = [
             plan_of(self.config, replace(self.benchmark, forget_set=request.items), template, model, quiet)
             for request in self.requests[begun:end]  # before an adapter is on: the reference model is the target model
         ]
-        if begun:
-            with folders[begun].read_folder() as folder:
-                adapted: Adapted = cached(adapter.load(model, folder), self.execution)
-        else:
-            adapted = cached(adapter.attach(model, self.config.seed), self.execution)
+        adapted = self.subject.loaded(folders[begun]) if begun else self.subject.attached()
         for size in range(max(begun, 1), end + 1):
             if size > begun:
                 plan, reference = plans[size - begun - 1]
@@ -218,7 +196,7 @@ class _Study:
 
     def _save(self, folder: Location, adapted: Adapted, done: Trained) -> None:
         with folder.written_folder(last=TRAINING) as scratch:
-            save(adapted, self.config.adapter, self.source, scratch)
+            save(adapted, self.config.adapter, self.subject.source, scratch)
             (scratch / TRAINING).write_text(json.dumps({"train_seconds": done.seconds}))
 
     def _train_seconds(self, folder: Location) -> float:

@@ -1,0 +1,106 @@
+"""The model on the table: a benchmark, the model that knows it, and an adapter on it, opened in one way only."""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any
+
+import torch
+
+from bench.benchmarks.items import Benchmark
+from bench.config import RunConfig
+from bench.models.cache import cache_dir
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import load_pretrained
+from bench.progress import Progress, quiet
+from bench.results.storage import Location
+from bench.runs.execution import Execution
+from grun.data import PromptTemplate
+from grun.engine.edited import EditedModel, PrefixCaching
+from grun.errors import UserError
+from grun.model.forward import Adapted, CausalLM
+
+DEFAULT_CACHE_GB = 20.0
+"""Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What a run works on. Each part is opened when it is first asked for, and kept."""
+
+    config: RunConfig
+    execution: Execution
+    progress: Progress = quiet
+    """Told how far the preparation of the model is, where it has to be prepared."""
+
+    def __post_init__(self) -> None:
+        """This process is about to work on it: torch gets its threads."""
+        if self.execution.num_threads is not None:
+            torch.set_num_threads(self.execution.num_threads)
+
+    @cached_property
+    def benchmark(self) -> Benchmark:
+        """What is to be forgotten and kept."""
+        return self.config.benchmark.load()
+
+    @cached_property
+    def source(self) -> str:
+        """The target or the retain model, as a name that can be loaded; made now where it never was."""
+        start_from = self.config.start_from
+        progress = partial(self.progress, f"prepare {start_from}")
+        return prepared_model(self.config.model, self.benchmark, start_from, progress)
+
+    @cached_property
+    def device(self) -> torch.device:
+        """Where the model is. Raises UserError where there is no such device."""
+        return self.execution.torch_device()
+
+    @cached_property
+    def _opened(self) -> tuple[CausalLM, Any]:
+        device = "cpu" if self.execution.shard else self.device
+        return load_pretrained(self.source, device, trained_in_place=self.config.adapter.trains_in_place)
+
+    @property
+    def model(self) -> CausalLM:
+        """The model itself, before an adapter is on; still on the CPU where it is to be sharded."""
+        return self._opened[0]
+
+    @property
+    def tokenizer(self) -> Any:
+        """The model's own."""
+        return self._opened[1]
+
+    @cached_property
+    def template(self) -> PromptTemplate:
+        """How the model is asked."""
+        return PromptTemplate.of(self.tokenizer)
+
+    def attached(self) -> Adapted:
+        """The model with a fresh adapter on."""
+        return self._cached(self.config.adapter.attach(self.model, self.config.seed))
+
+    def loaded(self, module: Location) -> Adapted:
+        """The model with what an earlier run trained. module: the folder that was saved."""
+        with module.read_folder() as local:
+            return self._cached(self.config.adapter.load(self.model, local))
+
+    def _cached(self, adapted: Adapted) -> Adapted:
+        """With the node's prefix caches behind it, where the adapter leaves the model frozen."""
+        if isinstance(adapted, EditedModel) and self.execution.engine == "auto":
+            max_bytes = int(_max_cache_gb() * 1e9)
+            adapted.use_prefix_caching(
+                PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
+            )
+        return adapted
+
+
+def _max_cache_gb() -> float:
+    text = os.environ.get("GRUN_BENCH_CACHE_GB", "")
+    try:
+        return float(text) if text else DEFAULT_CACHE_GB
+    except ValueError:
+        raise UserError("GRUN_BENCH_CACHE_GB", f"{text!r} is not a number of gigabytes") from None
