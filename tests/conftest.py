@@ -30,7 +30,8 @@ from bench.results import store
 from bench.results.store import METRICS
 from bench.runs.execution import Execution
 from bench.runs.run import evaluate_references
-from bench.studies.search import INTERRUPTED, study_storage
+from bench.studies.journal import study_storage
+from bench.studies.search import INTERRUPTED
 from grun.data import PromptTemplate
 
 TOFU = Path(__file__).parents[2] / "shared" / "data" / "tofu"

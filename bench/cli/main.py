@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from bench.reports.comparison import Comparison
     from bench.results.storage import Folder
     from bench.runs.execution import Execution
-    from bench.studies.sweep import Pool
+    from bench.studies.pool import Pool
 
 CONFIG_SECTIONS = (
     "benchmark",
@@ -332,11 +332,11 @@ def _run_config(options: argparse.Namespace, overrides: Mapping[str, Any]) -> An
 
 
 def _pool(options: argparse.Namespace) -> Pool:
-    from bench.studies.sweep import Pool
+    from bench.studies.pool import Pool
 
     return Pool(
         num_concurrent=options.num_concurrent,
-        time_budget_s=None if options.time_budget is None else 60.0 * options.time_budget,
+        time_budget=options.time_budget,
         cpus_per_worker=options.cpus_per_worker,
         gpus_per_worker=options.gpus_per_worker,
     )

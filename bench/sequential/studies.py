@@ -8,7 +8,6 @@ from functools import partial
 from typing import Annotated, Any
 
 import optuna
-import ray
 from annotated_types import Ge, MinLen
 from pydantic import ConfigDict
 
@@ -21,9 +20,10 @@ from bench.runs.related import reference_config
 from bench.runs.run import failed_row
 from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_chain
 from bench.sequential.states import Say, run_sequence, train_modules
-from bench.studies.search import Log
+from bench.studies.pool import Pool, place, study_locks
 from bench.studies.search_space import Alternatives, SweepConfig, check_study, read_as
-from bench.studies.sweep import Pool, check_names, place, prepare_references, study_locks
+from bench.studies.sweep import prepare_references
+from bench.studies.tasks import Log, Tasks
 from grun.errors import UserError
 from grun.sequential import Combination
 
@@ -113,21 +113,19 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
 
     Goes on from what the results folder holds. Raises UserError where nothing fits, or no trial of a method succeeds.
     """
-    names = [study.study for study in studies]
-    check_names(names)
     if execution.uses_ray_train:
         raise UserError("--num-workers", "a sequence has one worker for each method; leave it out")
     store.create(execution.folder)
-    with study_locks(names, execution.folder), connected(log):
+    with study_locks([study.study for study in studies], execution.folder), connected(log):
         placement = place(pool, execution)
         prepare_references([study.search for study in studies], placement.worker, log)
-        tasks = _Tasks(placement.worker, log)
+        tasks = Tasks(placement.worker, log)
         trials = {study.study: _trials(study) for study in studies}
         tuned = [study for study in studies if len(trials[study.study]) > 1]
         for study in tuned:
             log(f"{study.study}: {len(trials[study.study])} configurations, {study.num_tuning_requests} requests each")
             for config in trials[study.study]:
-                tasks.add(run_sequence, study.sequence(config, tuning=True))
+                tasks.add(_task, run_sequence, study.sequence(config, tuning=True), placement.worker)
         tasks.wait()
         chosen = []
         for study in studies:
@@ -142,62 +140,18 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
                 count = len(sequence.requests())
                 for first in range(min(placement.num_concurrent, count)):
                     places = range(first, count, placement.num_concurrent)
-                    tasks.add(partial(train_modules, places=places), sequence)
+                    tasks.add(_task, partial(train_modules, places=places), sequence, placement.worker)
         tasks.wait()
         for sequence in chosen:
             for part in sequence.by_combination():
-                tasks.add(run_sequence, part)
-        failures = tasks.wait()
+                tasks.add(_task, run_sequence, part, placement.worker)
+        failures = [failure for failure in tasks.wait() if failure]
         if failures:
             raise UserError("sequential", f"not everything succeeded, see the lines above; first: {failures[0]}")
 
 
-class _Lines:
-    """Where workers say what they have done, for the driver to show."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def post(self, line: str) -> None:
-        self.lines.append(line)
-
-    def take(self) -> list[str]:
-        taken, self.lines = self.lines, []
-        return taken
-
-
-class _Tasks:
-    """Work handed to the cluster."""
-
-    def __init__(self, execution: Execution, log: Log) -> None:
-        self.execution, self.log = execution, log
-        self.lines = ray.remote(num_cpus=0)(_Lines).remote()
-        self.pending: list[Any] = []
-        self.remote = ray.remote(num_cpus=execution.cpus_per_worker, num_gpus=execution.gpus_per_worker, max_retries=3)
-
-    def add(self, work: Work, sequence: RequestSequence) -> None:
-        """Some work on a sequence, in one process."""
-        self.pending.append(self.remote(_task).remote(work, sequence, self.execution, self.lines))
-
-    def wait(self) -> list[str]:
-        """Until all are done, showing what they say; returns what failed, a line each."""
-        failures = []
-        while self.pending:
-            done, self.pending = ray.wait(self.pending, timeout=2)
-            failures += [failure for failure in ray.get(done) if failure]
-            for line in ray.get(self.lines.take.remote()):
-                self.log(line)
-        for line in ray.get(self.lines.take.remote()):
-            self.log(line)
-        return failures
-
-
-def _task(work: Work, sequence: RequestSequence, execution: Execution, lines: Any) -> str | None:
+def _task(work: Work, sequence: RequestSequence, execution: Execution, say: Say) -> str | None:
     """In a worker. An error becomes a row of `runs` and a line, and is returned."""
-
-    def say(line: str) -> None:
-        ray.get(lines.post.remote(line))
-
     try:
         work(sequence, execution, say)
     except Exception as error:

@@ -8,29 +8,26 @@ import math
 import os
 import time
 import zlib
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
 import optuna
-from optuna.storages import BaseStorage, JournalStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from bench.config import run_config
-from bench.models.cache import cache_dir
 from bench.pareto import nondominated
 from bench.results import store
-from bench.results.storage import Folder, Location, is_full, location
+from bench.results.storage import Folder, is_full
 from bench.runs.related import at_thresholds
 from bench.runs.run import Row, failed_row
+from bench.studies.journal import keep_journal, study_storage
 from bench.studies.search_space import THRESHOLD, SweepConfig
+from bench.studies.tasks import Log
 from grun.errors import UserError
 
-Log = Callable[[str], None]
 INTERRUPTED = "interrupted"
 """Optuna user attribute of a trial that was cut off; it does not count against the budget."""
 RUN_KEY = "run_key"
@@ -50,9 +47,9 @@ class StudySearch(Searcher):
         studies: Sequence[SweepConfig],
         results_folder: Folder,
         log: Log,
-        time_budget_s: float | None = None,
+        time_budget: float | None = None,
     ) -> None:
-        """time_budget_s: after so many seconds no trial is begun; those under way are finished."""
+        """time_budget: after so many minutes no trial is begun; those under way are finished."""
         self._objectives = dict(studies[0].objectives)
         super().__init__()  # without metrics: Tune would insist on them even for a failed trial
         self._results = results_folder
@@ -70,7 +67,7 @@ class StudySearch(Searcher):
         self.is_full = False
         """Whether the results folder ran out of space."""
         self._started = time.perf_counter()
-        self._deadline = math.inf if time_budget_s is None else self._started + time_budget_s
+        self._deadline = math.inf if time_budget is None else self._started + 60 * time_budget
         self._seen: list[list[float]] = []
         """Objectives of every row of this sweep so far."""
 
@@ -201,6 +198,7 @@ class StudySearch(Searcher):
                 study.tell(trial.number, [written[0][metric] for metric in config.objectives])
                 self._add_thresholds(config.study, trial.number, written[1:])
                 return
+        # Optuna tells nobody the id under which its storage knows a trial: look here again when it is upgraded.
         self._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
         study.tell(trial.number, state=TrialState.FAIL)
         if trial.params:
@@ -208,55 +206,21 @@ class StudySearch(Searcher):
 
     def _add_thresholds(self, name: str, number: int, rows: Sequence[Row]) -> None:
         """The module of trial `number` at further gate thresholds, as finished trials to learn from."""
-        if THRESHOLD not in self._configs[name].search_space:
-            return
         study = optuna.load_study(study_name=name, storage=self._storage)
         asked = study.get_trials(deepcopy=False)[number]
-        for row in rows:
-            if asked.distributions[THRESHOLD]._contains(row["gate_threshold"]):
-                study.add_trial(
-                    optuna.create_trial(
-                        params={**asked.params, THRESHOLD: row["gate_threshold"]},
-                        distributions=asked.distributions,
-                        values=[row[metric] for metric in self._objectives],
-                        user_attrs={FROM_THRESHOLD: number, RUN_KEY: row["run_key"]},
+        for parameter_name, parameter in self._configs[name].parameters(THRESHOLD).items():
+            if parameter_name not in asked.params:
+                continue
+            for row in rows:
+                if parameter.holds(row["gate_threshold"]):
+                    study.add_trial(
+                        optuna.create_trial(
+                            params={**asked.params, parameter_name: parameter.stored(row["gate_threshold"])},
+                            distributions=asked.distributions,
+                            values=[row[metric] for metric in self._objectives],
+                            user_attrs={FROM_THRESHOLD: number, RUN_KEY: row["run_key"]},
+                        )
                     )
-                )
-
-
-def study_storage(results_folder: Folder) -> BaseStorage:
-    """Optuna's storage of a results folder; `optuna-dashboard` opens the same file."""
-    there, here = _journal(results_folder)
-    here.parent.mkdir(parents=True, exist_ok=True)
-    if there.local is None and there.exists():
-        here.write_bytes(there.read())
-    _drop_half_a_line(here)
-    return JournalStorage(JournalFileBackend(str(here)))
-
-
-def _drop_half_a_line(journal: Path) -> None:
-    """A process killed, or out of space, in mid-write leaves some: it would spoil the next line."""
-    lock = JournalFileSymlinkLock(str(journal))
-    lock.acquire()
-    try:
-        content = journal.read_bytes() if journal.is_file() else b"\n"
-        if content and not content.endswith(b"\n"):
-            os.truncate(journal, content.rfind(b"\n") + 1)
-    finally:
-        lock.release()
-
-
-def keep_journal(results_folder: Folder) -> None:
-    """Optuna appends to a file; an object store has none such: a local one is used, and put there after each trial."""
-    there, here = _journal(results_folder)
-    if there.local is None:
-        there.write(here.read_bytes())
-
-
-def _journal(results_folder: Folder) -> tuple[Location, Path]:
-    """Where Optuna's journal is kept, and the local file that Optuna uses."""
-    there = location(results_folder) / "studies.journal"
-    return there, there.local or cache_dir() / "studies" / f"{there.digest()}.journal"
 
 
 def _counts(trial: FrozenTrial) -> bool:

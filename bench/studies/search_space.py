@@ -39,6 +39,14 @@ class FloatRange:
         """Ask Optuna for a value."""
         return float(trial.suggest_float(name, self.low, self.high, log=self.log))
 
+    def holds(self, value: Any) -> bool:
+        """Whether Optuna could have suggested it."""
+        return bool(self.low <= value <= self.high)
+
+    def stored(self, value: float) -> float:
+        """The value as Optuna's storage has it."""
+        return value
+
     def examples(self) -> Sequence[Any]:
         """Values that show whether the whole range is valid."""
         return self.low, self.high
@@ -60,6 +68,14 @@ class IntRange:
         """Ask Optuna for a value."""
         return int(trial.suggest_int(name, self.low, self.high, log=self.log))
 
+    def holds(self, value: Any) -> bool:
+        """Whether Optuna could have suggested it."""
+        return bool(self.low <= value <= self.high)
+
+    def stored(self, value: int) -> int:
+        """The value as Optuna's storage has it."""
+        return value
+
     def examples(self) -> Sequence[Any]:
         """Values that show whether the whole range is valid."""
         return self.low, self.high
@@ -76,7 +92,15 @@ class Categorical:
 
     def suggest(self, trial: Any, name: str) -> Any:
         """Ask Optuna for a value; choices travel as JSON, since Optuna's storage only takes scalars."""
-        return json.loads(trial.suggest_categorical(name, [json.dumps(choice) for choice in self.choices]))
+        return json.loads(trial.suggest_categorical(name, [self.stored(choice) for choice in self.choices]))
+
+    def holds(self, value: Any) -> bool:
+        """Whether Optuna could have suggested it."""
+        return value in self.choices
+
+    def stored(self, value: Any) -> str:
+        """The value as Optuna's storage has it."""
+        return json.dumps(value)
 
     def examples(self) -> Sequence[Any]:
         """Values that show whether the whole range is valid."""
@@ -138,9 +162,7 @@ class SweepConfig:
         """`initial_points` under the names and in the form Optuna stores them."""
         return [
             {
-                parameter_name(key, parameter.when): (
-                    json.dumps(point[key]) if isinstance(parameter, Categorical) else point[key]
-                )
+                parameter_name(key, parameter.when): parameter.stored(point[key])
                 for key, alternatives in self.search_space.items()
                 for parameter in alternatives
                 if key in point and self._applies(parameter.when, point)
@@ -164,6 +186,10 @@ class SweepConfig:
         for key in self.search_space:
             add(key)
         return list(ordered)
+
+    def parameters(self, key: str) -> dict[str, FloatRange | IntRange | Categorical]:
+        """What is searched under a key, by its name in Optuna."""
+        return {parameter_name(key, parameter.when): parameter for parameter in self.search_space.get(key, ())}
 
     def _applies(self, conditions: Conditions, chosen: Mapping[str, Any]) -> bool:
         for key, wanted in conditions.items():

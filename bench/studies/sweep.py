@@ -10,44 +10,30 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import optuna
-import ray
 import torch
-from filelock import FileLock, Timeout
 from ray import tune
 
-from bench.cluster.connect import DRIVER, connected, possible_resources
+from bench.cluster.connect import DRIVER, connected
 from bench.config import RunConfig, run_config
 from bench.models.prepare import StartFrom, prepared_model
 from bench.results import store
-from bench.results.storage import Location, is_full
+from bench.results.storage import is_full
 from bench.runs.execution import Execution
 from bench.runs.related import has_retain_model, reference_config, references
 from bench.runs.run import Row, evaluate_references, failed_row, run
-from bench.studies.search import Log, StudySearch
+from bench.studies.pool import Pool, place, study_locks
+from bench.studies.search import StudySearch
 from bench.studies.search_space import SweepConfig
+from bench.studies.tasks import Log, Tasks
 from grun.errors import UserError
 
 RunTrial = Callable[..., list[Row]]
 """`bench.runs.run.run`, or what is called like it: writes a run's rows to the results, and returns them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pool:
-    """What the trials may use."""
-
-    num_concurrent: int | None = None
-    """Trials at once; None: as many as fit."""
-    time_budget_s: float | None = None
-    """Seconds after which no trial is begun; None: none are too many."""
-    cpus_per_worker: int = 1
-    """CPUs, and torch threads, of each worker of a trial."""
-    gpus_per_worker: float | None = None
-    """GPUs of each, fractions allowed; None: one where the cluster has any."""
 
 
 def sweep(
@@ -59,17 +45,15 @@ def sweep(
     run_trial: what a trial does, here or on another node.
     Raises UserError where the studies cannot be compared, cannot be measured or cannot be placed.
     """
-    names = [study.study for study in studies]
-    check_names(names)
     _check_comparable(studies)
     store.create(execution.folder)
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-    with study_locks(names, execution.folder), connected(log):
+    with study_locks([study.study for study in studies], execution.folder), connected(log):
         placement = place(pool, execution)
         worker = placement.worker
         prepare_references(studies, worker, log)
-        search = StudySearch(studies, execution.results, log, pool.time_budget_s)
+        search = StudySearch(studies, execution.results, log, pool.time_budget)
         if search.num_trials_left == 0:
             log("every study has used its budget; nothing to do (raise --num-trials to go on)")
             return
@@ -129,13 +113,6 @@ def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, Swe
     tune.report({"rows": [{name: row[name] for name in kept} for row in rows]})
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Raises UserError where two studies of one command have the same name."""
-    for name in names:
-        if names.count(name) > 1:
-            raise UserError("study", f"{name} is named twice on this command line; give each file its own study name")
-
-
 def _check_comparable(studies: Sequence[SweepConfig]) -> None:
     first = studies[0]
     for study in studies:
@@ -146,81 +123,6 @@ def _check_comparable(studies: Sequence[SweepConfig]) -> None:
                 "model.retain_model",
                 f"{study.study} optimises forget quality, which needs one; name it, or let model.fine_tuning make it",
             )
-
-
-@contextmanager
-def study_locks(names: Sequence[str], folder: Location) -> Iterator[None]:
-    """Keep a second sweep out of a study that is running; other studies may share the folder.
-
-    Object stores have no locks: there, it is the user who must not run a study twice at once.
-    """
-    with ExitStack() as stack:
-        for name in names if folder.local else ():
-            try:
-                stack.enter_context(FileLock(f"{folder}/.sweep-{name.replace('/', '-')}.lock", timeout=0))
-            except Timeout:
-                raise UserError("study", f"{name} is being run by another sweep; wait for it") from None
-        yield
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Placement:
-    """What fits where."""
-
-    num_concurrent: int
-    """Trials at once."""
-    worker: Execution
-    """How a trial's workers run."""
-
-
-def place(pool: Pool, execution: Execution) -> _Placement:
-    """Raises UserError with the numbers where not even what was asked for fits: Ray would wait for ever."""
-    there, num_workers = possible_resources(), execution.num_workers
-    if execution.uses_ray_train and not there.get(DRIVER):
-        raise UserError(
-            "--num-workers", f"the cluster has no resource {DRIVER}; start its head with `{{{DRIVER}: 1000}}`"
-        )
-    cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-    gpus_per_worker = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(gpus >= 1)
-    for option, kind, each, have in (
-        ("--gpus-per-worker", "GPU", gpus_per_worker, gpus),
-        ("--cpus-per-worker", "CPU", pool.cpus_per_worker, cpus),
-    ):
-        if each * num_workers > have:
-            raise UserError(
-                option,
-                f"{num_workers} x {each:g} asked for a trial, but there are {have:g} {kind}s; use fewer",
-            )
-    fit = int(cpus // (pool.cpus_per_worker * num_workers))
-    if gpus_per_worker:
-        fit = min(fit, int(gpus / (gpus_per_worker * num_workers)))
-    if pool.num_concurrent is not None and pool.num_concurrent > fit:
-        raise UserError(
-            "--num-concurrent",
-            f"{pool.num_concurrent} trials of {num_workers} x ({pool.cpus_per_worker} CPUs, {gpus_per_worker:g} GPUs) "
-            f"do not fit {cpus:g} CPUs and {gpus:g} GPUs; use at most {fit}",
-        )
-    worker = replace(
-        execution,
-        num_threads=pool.cpus_per_worker,
-        cpus_per_worker=pool.cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-        device="cuda" if gpus_per_worker else execution.device,
-    )
-    return _Placement(num_concurrent=pool.num_concurrent or fit, worker=worker)
-
-
-class _Board:
-    """Where workers say how far they are, for the driver to show."""
-
-    def __init__(self) -> None:
-        self.phases: dict[str, tuple[int, int]] = {}
-
-    def post(self, phase: str, done: int, total: int) -> None:
-        self.phases[phase] = (done, total)
-
-    def read(self) -> dict[str, tuple[int, int]]:
-        return self.phases
 
 
 def _trial_resources(execution: Execution) -> dict[str, float]:
@@ -236,50 +138,59 @@ def prepare_references(studies: Sequence[SweepConfig], execution: Execution, log
     for study in studies:
         config = study.run({})
         configs[reference_config(config, "target_model").run_key] = config
-    needed = [
+    missing = [
         config
         for config in configs.values()
-        for start_from in references(config)
-        if store.read_run(execution.results, reference_config(config, start_from).run_key) is None
+        if any(
+            store.read_run(execution.results, reference_config(config, start_from).run_key) is None
+            for start_from in references(config)
+        )
     ]
-    if not needed:
+    if not missing:
         return
     log("preparing target and retain models")
-    board = ray.remote(num_cpus=0)(_Board).remote()
-    cpus = execution.cpus_per_worker
-    remote = ray.remote(num_cpus=cpus, num_gpus=execution.gpus_per_worker)
-    prepare = remote(_prepare_task)
-    _wait([prepare.remote(c, s, cpus, board) for c in configs.values() for s in references(c)], board, log)
-    evaluate = remote(evaluate_references)
-    alone = replace(execution, num_workers=1, ray_train="auto")
-    for rows in ray.get([evaluate.remote(config, alone) for config in configs.values()]):
-        for row in rows:
-            log(
-                f"{row['method']}: forget ROUGE-L {row['forget_rouge_l_recall']:.3f}, "
-                f"retain ROUGE-L {row['retain_rouge_l_recall']:.3f}"
-            )
+    tasks = Tasks(execution, log)
+    for config in missing:
+        for start_from in references(config):
+            tasks.add(_prepare, config, start_from, execution.cpus_per_worker)
+    tasks.wait()
+    for config in missing:
+        tasks.add(_evaluate, config, replace(execution, num_workers=1, ray_train="auto"))
+    tasks.wait()
 
 
-def _prepare_task(config: RunConfig, start_from: StartFrom, num_threads: int, board: Any) -> str:
+def _prepare(config: RunConfig, start_from: StartFrom, num_threads: int, say: Log) -> None:
+    """In a worker: a model in the cache, saying every ten seconds how far it is."""
     torch.set_num_threads(num_threads)
-    last = 0.0
+    last = time.perf_counter()
 
     def progress(done: int, total: int) -> None:
         nonlocal last
-        if done == total or time.perf_counter() - last > 2:
+        if time.perf_counter() - last > 10:
             last = time.perf_counter()
-            board.post.remote(start_from, done, total)
+            say(f"{start_from} {done}/{total} steps")
 
-    return prepared_model(config.model, config.benchmark.load(), start_from, progress)
+    with _named(start_from):
+        prepared_model(config.model, config.benchmark.load(), start_from, progress)
 
 
-def _wait(tasks: list[Any], board: Any, log: Log) -> None:
-    """Until all are done, say every ten seconds how far they are."""
-    pending = tasks
-    while pending:
-        done, pending = ray.wait(pending, timeout=10)
-        ray.get(done)
-        if pending:
-            phases = ray.get(board.read.remote())
-            if phases:
-                log(", ".join(f"{phase} {at}/{total} steps" for phase, (at, total) in sorted(phases.items())))
+def _evaluate(config: RunConfig, execution: Execution, say: Log) -> None:
+    """In a worker: the rows of what a config is measured against."""
+    with _named("target and retain model"):
+        rows = evaluate_references(config, execution)
+    for row in rows:
+        say(
+            f"{row['method']}: forget ROUGE-L {row['forget_rouge_l_recall']:.3f}, "
+            f"retain ROUGE-L {row['retain_rouge_l_recall']:.3f}"
+        )
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Without these models nothing can be measured: whatever is wrong with them ends the command, in one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(what, f"{type(error).__name__}: {error}") from None

@@ -19,7 +19,7 @@ import psutil
 import pytest
 
 from bench.results import store
-from bench.studies.search import study_storage
+from bench.studies.journal import study_storage
 
 TIMEOUT_S = 240
 BENCH = str(Path(sys.executable).with_name("grun-bench"))

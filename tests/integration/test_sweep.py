@@ -17,7 +17,8 @@ from optuna.trial import TrialState
 from bench.config import overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
-from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, study_storage
+from bench.studies.journal import study_storage
+from bench.studies.search import FROM_THRESHOLD, INTERRUPTED
 
 TIMEOUT_S = 240
 
@@ -130,6 +131,17 @@ def test_other_objectives_are_refused(swept: tuple[Path, str], spaces: Path, ray
     done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
     assert done.returncode == 2
     assert "study grun was begun with others" in done.stderr
+
+
+def test_an_error_in_a_target_model_is_one_line(spaces: Path, ray_address: str, tmp_path: Path) -> None:
+    """Raised in a worker, where Ray wraps it in the worker's traceback: the user sees the error itself."""
+    words = _command(spaces / "grun.yaml", "--results", tmp_path / "r")
+    words += ["--benchmark", "questions", "--benchmark.data_dir", str(tmp_path)]
+    environment = os.environ | {"RAY_ADDRESS": ray_address}
+    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith(f"grun-bench: benchmark.data_dir: {tmp_path}/forget.json")
 
 
 def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, tmp_path: Path) -> None:

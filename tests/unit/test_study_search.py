@@ -1,6 +1,7 @@
 """Going on after a crash: what becomes of a trial that was running, by how many of its rows were written."""
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ from bench.config import run_config
 from bench.results import store
 from bench.runs.related import at_thresholds
 from bench.speed.no_op import no_op_rows
-from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch, study_storage
+from bench.studies.journal import study_storage
+from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch
 from bench.studies.search_space import Categorical, FloatRange, SweepConfig
 
 STUDY = SweepConfig(
@@ -99,3 +101,19 @@ def test_a_trial_copies_no_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert not any(copied)
     trials = optuna.load_study(study_name="s", storage=study_storage(tmp_path)).trials
     assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 3
+
+
+def test_thresholds_of_a_list_or_under_a_condition_are_learnt_from(tmp_path: Path) -> None:
+    """A list of 0.25 and 0.5 beside a measured 0.25, 0.5 and 0.95: of the two others than the trial's own, one or two
+    lie in the list, never 0.95, and each is stored as the list's own choice."""
+    choices = Categorical(type="categorical", choices=(0.0, 0.25, 0.5), when={"adapter": "grun"})
+    study = replace(STUDY, search_space={"adapter.gate_threshold": (choices,)})
+    search = StudySearch([study], tmp_path, lambda line: None)
+    suggested = search.suggest("t")
+    assert isinstance(suggested, dict)
+    config = run_config(json.loads(suggested["run_json"]))
+    search.on_trial_complete("t", {"rows": no_op_rows(config, STUDY.gate_thresholds, "s")})
+    trials = optuna.load_study(study_name="s", storage=study_storage(tmp_path)).trials
+    name = "adapter.gate_threshold if adapter=grun"
+    own, *others = [json.loads(trial.params[name]) for trial in trials]
+    assert set(others) == {0.25, 0.5} - {own}
