@@ -2,118 +2,32 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, MaxLen, MinLen
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Tag, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.config import RunConfig, overlay, run_config
 from bench.files import read_yaml
 from bench.pareto import Direction
 from bench.results.store import COSTS, METRICS
+from bench.studies.parameters import (
+    Alternatives,
+    Categorical,
+    Conditions,
+    FloatRange,
+    IntRange,
+    Parameter,
+    parameter_name,
+)
 from bench.validation import user_error
 from grun.errors import UserError
 
-Conditions = Mapping[str, Any]
 Study = TypeVar("Study")
 THRESHOLD = "adapter.gate_threshold"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FloatRange:
-    """A number between two bounds, both included."""
-
-    type: Literal["float"]
-    low: float
-    high: float
-    log: bool = False
-    """Search its logarithm."""
-    when: Conditions = field(default_factory=dict)
-    """Search it only where these keys have these values (or one of a list of values)."""
-
-    def suggest(self, trial: Any, name: str) -> float:
-        """Ask Optuna for a value."""
-        return float(trial.suggest_float(name, self.low, self.high, log=self.log))
-
-    def holds(self, value: Any) -> bool:
-        """Whether Optuna could have suggested it."""
-        return bool(self.low <= value <= self.high)
-
-    def stored(self, value: float) -> float:
-        """The value as Optuna's storage has it."""
-        return value
-
-    def examples(self) -> Sequence[Any]:
-        """Values that show whether the whole range is valid."""
-        return self.low, self.high
-
-
-@dataclass(frozen=True, kw_only=True)
-class IntRange:
-    """A whole number between two bounds, both included."""
-
-    type: Literal["int"]
-    low: int
-    high: int
-    log: bool = False
-    """Search its logarithm."""
-    when: Conditions = field(default_factory=dict)
-    """Search it only where these keys have these values (or one of a list of values)."""
-
-    def suggest(self, trial: Any, name: str) -> int:
-        """Ask Optuna for a value."""
-        return int(trial.suggest_int(name, self.low, self.high, log=self.log))
-
-    def holds(self, value: Any) -> bool:
-        """Whether Optuna could have suggested it."""
-        return bool(self.low <= value <= self.high)
-
-    def stored(self, value: int) -> int:
-        """The value as Optuna's storage has it."""
-        return value
-
-    def examples(self) -> Sequence[Any]:
-        """Values that show whether the whole range is valid."""
-        return self.low, self.high
-
-
-@dataclass(frozen=True, kw_only=True)
-class Categorical:
-    """One of a few values; lists (of layers, say) are values too."""
-
-    type: Literal["categorical"]
-    choices: Annotated[tuple[Any, ...], MinLen(1)]
-    when: Conditions = field(default_factory=dict)
-    """Search it only where these keys have these values (or one of a list of values)."""
-
-    def suggest(self, trial: Any, name: str) -> Any:
-        """Ask Optuna for a value; choices travel as JSON, since Optuna's storage only takes scalars."""
-        return json.loads(trial.suggest_categorical(name, [self.stored(choice) for choice in self.choices]))
-
-    def holds(self, value: Any) -> bool:
-        """Whether Optuna could have suggested it."""
-        return value in self.choices
-
-    def stored(self, value: Any) -> str:
-        """The value as Optuna's storage has it."""
-        return json.dumps(value)
-
-    def examples(self) -> Sequence[Any]:
-        """Values that show whether the whole range is valid."""
-        return self.choices
-
-
-Parameter = Annotated[
-    Annotated[FloatRange, Tag("float")] | Annotated[IntRange, Tag("int")] | Annotated[Categorical, Tag("categorical")],
-    Discriminator(lambda given: given.get("type") if isinstance(given, Mapping) else None),
-]
-Alternatives = Annotated[
-    tuple[Parameter, ...], BeforeValidator(lambda given: given if isinstance(given, list | tuple) else [given])
-]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,12 +111,6 @@ class SweepConfig:
             if value not in (wanted if isinstance(wanted, list | tuple) else [wanted]):
                 return False
         return True
-
-
-def parameter_name(key: str, conditions: Conditions) -> str:
-    """A parameter's name in Optuna: the dotted key, and its condition where it has one."""
-    wanted = ", ".join(f"{on}={value}" for on, value in conditions.items())
-    return f"{key} if {wanted}" if wanted else key
 
 
 def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None) -> list[SweepConfig]:
