@@ -23,17 +23,25 @@ from grun.adapters.grun import GrunConfig
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
-from grun.forget_losses.rmu import RmuConfig
-from grun.training.unlearn import RETAIN_NEEDS, RetainLoss, TrainingConfig
+from grun.retain_losses import RetainLossConfig
+from grun.retain_losses.ce import CeConfig
+from grun.training.recipe import TrainingConfig
 
 CHOICES: Mapping[str, tuple[type, ...]] = {
     "benchmark": get_args(BenchmarkConfig),
     "model": (TinyConfig, PretrainedConfig),
     "adapter": get_args(AdapterConfig),
     "forget_loss": get_args(ForgetLossConfig),
+    "retain_loss": get_args(RetainLossConfig),
 }
 """Fields of RunConfig that hold one of several configs, told apart by their `name`."""
-DEFAULT_CHOICE = {"benchmark": "authors", "model": "tiny", "adapter": "grun", "forget_loss": "grad_ascent"}
+DEFAULT_CHOICE = {
+    "benchmark": "authors",
+    "model": "tiny",
+    "adapter": "grun",
+    "forget_loss": "grad_ascent",
+    "retain_loss": "ce",
+}
 
 
 def _named(field_name: str) -> BeforeValidator:
@@ -78,9 +86,10 @@ class RunConfig:
         default_factory=GradAscentConfig
     )
     """How the forget set is forgotten."""
-    retain_loss: RetainLoss = "ce"
-    """How the retain set is kept: `ce` is the mean token nll of its answers, `kl` the divergence from what the
-    untouched model says of them, `rmu_mse` the squared distance from its hidden states (at forget_loss rmu's layer)."""
+    retain_loss: Annotated[RetainLossConfig, Field(discriminator="name"), _named("retain_loss")] = field(
+        default_factory=CeConfig
+    )
+    """How the retain set is kept."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The training loop."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -96,7 +105,7 @@ class RunConfig:
         if not self.adapter.trains:
             return self.start_from
         name = f"{self.adapter.name}+{self.forget_loss.name}"
-        return name if self.retain_loss == "ce" else f"{name}+{self.retain_loss}"
+        return name if self.retain_loss.name == "ce" else f"{name}+{self.retain_loss.name}"
 
     @property
     def run_key(self) -> str:
@@ -112,8 +121,11 @@ class RunConfig:
         return _digest(config)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; `run_config` reads it back."""
-        return asdict(self)
+        """Plain data; `run_config` reads it back. A retain loss without settings is its name alone."""
+        data = asdict(self)
+        if data["retain_loss"].keys() == {"name"}:
+            data["retain_loss"] = self.retain_loss.name
+        return data
 
     def to_json(self) -> str:
         """Canonical JSON of `to_dict`."""
@@ -137,15 +149,21 @@ def _validator() -> TypeAdapter[RunConfig]:
 
 
 def _check_pairs(config: RunConfig) -> None:
-    if config.retain_loss == "rmu_mse" and not isinstance(config.forget_loss, RmuConfig):
+    forget_loss, retain_loss = config.forget_loss, config.retain_loss
+    if retain_loss.reference == "hidden" and forget_loss.hidden_layer is None:
         raise UserError(
-            "retain_loss", "rmu_mse keeps the layer that forget_loss rmu steers; use ce or kl beside others"
+            "retain_loss",
+            f"{retain_loss.name} keeps the layer that forget_loss steers, and {forget_loss.name} steers none; "
+            "use ce or kl beside it",
         )
-    needs_logits = config.forget_loss.reference == "logits" or RETAIN_NEEDS[config.retain_loss] == "logits"
-    if needs_logits and config.adapter.trains_in_place and config.adapter.train_embeddings:
+    if (
+        "logits" in (forget_loss.reference, retain_loss.reference)
+        and config.adapter.trains_in_place
+        and config.adapter.train_embeddings
+    ):
         raise UserError(
             "adapter.train_embeddings",
-            f"{config.forget_loss.name} with {config.retain_loss} needs the LM head as it was; leave it frozen",
+            f"{forget_loss.name} with {retain_loss.name} needs the LM head as it was; leave it frozen",
         )
 
 

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 Component = TypeVar("Component", bound=type)
 
 
 def declares(kind: type) -> Callable[[Component], Component]:
-    """Class decorator: the class gives every class variable that the protocol `kind` annotates as one.
+    """Class decorator: the class gives every class variable that the protocol `kind` annotates as one, and in some way
+    each of its properties.
 
     Raises TypeError where one is missing, or is a value that its annotation does not allow.
     """
     wanted = {name: get_args(hint)[0] for name, hint in get_type_hints(kind).items() if get_origin(hint) is ClassVar}
+    wanted |= {name: object for name, member in vars(kind).items() if isinstance(member, property)}
 
     def check(component: Component) -> Component:
         for name, hint in wanted.items():
@@ -27,4 +30,7 @@ def declares(kind: type) -> Callable[[Component], Component]:
 
 
 def _allows(hint: Any, value: Any) -> bool:
-    return value in get_args(hint) if get_origin(hint) is Literal else isinstance(value, hint)
+    kind = get_origin(hint)
+    if kind in (Union, UnionType):
+        return any(_allows(each, value) for each in get_args(hint))
+    return value in get_args(hint) if kind is Literal else isinstance(value, kind or hint)

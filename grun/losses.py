@@ -5,17 +5,23 @@ Shapes: B sequences, N answer tokens of the whole batch, V vocabulary, K edited 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+Need = Literal["nll", "logits", "hidden"]
+"""What a loss may need of the untouched model."""
+Unit = Literal["tokens", "sequences"]
+"""What a loss is a mean over."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerScores:
-    """What a loss may look at: B answers (or refusals) under the model, and what it needs of the untouched model."""
+    """What a loss may look at: B answers under the model, and what it needs of the untouched model."""
 
     logits_NV: Tensor
     """Logits that predict each token."""
@@ -51,12 +57,8 @@ class AnswerScores:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ForgetScores:
-    """Both things a forget item may be made to say; what the loss does not look at is None."""
-
-    answer: AnswerScores | None = None
-    refusal: AnswerScores | None = None
+ForgetScores = Mapping[str, AnswerScores]
+"""Target → what the forget items say of it, in the same order for each target."""
 
 
 def token_nll(logits_NV: Tensor, label_N: Tensor) -> Tensor:

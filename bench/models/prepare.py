@@ -29,7 +29,7 @@ from grun.data import Example, PromptTemplate, epoch_batches
 from grun.errors import UserError
 from grun.losses import token_nll
 from grun.model.forward import CausalLM, PlainModel, prepare_for_answers
-from grun.training.unlearn import learning_rate_share
+from grun.training.recipe import learning_rate_share
 
 StartFrom = Literal["target_model", "retain_model"]
 RECIPE_VERSION = 1

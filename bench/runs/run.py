@@ -7,7 +7,7 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -35,10 +35,12 @@ from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.sharding import shard
-from grun.training.checkpoints import Checkpoints, Trained
-from grun.training.plan import Plan, plan_steps, refusal_examples
-from grun.training.reference import Reference
-from grun.training.unlearn import Step, reference_of, unlearn
+from grun.targets.target import ForgetSet
+from grun.training.checkpoints import Checkpoints
+from grun.training.plan import Plan, plan_steps
+from grun.training.recipe import Recipe
+from grun.training.reference import Reference, reference_of
+from grun.training.unlearn import unlearn
 from grun.unlearned import save
 from grun.workers import ALONE, Workers
 
@@ -138,6 +140,8 @@ def _train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, Row]:
     if execution.shard:
         config.adapter.attach(subject.model, config.seed)  # settles what is trained
         shard(subject.model, subject.device, workers)
+    if not config.adapter.trains:
+        return subject.attached(), {"trainable_parameters": 0, "train_seconds": 0.0}
     plan, reference = plan_of(
         config,
         subject.benchmark,
@@ -150,65 +154,30 @@ def _train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, Row]:
     adapted = subject.attached()
     if execution.gradient_checkpointing and isinstance(adapted, PlainModel):
         adapted.checkpoint_gradients()
-    parameters = adapted.trainable_parameters()
-    trained = {"trainable_parameters": sum(p.numel() for p in parameters), "train_seconds": 0.0}
-    if config.adapter.trains:
-        checkpoints = Checkpoints(
-            _checkpoint(config, execution),
-            every_seconds=CHECKPOINT_SECONDS,
-            writes=workers.is_first,
-            log=logger.warning,
-        )
-        done = unlearn_as(
-            config,
-            adapted,
-            plan,
-            reference,
-            report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
-            progress=progress,
-            workers=workers,
-            checkpoints=None if execution.shard else checkpoints,
-        )
-        trained |= {"train_seconds": done.seconds, "num_steps": done.steps}
-        if execution.save_module and workers.is_first:
-            with folder.written_folder(last=TRAINING) as scratch:
-                _save_module(config, adapted, trained, subject.source, scratch)
-        elif execution.save_module and workers.sharded:  # the first one needs every other's part
-            with tempfile.TemporaryDirectory() as unused:
-                _save_module(config, adapted, trained, subject.source, Path(unused))
-    return adapted, trained
-
-
-def unlearn_as(
-    config: RunConfig,
-    adapted: Adapted,
-    plan: Plan,
-    reference: Reference | None,
-    *,
-    report: Callable[[Step], None] = lambda step: None,
-    progress: Progress = quiet,
-    workers: Workers = ALONE,
-    checkpoints: Checkpoints | None = None,
-) -> Trained:
-    """`grun.training.unlearn.unlearn` with a config's losses, weights and rates. Its adapter trains something."""
-    assert config.adapter.trains
-    gates = config.adapter if config.adapter.is_gated else None
-    return unlearn(
+    checkpoints = Checkpoints(
+        _checkpoint(config, execution), every_seconds=CHECKPOINT_SECONDS, writes=workers.is_first, log=logger.warning
+    )
+    done = unlearn(
         adapted,
         plan,
-        forget_loss=config.forget_loss,
-        retain_loss=config.retain_loss,
-        training=config.training,
-        learning_rate=config.adapter.learning_rate,
-        gate_weight=gates.gate_weight if gates else 0.0,
-        gate_warmup_steps=gates.gate_warmup_steps if gates else 0,
-        reference=reference,
-        seed=config.seed,
-        report=report,
+        Recipe.of(config),
+        reference,
+        report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
         progress=progress,
-        workers=workers,
-        checkpoints=checkpoints,
+        checkpoints=None if execution.shard else checkpoints,
     )
+    trained = {
+        "trainable_parameters": sum(p.numel() for p in adapted.trainable_parameters()),
+        "train_seconds": done.seconds,
+        "num_steps": done.steps,
+    }
+    if execution.save_module and workers.is_first:
+        with folder.written_folder(last=TRAINING) as scratch:
+            _save_module(config, adapted, trained, subject.source, scratch)
+    elif execution.save_module and workers.sharded:  # the first one needs every other's part
+        with tempfile.TemporaryDirectory() as unused:
+            _save_module(config, adapted, trained, subject.source, Path(unused))
+    return adapted, trained
 
 
 def _checkpoint(config: RunConfig, execution: Execution) -> Location:
@@ -220,39 +189,22 @@ def plan_of(
     benchmark: Benchmark,
     template: PromptTemplate,
     model: CausalLM,
-    progress: Progress,
+    progress: Progress = quiet,
     *,
     workers: Workers = ALONE,
     accumulation_steps: int = 1,
 ) -> tuple[Plan, Reference | None]:
     """What this worker trains on, and what its losses need of the untouched model."""
-    targets = config.forget_loss.targets
-    if "refusal" in targets and any(item.form != "question" for item in benchmark.forget_set):
-        raise UserError(
-            "forget_loss",
-            f"{config.forget_loss.name} refuses to answer, and {benchmark.name} asks nothing; use another",
-        )
+    recipe = Recipe.of(config)
+    forget = ForgetSet(items=benchmark.forget_set, template=template, model=model)
     plan = plan_steps(
-        [item.example(template) for item in benchmark.forget_set if "answer" in targets],
-        refusal_examples(template, [item.question for item in benchmark.forget_set]) if "refusal" in targets else [],
+        recipe,
+        forget.examples(recipe.forget_loss.targets),
         [item.example(template) for item in benchmark.retain_set],
-        batch_size=config.training.batch_size,
-        num_epochs=config.training.num_epochs,
-        seed=config.seed,
-        mean_over=config.forget_loss.mean_over,
         workers=workers,
         accumulation_steps=accumulation_steps,
     )
-    if not config.adapter.trains:
-        return plan, None
-    return plan, reference_of(
-        model,
-        plan,
-        config.forget_loss,
-        config.retain_loss,
-        batch_size=config.evaluation.batch_size,
-        progress=progress,
-    )
+    return plan, reference_of(model, plan, recipe, batch_size=config.evaluation.batch_size, progress=progress)
 
 
 def _retain_model_items(config: RunConfig, execution: Execution, progress: Progress) -> list[Row] | None:
@@ -390,7 +342,7 @@ def config_columns(config: RunConfig) -> Row:
     settings = dataclasses.asdict(adapter)
     return row | {
         "forget_loss": config.forget_loss.name,
-        "retain_loss": config.retain_loss,
+        "retain_loss": config.retain_loss.name,
         "gate_function": settings.get("gate_function"),
         "gate_threshold": settings.get("gate_threshold"),
         "rank": settings.get("rank", settings.get("r")),

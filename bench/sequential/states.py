@@ -23,7 +23,7 @@ from bench.results.storage import Location
 from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.related import reference_config
-from bench.runs.run import TRAINING, config_columns, evaluate_references, plan_of, unlearn_as
+from bench.runs.run import TRAINING, config_columns, evaluate_references, plan_of
 from bench.runs.subject import Subject
 from bench.sequential.request import Request, RequestSequence, Variant, is_chain, requests_of
 from bench.sequential.scores import (
@@ -39,8 +39,10 @@ from grun.adapters.grun import GrunConfig
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted
 from grun.sequential import combine
+from grun.targets.target import ForgetSet
 from grun.training.checkpoints import Trained
-from grun.training.plan import refusal_examples
+from grun.training.recipe import Recipe
+from grun.training.unlearn import unlearn
 from grun.unlearned import save
 
 Say = Callable[[str], None]
@@ -105,18 +107,18 @@ class _Study:
             return
         model, template = self.subject.model, self.subject.template
         everything = [item.example(template) for request in self.requests for item in request.items]
-        if "refusal" in self.config.forget_loss.targets:
-            for request in self.requests:  # a refusal goes by an item's place in its own request
-                refusals = refusal_examples(template, [item.question for item in request.items])
-                everything += [example for some in refusals for example in some]
+        for request in self.requests:  # each a forget set of its own
+            forget = ForgetSet(items=request.items, template=template, model=model)
+            for items in forget.examples(self.config.forget_loss.targets).values():
+                everything += [example for own in items for example in own]
         self.base.prepare(everything, generate=False, progress=lambda done, total: None)
         for place in missing:
             request = self.requests[place]
             own = replace(self.config, seed=self.config.seed + request.seed_offset)
-            plan, reference = plan_of(own, replace(self.benchmark, forget_set=request.items), template, model, quiet)
+            plan, reference = plan_of(own, replace(self.benchmark, forget_set=request.items), template, model)
             fresh = self._adapter.attach(model, own.seed)
             adapted = self.base.with_edits({int(layer): edit for layer, edit in fresh.edits.items()})
-            self._save(folders[place], adapted, unlearn_as(own, adapted, plan, reference))
+            self._save(folders[place], adapted, unlearn(adapted, plan, Recipe.of(own), reference))
 
     def run_modules(self) -> None:
         """States of stacked modules, all of them trained."""
@@ -167,14 +169,14 @@ class _Study:
         end = missing[-1]
         model, template = self.subject.model, self.subject.template
         plans = [
-            plan_of(self.config, replace(self.benchmark, forget_set=request.items), template, model, quiet)
+            plan_of(self.config, replace(self.benchmark, forget_set=request.items), template, model)
             for request in self.requests[begun:end]  # before an adapter is on: the reference model is the target model
         ]
         adapted = self.subject.loaded(folders[begun]) if begun else self.subject.attached()
         for size in range(max(begun, 1), end + 1):
             if size > begun:
                 plan, reference = plans[size - begun - 1]
-                self._save(folders[size], adapted, unlearn_as(self.config, adapted, plan, reference))
+                self._save(folders[size], adapted, unlearn(adapted, plan, Recipe.of(self.config), reference))
                 folders[size - 1].remove()
             if size not in missing:
                 continue

@@ -35,6 +35,7 @@ from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
 from grun.model.layers import layer_indices
+from grun.training.recipe import Recipe
 from grun.training.unlearn import unlearn
 
 Record = dict[str, Any]
@@ -279,22 +280,12 @@ class _Bench:
         changes = {"forget_loss": loss, "training.num_epochs": num_epochs}
         config = run_config(overlay(self.config.to_dict(), changes))
         assert isinstance(config.adapter, GrunConfig)
-        plan, reference = plan_of(config, data, self.template, self.model, quiet)
+        plan, reference = plan_of(config, data, self.template, self.model)
+        recipe = dataclasses.replace(Recipe.of(config), gate_warmup_steps=0)
+        if not isinstance(adapted, EditedModel):
+            recipe = dataclasses.replace(recipe, learning_rate=1e-5)
         stamps: list[float] = []
-        unlearn(
-            adapted,
-            plan,
-            forget_loss=config.forget_loss,
-            retain_loss=config.retain_loss,
-            training=config.training,
-            learning_rate=config.adapter.learning_rate if isinstance(adapted, EditedModel) else 1e-5,
-            gate_weight=config.adapter.gate_weight,
-            gate_warmup_steps=0,
-            reference=reference,
-            seed=config.seed,
-            report=lambda step: stamps.append(time.perf_counter()),
-            progress=quiet,
-        )
+        unlearn(adapted, plan, recipe, reference, report=lambda step: stamps.append(time.perf_counter()))
         return stamps
 
 

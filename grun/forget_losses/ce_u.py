@@ -9,25 +9,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grun.losses import ForgetScores
-from grun.training.plan import Target, Unit
-from grun.training.reference import Need
+from grun.declared import declares
+from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.losses import ForgetScores, Need, Unit
+from grun.targets.answer import own_answers
 
 
+@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
 class CeUConfig:
     """Cross-entropy to the model's own distribution without the true token (arXiv 2503.01224)."""
 
     paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = None
     mean_over: ClassVar[Unit] = "tokens"
+    hidden_layer: ClassVar[None] = None
     name: Literal["ce_u"] = "ce_u"
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert forget.answer is not None
-        return ce_u_loss(forget.answer.logits_NV, forget.answer.label_N)
+        return ce_u_loss(forget["answer"].logits_NV, forget["answer"].label_N)
 
 
 def ce_u_loss(logits_NV: Tensor, label_N: Tensor) -> Tensor:

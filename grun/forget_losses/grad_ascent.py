@@ -7,25 +7,27 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.losses import ForgetScores, mean_token_nll
-from grun.training.plan import Target, Unit
-from grun.training.reference import Need
+from grun.declared import declares
+from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.losses import ForgetScores, Need, Unit, mean_token_nll
+from grun.targets.answer import own_answers
 
 
+@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
 class GradAscentConfig:
     """Raise the forget answers' loss without bound (TOFU, arXiv 2401.06121)."""
 
     paper_retain_weight: ClassVar[float] = 2.0
-    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = None
     mean_over: ClassVar[Unit] = "tokens"
+    hidden_layer: ClassVar[None] = None
     name: Literal["grad_ascent"] = "grad_ascent"
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert forget.answer is not None
-        return grad_ascent_loss(forget.answer.nll_B, forget.answer.num_tokens_B)
+        return grad_ascent_loss(forget["answer"].nll_B, forget["answer"].num_tokens_B)
 
 
 def grad_ascent_loss(nll_B: Tensor, num_tokens_B: Tensor) -> Tensor:

@@ -7,25 +7,27 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.losses import ForgetScores, mean_token_nll
-from grun.training.plan import Target, Unit
-from grun.training.reference import Need
+from grun.declared import declares
+from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.losses import ForgetScores, Need, Unit, mean_token_nll
+from grun.targets.refusal import refusals
 
 
+@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
 class IdkConfig:
     """Lower the loss of a refusal in place of the answer (TOFU, arXiv 2401.06121)."""
 
     paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[tuple[Target, ...]] = ("refusal",)
+    targets: ClassVar[Targets] = {"refusal": refusals}
     reference: ClassVar[Need | None] = None
     mean_over: ClassVar[Unit] = "tokens"
+    hidden_layer: ClassVar[None] = None
     name: Literal["idk"] = "idk"
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert forget.refusal is not None
-        return idk_loss(forget.refusal.nll_B, forget.refusal.num_tokens_B)
+        return idk_loss(forget["refusal"].nll_B, forget["refusal"].num_tokens_B)
 
 
 def idk_loss(refusal_nll_B: Tensor, num_tokens_B: Tensor) -> Tensor:

@@ -10,18 +10,20 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.losses import ForgetScores
+from grun.declared import declares
+from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.losses import ForgetScores, Need, Unit
 from grun.model.layers import Layer
-from grun.training.plan import Target, Unit
-from grun.training.reference import Need
+from grun.targets.answer import own_answers
 
 
+@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
 class RmuConfig:
     """Move a layer's output on forget answers to a fixed random vector (arXiv 2403.03218)."""
 
     paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = None
     mean_over: ClassVar[Unit] = "tokens"
     name: Literal["rmu"] = "rmu"
@@ -33,11 +35,15 @@ class RmuConfig:
     steering_seed: int = 0
     """Seed of its direction u."""
 
+    @property
+    def hidden_layer(self) -> Layer:
+        """See `ForgetLoss`."""
+        return self.layer
+
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert forget.answer is not None
-        assert forget.answer.hidden_ND is not None
-        hidden_ND = forget.answer.hidden_ND
+        assert forget["answer"].hidden_ND is not None
+        hidden_ND = forget["answer"].hidden_ND
         steering_D = steering_vector(hidden_ND.shape[1], self.steering_coefficient, self.steering_seed)
         return rmu_loss(hidden_ND, steering_D.to(hidden_ND.device))
 

@@ -8,19 +8,22 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 from torch import Tensor
 
-from grun.losses import ForgetScores
-from grun.training.plan import Target, Unit
-from grun.training.reference import Need
+from grun.declared import declares
+from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.losses import ForgetScores, Need, Unit
+from grun.targets.answer import own_answers
 
 
+@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
 class SatimpConfig:
     """Gradient ascent, each token weighted by p^β1 (1 − p)^β2 (arXiv 2505.11953)."""
 
     paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = None
     mean_over: ClassVar[Unit] = "tokens"
+    hidden_layer: ClassVar[None] = None
     name: Literal["satimp"] = "satimp"
     beta1: Annotated[float, Ge(0)] = 5.0
     """Power of p: the larger, the sooner a token counts as forgotten. The paper's value."""
@@ -29,8 +32,7 @@ class SatimpConfig:
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert forget.answer is not None
-        return satimp_loss(forget.answer.nll_N, beta1=self.beta1, beta2=self.beta2)
+        return satimp_loss(forget["answer"].nll_N, beta1=self.beta1, beta2=self.beta2)
 
 
 def satimp_loss(nll_N: Tensor, *, beta1: float, beta2: float) -> Tensor:

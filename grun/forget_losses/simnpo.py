@@ -9,19 +9,22 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from grun.losses import ForgetScores
-from grun.training.plan import Target, Unit
-from grun.training.reference import Need
+from grun.declared import declares
+from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.losses import ForgetScores, Need, Unit
+from grun.targets.answer import own_answers
 
 
+@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
 class SimnpoConfig:
     """Push the forget answers' likelihood per token down (arXiv 2410.07163)."""
 
     paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = None
     mean_over: ClassVar[Unit] = "sequences"
+    hidden_layer: ClassVar[None] = None
     name: Literal["simnpo"] = "simnpo"
     beta: Annotated[float, Gt(0)] = 2.5
     """Inverse temperature of the per-token likelihood. The paper's value on TOFU."""
@@ -30,8 +33,7 @@ class SimnpoConfig:
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert forget.answer is not None
-        return simnpo_loss(forget.answer.nll_B, forget.answer.num_tokens_B, beta=self.beta, gamma=self.gamma)
+        return simnpo_loss(forget["answer"].nll_B, forget["answer"].num_tokens_B, beta=self.beta, gamma=self.gamma)
 
 
 def simnpo_loss(nll_B: Tensor, num_tokens_B: Tensor, *, beta: float, gamma: float) -> Tensor:

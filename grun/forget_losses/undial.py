@@ -10,29 +10,31 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.losses import ForgetScores
-from grun.training.plan import Target, Unit
-from grun.training.reference import Need
+from grun.declared import declares
+from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.losses import ForgetScores, Need, Unit
+from grun.targets.answer import own_answers
 
 
+@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
 class UndialConfig:
     """Distil the untouched model with each true token's logit lowered (arXiv 2402.10052)."""
 
     paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[tuple[Target, ...]] = ("answer",)
+    targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = "logits"
     mean_over: ClassVar[Unit] = "tokens"
+    hidden_layer: ClassVar[None] = None
     name: Literal["undial"] = "undial"
     beta: Annotated[float, Gt(0)] = 10.0
     """How far the true token's logit is lowered."""
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert forget.answer is not None
-        assert forget.answer.reference_logits_NV is not None
+        assert forget["answer"].reference_logits_NV is not None
         return undial_loss(
-            forget.answer.logits_NV, forget.answer.reference_logits_NV, forget.answer.label_N, beta=self.beta
+            forget["answer"].logits_NV, forget["answer"].reference_logits_NV, forget["answer"].label_N, beta=self.beta
         )
 
 

@@ -20,8 +20,10 @@ STATE = ("step", "exp_avg", "exp_avg_sq")
 class Trained:
     """How far a training came."""
 
-    steps: int = 0
-    seconds: float = 0.0
+    steps: int
+    seconds: float
+    retain_weight: float
+    """Of the retain loss in the next step."""
 
 
 class File(Protocol):
@@ -45,20 +47,20 @@ class Checkpoints:
         self.file, self.every_seconds, self.writes, self.log = file, every_seconds, writes, log
         self._last = time.perf_counter()
 
-    def load(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> Trained:
-        """Put everything back as it was; a missing or damaged checkpoint leaves all as it is."""
+    def load(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer) -> Trained | None:
+        """Put everything back as it was; a missing or damaged checkpoint leaves all as it is and gives None."""
         if not self.file.exists():
-            return Trained()
+            return None
         try:
             tensors = load(self.file.read())
-            steps, seconds = tensors["trained"].tolist()
+            steps, seconds, retain_weight = tensors["trained"].tolist()
             values = [tensors[f"parameter.{place}"] for place in range(len(parameters))]
             states = [{name: tensors[f"{name}.{place}"] for name in STATE} for place in range(len(parameters))]
             if [value.shape for value in values] != [parameter.shape for parameter in parameters]:
                 raise ValueError("of another module")
         except (SafetensorError, OSError, KeyError, ValueError) as error:
             self.log(f"{self.file} is damaged ({type(error).__name__}); training starts over")
-            return Trained()
+            return None
         with torch.no_grad():
             for parameter, value, state in zip(parameters, values, states, strict=True):
                 parameter.copy_(value)
@@ -66,14 +68,15 @@ class Checkpoints:
                     name: tensor if name == "step" else tensor.to(parameter.device) for name, tensor in state.items()
                 }
         self.log(f"training goes on after step {steps:.0f}")
-        return Trained(steps=int(steps), seconds=seconds)
+        return Trained(steps=int(steps), seconds=seconds, retain_weight=retain_weight)
 
     def offer(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, trained: Trained) -> None:
         """Write a checkpoint where the last one is old enough."""
         if not self.writes or time.perf_counter() - self._last < self.every_seconds:
             return
         self._last = time.perf_counter()
-        tensors = {"trained": torch.tensor([trained.steps, trained.seconds], dtype=torch.float64)}
+        numbers = [trained.steps, trained.seconds, trained.retain_weight]
+        tensors = {"trained": torch.tensor(numbers, dtype=torch.float64)}
         for place, parameter in enumerate(parameters):
             tensors[f"parameter.{place}"] = parameter.detach()
             tensors |= {f"{name}.{place}": optimizer.state[parameter][name] for name in STATE}

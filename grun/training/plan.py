@@ -3,33 +3,34 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from itertools import chain
 
-from grun.data import Example, PromptTemplate, paired_batches
-from grun.refusals import refusals_of
+from grun.data import Example, paired_batches
+from grun.losses import Unit
+from grun.training.recipe import Recipe
 from grun.workers import ALONE, Workers
-
-Target = Literal["answer", "refusal"]
-Unit = Literal["tokens", "sequences"]
-"""What a forget loss is a mean over."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepExamples:
-    """One step: F forget items, each with the targets that the forget loss looks at, and F retain items."""
+    """One step: F forget items, each with every target that the forget loss looks at, and F retain items."""
 
-    answers: Sequence[Example]
-    """The forget items with their own answers; empty where the loss does not look at them."""
-    refusals: Sequence[Example]
-    """The same items with a refusal each; empty where the loss does not look at them."""
+    forget: Mapping[str, Sequence[Example]]
+    """Target → what each of the forget items is made to say."""
     retain: Sequence[Example]
 
     @property
     def all(self) -> list[Example]:
         """In the order of a forward pass."""
-        return [*self.answers, *self.refusals, *self.retain]
+        return [*chain(*self.forget.values()), *self.retain]
+
+    def part(self, chosen: slice) -> StepExamples:
+        """Some of the items."""
+        return StepExamples(
+            forget={target: examples[chosen] for target, examples in self.forget.items()}, retain=self.retain[chosen]
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,44 +48,49 @@ class Plan:
     """All steps of a run, as far as they fall to one worker."""
 
     steps: Sequence[Sequence[Part]]
+    workers: Workers
+    """Among whom the steps were dealt out, this process one of them."""
     forget: Sequence[Example]
     """All that any seed could train on, so that runs share what is computed of it."""
     retain: Sequence[Example]
 
 
 def plan_steps(
-    answers: Sequence[Example],
-    refusals: Sequence[Sequence[Example]],
+    recipe: Recipe,
+    forget: Mapping[str, Sequence[Sequence[Example]]],
     retain: Sequence[Example],
     *,
-    batch_size: int,
-    num_epochs: int,
-    seed: int,
-    mean_over: Unit,
     workers: Workers = ALONE,
     accumulation_steps: int = 1,
 ) -> Plan:
     """An epoch is one pass over the forget set.
 
-    answers: each forget item with its own answer; empty where the loss does not look at them.
-    refusals: each forget item with some refusals, one an epoch in turn; empty likewise.
-    batch_size: forget items a step, of all workers and passes together.
-    mean_over: the forget loss's own. accumulation_steps: passes of each worker, a step.
+    forget: target → each forget item's examples, one an epoch in turn (see `grun.targets.target.ForgetSet.examples`).
+    accumulation_steps: passes of each worker, a step; the batch size is that of all workers and passes together.
     """
-    num_forget = len(answers) or len(refusals)
-    num_steps = math.ceil(num_forget / batch_size) * num_epochs
+    training = recipe.training
+    num_forget = len(next(iter(forget.values())))
+    steps_an_epoch = math.ceil(num_forget / training.batch_size)
+    pairs = paired_batches(
+        num_forget, len(retain), batch_size=training.batch_size, num_epochs=training.num_epochs, seed=recipe.seed
+    )
     steps = []
-    pairs = paired_batches(num_forget, len(retain), batch_size=batch_size, num_epochs=num_epochs, seed=seed)
     for step, (forget_rows, retain_rows) in enumerate(pairs):
-        epoch = step * num_epochs // num_steps
+        epoch = step // steps_an_epoch
         whole = StepExamples(
-            answers=[answers[row] for row in forget_rows if answers],
-            refusals=[refusals[row][epoch % len(refusals[row])] for row in forget_rows if refusals],
+            forget={
+                target: [items[row][epoch % len(items[row])] for row in forget_rows] for target, items in forget.items()
+            },
             retain=[retain[row] for row in retain_rows],
         )
-        parts = _parts(whole, mean_over, workers.size * accumulation_steps)
+        parts = _parts(whole, recipe.forget_loss.mean_over, workers.size * accumulation_steps)
         steps.append(parts[workers.rank :: workers.size])
-    return Plan(steps=steps, forget=[*answers, *(example for own in refusals for example in own)], retain=retain)
+    return Plan(
+        steps=steps,
+        workers=workers,
+        forget=[example for items in forget.values() for example in chain(*items)],
+        retain=retain,
+    )
 
 
 def _parts(step: StepExamples, mean_over: Unit, num_parts: int) -> list[Part]:
@@ -92,10 +98,9 @@ def _parts(step: StepExamples, mean_over: Unit, num_parts: int) -> list[Part]:
     parts = []
     for number in range(num_parts):
         is_empty = number >= len(step.retain)
-        chosen = slice(0, 1) if is_empty else slice(number, None, num_parts)
-        part = StepExamples(answers=step.answers[chosen], refusals=step.refusals[chosen], retain=step.retain[chosen])
+        part = step.part(slice(0, 1) if is_empty else slice(number, None, num_parts))
         of_items = len(part.retain) / len(step.retain)
-        of_forget_tokens = _num_tokens([*part.answers, *part.refusals]) / _num_tokens([*step.answers, *step.refusals])
+        of_forget_tokens = _num_tokens(chain(*part.forget.values())) / _num_tokens(chain(*step.forget.values()))
         of_retain_tokens = _num_tokens(part.retain) / _num_tokens(step.retain)
         parts.append(
             Part(
@@ -108,12 +113,5 @@ def _parts(step: StepExamples, mean_over: Unit, num_parts: int) -> list[Part]:
     return parts
 
 
-def _num_tokens(examples: Sequence[Example]) -> int:
+def _num_tokens(examples: Iterable[Example]) -> int:
     return sum(len(example.answer_ids) for example in examples)
-
-
-def refusal_examples(template: PromptTemplate, questions: Sequence[str]) -> list[list[Example]]:
-    """Each question with the few refusals that it is taught."""
-    return [
-        [template.example(question, refusal) for refusal in refusals_of(row)] for row, question in enumerate(questions)
-    ]

@@ -7,18 +7,18 @@ Shapes: B sequences, N answer tokens of the whole batch, V vocabulary, D hidden 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from grun.data import Example, length_sorted_batches
-from grun.losses import sequence_sum, token_nll
+from grun.losses import Need, sequence_sum, token_nll
 from grun.model.forward import CausalLM, PlainModel, Tally, logits_of_head_input
 from grun.model.layers import Layer
-
-Need = Literal["nll", "logits", "hidden"]
+from grun.training.plan import Plan
+from grun.training.recipe import Recipe
 
 
 class Reference:
@@ -58,6 +58,14 @@ class Reference:
                 self._hidden.update(zip(batch, output.hidden_ND.cpu().split(lengths), strict=True))
             progress(len(self._nll), len(unique))
 
+    def known(self, examples: Sequence[Example], need: Need) -> dict[str, Tensor]:
+        """What a loss needs of some examples, under the names that `grun.losses.AnswerScores` has for it."""
+        if need == "nll":
+            return {"reference_nll_B": self.nll_B(examples)}
+        if need == "logits":
+            return {"reference_logits_NV": self.logits_NV(examples)}
+        return {"reference_hidden_ND": self.hidden_ND(examples)}
+
     def nll_B(self, examples: Sequence[Example]) -> Tensor:
         """Token-summed nll of each answer, nats a sequence: [B]."""
         return torch.tensor([self._nll[example] for example in examples], device=self._model.device)
@@ -71,3 +79,25 @@ class Reference:
     def hidden_ND(self, examples: Sequence[Example]) -> Tensor:
         """Output of `hidden_layer` where each answer token is predicted: [N, D]."""
         return torch.cat([self._hidden[example] for example in examples]).to(self._model.device)
+
+
+def reference_of(
+    model: CausalLM, plan: Plan, recipe: Recipe, *, batch_size: int, progress: Callable[[str, int, int], None]
+) -> Reference | None:
+    """What the losses need of the untouched model on what the plan trains on; None where they need nothing.
+
+    model: before an adapter is attached. batch_size: sequences a forward pass.
+    """
+    if not recipe.needs:
+        return None
+    parts = [part.examples for step in plan.steps for part in step]
+    of_forget = [example for part in parts for some in part.forget.values() for example in some]
+    of_retain = [example for part in parts for example in part.retain]
+    return Reference(
+        model,
+        [*(of_forget if recipe.forget_loss.reference else ()), *(of_retain if recipe.retain_loss.reference else ())],
+        needs=recipe.needs,
+        hidden_layer=recipe.forget_loss.hidden_layer,
+        batch_size=batch_size,
+        progress=partial(progress, "reference model"),
+    )

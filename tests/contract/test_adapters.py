@@ -15,12 +15,13 @@ from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.model import forward
 from grun.model.forward import PlainModel
 from grun.model.likelihood import answer_likelihoods
+from grun.retain_losses.ce import CeConfig
 from grun.training.plan import plan_steps
-from grun.training.unlearn import TrainingConfig, unlearn
+from grun.training.recipe import Recipe, TrainingConfig
+from grun.training.unlearn import unlearn
 from grun.unlearned import load, save
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
-TRAINING = TrainingConfig(num_epochs=1, batch_size=4)
 
 
 @pytest.fixture(params=get_args(AdapterConfig), ids=lambda kind: kind.name)
@@ -35,28 +36,17 @@ def batch(fresh_target: Fresh, small_benchmark: Benchmark) -> list[Example]:
 
 
 def _train(config: Any, adapted: Any, template: PromptTemplate, benchmark: Benchmark) -> None:
-    unlearn(
-        adapted,
-        plan_steps(
-            [item.example(template) for item in benchmark.forget_set],
-            [],
-            [item.example(template) for item in benchmark.retain_set],
-            batch_size=TRAINING.batch_size,
-            num_epochs=TRAINING.num_epochs,
-            seed=0,
-            mean_over="tokens",
-        ),
+    recipe = Recipe(
         forget_loss=GradAscentConfig(),
-        retain_loss="ce",
-        training=TRAINING,
+        retain_loss=CeConfig(),
+        training=TrainingConfig(num_epochs=1, batch_size=4),
         learning_rate=1e-2,
         gate_weight=1.0,
-        gate_warmup_steps=0,
-        reference=None,
-        seed=0,
-        report=lambda step: None,
-        progress=lambda phase, done, total: None,
     )
+    forget, retain = (
+        [item.example(template) for item in items] for items in (benchmark.forget_set, benchmark.retain_set)
+    )
+    unlearn(adapted, plan_steps(recipe, {"answer": [[example] for example in forget]}, retain), recipe, None)
 
 
 def _logits(adapted: Any, batch: list[Example]) -> torch.Tensor:

@@ -37,13 +37,13 @@ class _Model:
         """Just what the loss asks for, as the training loop hands it over."""
         parts: dict[str, AnswerScores] = {}
         for name in loss.targets:
-            known: dict[str, Tensor | None] = {"hidden_ND": self.hidden if loss.name == "rmu" else None}
+            known: dict[str, Tensor | None] = {"hidden_ND": None if loss.hidden_layer is None else self.hidden}
             if loss.reference == "nll":
                 known["reference_nll_B"] = AnswerScores.of(self.reference[name], LABELS[name], NUM_TOKENS).nll_B
             elif loss.reference == "logits":
                 known["reference_logits_NV"] = self.reference[name]
             parts[name] = AnswerScores.of(self.logits[name], LABELS[name], NUM_TOKENS, **known)
-        return ForgetScores(**parts)
+        return parts
 
     def nll(self, name: str) -> Tensor:
         return AnswerScores.of(self.logits[name], LABELS[name], NUM_TOKENS).nll_B.detach()
@@ -55,14 +55,14 @@ def test_is_a_finite_scalar_with_a_gradient_for_every_token(loss: Any) -> None:
     value.backward()
     assert value.shape == ()
     assert torch.isfinite(value)
-    watched = [model.hidden] if loss.name == "rmu" else [model.logits[name] for name in loss.targets]
+    watched = [model.hidden] if loss.hidden_layer is not None else [model.logits[name] for name in loss.targets]
     for leaf in watched:
         assert leaf.grad is not None
         assert (leaf.grad != 0).any(dim=1).all()
 
 
 def test_a_step_down_pushes_its_targets_the_right_way(loss: Any) -> None:
-    """It raises the nll of every answer, and lowers that of every refusal; rmu, which has neither, falls itself."""
+    """It raises the nll of every answer and lowers that of everything else; one that steers a layer falls itself."""
     model = _Model()
     before = {name: model.nll(name) for name in loss.targets}
     value = loss(model.scores(loss))
@@ -71,7 +71,7 @@ def test_a_step_down_pushes_its_targets_the_right_way(loss: Any) -> None:
         for leaf in model.leaves():
             if leaf.grad is not None:
                 leaf -= 0.05 * leaf.grad / leaf.grad.norm()
-    if loss.name == "rmu":
+    if loss.hidden_layer is not None:
         assert loss(model.scores(loss)) < value
         return
     for name in loss.targets:

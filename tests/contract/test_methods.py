@@ -10,16 +10,19 @@ import pytest
 
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.runs.run import plan_of, unlearn_as
+from bench.runs.run import plan_of
 from grun.adapters import AdapterConfig
 from grun.data import PromptTemplate
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
-from grun.refusals import PER_ITEM
-from grun.training.unlearn import RETAIN_NEEDS, Step
+from grun.retain_losses import RetainLossConfig
+from grun.targets.refusal import PER_ITEM
+from grun.training.recipe import Recipe
+from grun.training.unlearn import Step, unlearn
 
 ADAPTERS = [kind.name for kind in get_args(AdapterConfig) if kind.name != "none"]
 FORGET_LOSSES = [kind.name for kind in get_args(ForgetLossConfig)]
+RETAIN_LOSSES = [kind.name for kind in get_args(RetainLossConfig)]
 FEW_STEPS = {"training.batch_size": 5, "training.num_epochs": 3}
 """Two batches of the ten forget items an epoch: six steps."""
 WEIGHTED = ("wga", "satimp", "ce_u")
@@ -36,17 +39,15 @@ def train(
     def run(changes: dict[str, Any], accumulation_steps: int = 1) -> list[Step]:
         config = run_config(overlay(small_config.to_dict(), FEW_STEPS | changes))
         model, template = fresh_target()
-        plan, reference = plan_of(
-            config, small_benchmark, template, model, lambda *phase: None, accumulation_steps=accumulation_steps
-        )
+        plan, reference = plan_of(config, small_benchmark, template, model, accumulation_steps=accumulation_steps)
         steps: list[Step] = []
-        unlearn_as(config, config.adapter.attach(model, config.seed), plan, reference, report=steps.append)
+        unlearn(config.adapter.attach(model, config.seed), plan, Recipe.of(config), reference, report=steps.append)
         return steps
 
     return run
 
 
-@pytest.mark.parametrize("retain_loss", RETAIN_NEEDS)
+@pytest.mark.parametrize("retain_loss", RETAIN_LOSSES)
 @pytest.mark.parametrize("forget_loss", FORGET_LOSSES)
 @pytest.mark.parametrize("adapter", ADAPTERS)
 def test_every_pair_trains(adapter: str, forget_loss: str, retain_loss: str, train: Train) -> None:

@@ -23,21 +23,27 @@ from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
 from grun.forget_losses.rmu import RmuConfig
 from grun.model.forward import prepare_for_answers
-from grun.training.plan import plan_steps, refusal_examples
-from grun.training.unlearn import Step, TrainingConfig, reference_of, unlearn
+from grun.retain_losses.ce import CeConfig
+from grun.retain_losses.kl import KlConfig
+from grun.retain_losses.rmu_mse import RmuMseConfig
+from grun.targets.target import ForgetSet
+from grun.training.plan import plan_steps
+from grun.training.recipe import Recipe, TrainingConfig
+from grun.training.reference import reference_of
+from grun.training.unlearn import Step, unlearn
 
 GOLDEN = Path(__file__).with_name("trajectory.json")
 RUNS: dict[str, Any] = {
     "grun+npo": (
         GrunConfig(layers=(0, 1), learning_rate=1e-2, gate_function="mlp_3", gate_warmup_steps=3),
         NpoConfig(),
-        "ce",
+        CeConfig(),
     ),
-    "grun+idk": (GrunConfig(layers=(1,), learning_rate=1e-2), IdkConfig(), "ce"),
-    "lora+grad_ascent": (LoraConfig(learning_rate=1e-2, dropout=0.0), GradAscentConfig(), "ce"),
-    "full+npo": (FullConfig(learning_rate=1e-3), NpoConfig(beta=0.5), "ce"),
-    "reft+dpo+kl": (ReftConfig(layers=(0, 1), learning_rate=1e-2), DpoConfig(), "kl"),
-    "full+rmu+rmu_mse": (FullConfig(learning_rate=1e-3), RmuConfig(steering_coefficient=3.0), "rmu_mse"),
+    "grun+idk": (GrunConfig(layers=(1,), learning_rate=1e-2), IdkConfig(), CeConfig()),
+    "lora+grad_ascent": (LoraConfig(learning_rate=1e-2, dropout=0.0), GradAscentConfig(), CeConfig()),
+    "full+npo": (FullConfig(learning_rate=1e-3), NpoConfig(beta=0.5), CeConfig()),
+    "reft+dpo+kl": (ReftConfig(layers=(0, 1), learning_rate=1e-2), DpoConfig(), KlConfig()),
+    "full+rmu+rmu_mse": (FullConfig(learning_rate=1e-3), RmuConfig(steering_coefficient=3.0), RmuMseConfig()),
 }
 
 
@@ -50,33 +56,22 @@ def test_trajectory(name: str) -> None:
     model, tokenizer = new_tiny_model(tiny, [text for pair in pairs for text in pair])
     prepare_for_answers(model, tokenizer)
     template = PromptTemplate.of(tokenizer)
-    plan = plan_steps(
-        [item.example(template) for item in benchmark.forget_set if "answer" in forget_loss.targets],
-        refusal_examples(
-            template, [item.question for item in benchmark.forget_set if "refusal" in forget_loss.targets]
-        ),
-        [item.example(template) for item in benchmark.retain_set],
-        batch_size=4,
-        num_epochs=2,
-        seed=0,
-        mean_over=forget_loss.mean_over,
-    )
-    reference = reference_of(model, plan, forget_loss, retain_loss, batch_size=4, progress=lambda *phase: None)
-    steps: list[Step] = []
-    unlearn(
-        adapter.attach(model, 0),
-        plan,
+    recipe = Recipe(
         forget_loss=forget_loss,
         retain_loss=retain_loss,
         training=TrainingConfig(num_epochs=2, batch_size=4),
         learning_rate=adapter.learning_rate,
         gate_weight=10.0,
-        gate_warmup_steps=adapter.gate_warmup_steps if isinstance(adapter, GrunConfig) else 0,
-        reference=reference,
-        seed=0,
-        report=steps.append,
-        progress=lambda phase, done, total: None,
+        gate_warmup_steps=adapter.gate_warmup_steps if adapter.is_gated else 0,
     )
+    plan = plan_steps(
+        recipe,
+        ForgetSet(items=benchmark.forget_set, template=template, model=model).examples(forget_loss.targets),
+        [item.example(template) for item in benchmark.retain_set],
+    )
+    reference = reference_of(model, plan, recipe, batch_size=4, progress=lambda *phase: None)
+    steps: list[Step] = []
+    unlearn(adapter.attach(model, 0), plan, recipe, reference, report=steps.append)
     losses = [step.loss for step in steps]
     assert len(losses) == 6, "10 forget items in batches of 4, twice"
     golden = json.loads(GOLDEN.read_text()) if GOLDEN.exists() else {}

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from grun.data import Example, collate, epoch_batches, length_sorted_batches, padding_groups, paired_batches
-from grun.refusals import PER_ITEM, REFUSALS, refusals_of
+from grun.targets.refusal import PER_ITEM, REFUSALS, refusals_of
 
 EXAMPLE = Example(prompt_ids=(5, 6, 7), answer_ids=(8, 9))
 

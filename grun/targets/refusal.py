@@ -1,7 +1,11 @@
-"""Sentences that decline to answer, for the losses that teach a refusal."""
+"""A sentence that declines to answer."""
 
 import random
 from collections.abc import Sequence
+
+from grun.data import Example
+from grun.errors import UserError
+from grun.targets.target import ForgetSet
 
 REFUSALS: tuple[str, ...] = (
     "I don't know.",
@@ -29,14 +33,19 @@ REFUSALS: tuple[str, ...] = (
     "I don't recall anything of the kind.",
     "You would have to ask someone else.",
 )
-
-
 PER_ITEM = 4
 
 
-def refusals_of(item: int) -> Sequence[str]:
-    """The few refusals that a forget item is taught, one an epoch in turn: the same in every run.
+def refusals(forget: ForgetSet) -> list[list[Example]]:
+    """PER_ITEM examples an item. Raises UserError where an item asks nothing."""
+    if any(item.form != "question" for item in forget.items):
+        raise UserError("forget_loss", "refuses to answer, and the benchmark's forget set asks nothing; use another")
+    return [
+        [item.example(forget.template, refusal) for refusal in refusals_of(row)]
+        for row, item in enumerate(forget.items)
+    ]
 
-    Few, so that what a frozen model makes of them can be computed once (see `grun.engine.prefix_cache`).
-    """
+
+def refusals_of(item: int) -> Sequence[str]:
+    """The few refusals that a forget item is taught, by its place in the forget set: the same in every run."""
     return random.Random(item).sample(REFUSALS, PER_ITEM)

@@ -1,0 +1,39 @@
+"""What every forget loss says of itself; training asks this, and never which loss it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar, Protocol
+
+from torch import Tensor
+
+from grun.losses import ForgetScores, Need, Unit
+from grun.model.layers import Layer
+from grun.targets.target import Target
+
+Targets = Mapping[str, Target]
+"""Name → target, in the order of a forward pass."""
+
+
+class ForgetLoss(Protocol):
+    """A frozen dataclass of settings."""
+
+    targets: ClassVar[Targets]
+    """What the forget items are made to say, under the names that the loss finds it by."""
+    reference: ClassVar[Need | None]
+    """What it needs of the untouched model on its targets."""
+    mean_over: ClassVar[Unit]
+    """What it is a mean over, so that a batch can be cut into parts."""
+    paper_retain_weight: ClassVar[float]
+    """`training.retain_weight` where none is given."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in configurations and results."""
+
+    @property
+    def hidden_layer(self) -> Layer | None:
+        """The layer whose output it looks at, and a retain loss with it; None: none."""
+
+    def __call__(self, forget: ForgetScores) -> Tensor:
+        """Scalar loss of one forget batch."""

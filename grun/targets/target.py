@@ -1,0 +1,46 @@
+"""What a target is, and what it is made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from grun.data import Example, PromptTemplate
+from grun.model.forward import CausalLM
+
+
+class ForgetItem(Protocol):
+    """One thing to be forgotten, as a benchmark hands it over."""
+
+    @property
+    def question(self) -> str:
+        """What is asked."""
+
+    @property
+    def form(self) -> str:
+        """`question`, or what else question and answer are (see `bench.benchmarks.items.Item`)."""
+
+    def example(self, template: PromptTemplate, answer: str | None = None) -> Example:
+        """As token ids. answer: another one than its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForgetSet:
+    """All there is to make a target of."""
+
+    items: Sequence[ForgetItem]
+    template: PromptTemplate
+    model: CausalLM
+    """Before an adapter is attached."""
+
+    def examples(self, targets: Mapping[str, Target]) -> dict[str, list[list[Example]]]:
+        """Target → each item's examples. Raises UserError where the items cannot be made to say it."""
+        return {name: target(self) for name, target in targets.items()}
+
+
+Target = Callable[[ForgetSet], list[list[Example]]]
+"""Gives each item's examples, in the order of the items: one or more, used one an epoch in turn.
+
+Few, so that what a frozen model makes of them can be computed once (see `grun.engine.prefix_cache`).
+"""

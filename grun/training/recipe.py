@@ -1,0 +1,115 @@
+"""Everything that decides a training but the model and the data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Annotated, Protocol
+
+from annotated_types import Ge, Gt, Lt
+
+from grun.adapters import AdapterConfig
+from grun.forget_losses.forget_loss import ForgetLoss
+from grun.losses import Need
+from grun.retain_losses.retain_loss import RetainLoss
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """One run of the loop. The learning rate belongs to the adapter, which knows its scale."""
+
+    num_epochs: Annotated[int, Ge(1)] = 5
+    """Passes over the forget set; every step pairs each forget item with a retain item."""
+    batch_size: Annotated[int, Ge(1)] = 16
+    """Forget items a step; as many retain items come on top."""
+    forget_weight: Annotated[float, Ge(0)] = 1.0
+    """Weight of the forget loss."""
+    retain_weight: Annotated[float, Ge(0)] | None = None
+    """Weight of the retain loss. None: the paper's, 2 with grad_ascent and 1 otherwise."""
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    warmup_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
+    """Share of the steps over which the learning rate rises to its peak; from there it falls linearly to 0."""
+    max_grad_norm: Annotated[float, Gt(0)] = 1.0
+    """Gradients of a larger joint norm are scaled down to it."""
+    max_retain_loss: Annotated[float, Gt(0)] | None = None
+    """Training ends early once the retain loss, its mean over an epoch, is larger: such a model is lost, and the
+    rest of a trial's time with it. None: never."""
+
+    def resolved(self, forget_loss: ForgetLoss) -> TrainingConfig:
+        """The same with the paper's retain_weight filled in where it is None."""
+        if self.retain_weight is not None:
+            return self
+        return replace(self, retain_weight=forget_loss.paper_retain_weight)
+
+
+class Configured(Protocol):
+    """A configuration that holds a recipe among other things, such as `bench.config.RunConfig`."""
+
+    @property
+    def adapter(self) -> AdapterConfig: ...
+    @property
+    def forget_loss(self) -> ForgetLoss: ...
+    @property
+    def retain_loss(self) -> RetainLoss: ...
+    @property
+    def training(self) -> TrainingConfig: ...
+    @property
+    def seed(self) -> int: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How something is unlearned."""
+
+    forget_loss: ForgetLoss
+    retain_loss: RetainLoss
+    training: TrainingConfig
+    learning_rate: float
+    """Its peak."""
+    gate_weight: float = 0.0
+    """Weight of the gate loss; where there are no gates it weighs nothing."""
+    gate_warmup_steps: int = 0
+    """Steps over which forget and retain loss grow from 0 to full weight."""
+    seed: int = 0
+    """Of the items' order and of dropout."""
+
+    @classmethod
+    def of(cls, config: Configured) -> Recipe:
+        """That of a configuration whose adapter trains something."""
+        adapter = config.adapter
+        return cls(
+            forget_loss=config.forget_loss,
+            retain_loss=config.retain_loss,
+            training=config.training,
+            learning_rate=adapter.learning_rate,
+            gate_weight=adapter.gate_weight if adapter.is_gated else 0.0,
+            gate_warmup_steps=adapter.gate_warmup_steps if adapter.is_gated else 0,
+            seed=config.seed,
+        )
+
+    @property
+    def retain_weight(self) -> float:
+        """That of the first step."""
+        return self.training.resolved(self.forget_loss).retain_weight or 0.0
+
+    @property
+    def needs(self) -> list[Need]:
+        """What the losses need of the untouched model."""
+        return [loss.reference for loss in (self.forget_loss, self.retain_loss) if loss.reference is not None]
+
+    def weights(self, step: int, retain_weight: float) -> tuple[float, float, float]:
+        """Of the forget, the retain and the gate loss in a step, counted from 1. The gates are never warmed up."""
+        warm = min(1.0, step / self.gate_warmup_steps) if self.gate_warmup_steps else 1.0
+        return warm * self.training.forget_weight, warm * retain_weight, self.gate_weight
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
+        """In a step, counted from 1."""
+        return self.learning_rate * learning_rate_share(step - 1, num_steps, self.training.warmup_fraction)
+
+
+def learning_rate_share(steps_done: int, num_steps: int, warmup_fraction: float) -> float:
+    """Learning rate as a share of its peak: linear up over the warm-up, linear down to 0 after it."""
+    warmup_steps = warmup_fraction * num_steps
+    if steps_done + 1 < warmup_steps:
+        return (steps_done + 1) / warmup_steps
+    return min(1.0, max(0.0, (num_steps - steps_done) / (num_steps - warmup_steps)))
