@@ -238,7 +238,7 @@ class _Study:
         }
         for split in ("retain", "similar"):
             of_split = [row for row in rows if row["split"] == split]
-            common[f"{split}open_shares"] = open_shares(of_split, size, threshold)
+            common[f"{split}_open_shares"] = open_shares(of_split, size, threshold)
         gold, table = self.gold_items, []
         for place, request in enumerate(self.requests, start=1):
             own_rows = rows_of(rows, [request])
