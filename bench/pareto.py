@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
 import moocore
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.splits import Direction
+
 Floats = NDArray[np.float64]
-Direction = Literal["max", "min"]
-BOUNDED_BELOW_BY_ZERO = ("probability", "rouge_l_recall", "truth_ratio", "utility", "quality", "auc", "mean", "share")
 
 
 def nondominated(values_PM: Floats, directions: Sequence[Direction]) -> NDArray[np.bool_]:
@@ -36,23 +34,6 @@ def knee(values_PM: Floats, directions: Sequence[Direction]) -> int:
     low, high = minimised.min(axis=0), minimised.max(axis=0)
     scaled = (minimised - low) / np.where(high > low, high - low, 1.0)
     return int(np.argmin(np.linalg.norm(scaled, axis=1)))
-
-
-def reference_point(values_PM: Floats, objectives: Mapping[str, Direction], log10_floor: float | None) -> list[float]:
-    """The worst corner: where a metric has a worst value of its own it is that, else the worst one seen.
-
-    log10_floor: the least log10_forget_quality possible for the benchmark's forget set.
-    """
-    corner = []
-    for column, (name, direction) in enumerate(objectives.items()):
-        if name == "log10_forget_quality" and direction == "max" and log10_floor is not None:
-            corner.append(log10_floor)
-        elif name.endswith(BOUNDED_BELOW_BY_ZERO) and not name.startswith("log10"):
-            corner.append(0.0 if direction == "max" else 1.0)
-        else:
-            seen = values_PM[:, column] if len(values_PM) else np.array([math.nan])
-            corner.append(float(seen.min() if direction == "max" else seen.max()))
-    return corner
 
 
 def _minimised(values_PM: Floats, directions: Sequence[Direction]) -> Floats:

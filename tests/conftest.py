@@ -27,7 +27,7 @@ from bench.files import write_yaml
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
-from bench.results.store import METRICS
+from bench.results.columns import METRICS
 from bench.runs.execution import Execution
 from bench.runs.run import evaluate_references
 from bench.studies.journal import study_storage

@@ -8,14 +8,15 @@ wordings.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from bench.benchmarks.general_knowledge import REAL_AUTHORS, WORLD_FACTS
 from bench.benchmarks.items import Benchmark, Item
+from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
 from grun.errors import UserError
 
 NUM_PERTURBED = 5
@@ -100,6 +101,18 @@ class AuthorsConfig:
     """Generated authors with ten questions each, and general knowledge written for this project."""
 
     name: Literal["authors"] = "authors"
+    splits: ClassVar[Mapping[str, Split]] = {
+        **QUESTION_SPLITS,
+        **KNOWLEDGE_SPLITS,
+        "similar": Split(kind="question", role="kept"),
+    }
+    objectives: ClassVar[tuple[str, ...]] = ("log10_forget_quality", "model_utility")
+    headlines: ClassVar[tuple[str, ...]] = (
+        *objectives,
+        "forget_rouge_l_recall",
+        "retain_rouge_l_recall",
+        "forget_relearned_rouge_l_recall",
+    )
     forget_split: Literal["forget05", "forget10", "forget20", "forget50"] = "forget20"
     """The last 5, 10, 20 or 50 % of the authors."""
     num_authors: Annotated[int, Ge(5), Le(1000)] = 20

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.files import read_json_lines
+from bench.splits import Split
 from grun.errors import UserError
 
 
@@ -16,6 +18,20 @@ class CorporaConfig:
     """Two corpora in a folder of yours."""
 
     name: Literal["corpora"] = "corpora"
+    splits: ClassVar[Mapping[str, Split]] = {
+        "forget_verbatim": Split(kind="text", role="forgotten", strangers="holdout_verbatim"),
+        "retain_verbatim": Split(kind="text", role="kept"),
+        "holdout_verbatim": Split(kind="text", role="stranger"),
+        "forget_knowledge": Split(kind="text", role="forgotten"),
+        "retain_knowledge": Split(kind="text", role="kept"),
+    }
+    objectives: ClassVar[tuple[str, ...]] = ("forget_verbatim_rouge_l_f1", "retain_verbatim_rouge_l_f1")
+    headlines: ClassVar[tuple[str, ...]] = (
+        *objectives,
+        "forget_knowledge_rouge_l_f1",
+        "retain_knowledge_rouge_l_f1",
+        "privleak",
+    )
     data_dir: str
     """Folder with `forget.json` and `retain.json` (text), and where you have them `holdout.json` (text no model has
     seen, for privleak), `forget_qa.json` and `retain_qa.json` (question, answer); all as JSON lines."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
 
-from grun.data import Example, PromptTemplate
+if TYPE_CHECKING:  # a benchmark's declarations are read where no model code is imported
+    from grun.data import Example, PromptTemplate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,7 @@ class Item:
         if self.form != "passage":
             return example
         first, *rest = example.prompt_ids + example.answer_ids
-        return Example(prompt_ids=(first,), answer_ids=tuple(rest))
+        return replace(example, prompt_ids=(first,), answer_ids=tuple(rest))
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -61,9 +62,6 @@ class Benchmark:
     knowledge_set: Sequence[Item]
     """General knowledge that a model trained from scratch must be taught, so that its loss can be seen."""
     evaluation: Mapping[str, Sequence[Item]]
-    """Splits to evaluate, by name: `forget`, `retain`, and what else there is. Every item has wrong answers.
-
-    `holdout`, where it is there, has items of the same kind that no model is ever trained on.
-    """
+    """What to evaluate, by the names of the splits that the config declares; it may have fewer of them."""
     requests: Sequence[Sequence[Item]] = field(default_factory=list)
     """The forget set in parts that may be asked to be forgotten one after another, such as one author each."""

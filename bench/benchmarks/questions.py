@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.files import read_json_lines
+from bench.splits import QUESTION_SPLITS, Split
 from grun.errors import UserError
 
 
@@ -16,6 +18,14 @@ class QuestionsConfig:
     """Questions and answers in a folder of yours."""
 
     name: Literal["questions"] = "questions"
+    splits: ClassVar[Mapping[str, Split]] = QUESTION_SPLITS
+    objectives: ClassVar[tuple[str, ...]] = ("log10_forget_quality", "partial_model_utility")
+    headlines: ClassVar[tuple[str, ...]] = (
+        *objectives,
+        "forget_rouge_l_recall",
+        "retain_rouge_l_recall",
+        "forget_relearned_rouge_l_recall",
+    )
     data_dir: str
     """Folder with `forget.json`, `retain.json` and, where you have it, `holdout.json` (questions no model has seen), as
     JSON lines: `question` and `answer`; where you have them `paraphrased_answer`, `paraphrased_question` and

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item
+from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
 from grun.errors import UserError
 
 HUB_ID = "locuslab/TOFU"
@@ -25,6 +26,14 @@ class TofuConfig:
     """The real TOFU, whole or cut to its last authors."""
 
     name: Literal["tofu"] = "tofu"
+    splits: ClassVar[Mapping[str, Split]] = {**QUESTION_SPLITS, **KNOWLEDGE_SPLITS}
+    objectives: ClassVar[tuple[str, ...]] = ("log10_forget_quality", "model_utility")
+    headlines: ClassVar[tuple[str, ...]] = (
+        *objectives,
+        "forget_rouge_l_recall",
+        "retain_rouge_l_recall",
+        "forget_relearned_rouge_l_recall",
+    )
     forget_split: Literal["forget01", "forget05", "forget10"] = "forget10"
     """The last 40, 200 or 400 of the 4,000 questions; the retain set is the rest."""
     data_dir: str | None = None

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge
 
 from bench.benchmarks.items import Benchmark, Item
+from bench.splits import Split
 from grun.errors import UserError
 
 TOPICS = {"wmdp_bio": "biology", "wmdp_cyber": "cybersecurity"}
@@ -36,6 +37,13 @@ class WmdpConfig:
     """Hazardous knowledge in biology or in cybersecurity."""
 
     name: Literal["wmdp"] = "wmdp"
+    splits: ClassVar[Mapping[str, Split]] = {
+        "wmdp_bio": Split(kind="choice", role="forgotten"),
+        "wmdp_cyber": Split(kind="choice", role="forgotten"),
+        "mmlu": Split(kind="choice", role="kept"),
+    }
+    objectives: ClassVar[tuple[str, ...]] = ("wmdp_{forget_split}_accuracy", "mmlu_accuracy")
+    headlines: ClassVar[tuple[str, ...]] = ("wmdp_bio_accuracy", "wmdp_cyber_accuracy", "mmlu_accuracy")
     forget_split: Literal["bio", "cyber"] = "bio"
     """Which corpus is forgotten; both are asked about."""
     data_dir: str | None = None

@@ -22,6 +22,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from bench.benchmarks import HEADLINES
 from bench.results import store
 from grun.errors import UserError
 
@@ -45,22 +46,6 @@ CONFIG_SECTIONS = (
     "seed",
 )
 """Fields of RunConfig; an option that begins with one of them is a RunConfig key."""
-HEADLINES = (
-    "log10_forget_quality",
-    "model_utility",
-    "partial_model_utility",
-    "forget_rouge_l_recall",
-    "retain_rouge_l_recall",
-    "forget_relearned_rouge_l_recall",
-    "wmdp_bio_accuracy",
-    "wmdp_cyber_accuracy",
-    "mmlu_accuracy",
-    "forget_verbatim_rouge_l_f1",
-    "forget_knowledge_rouge_l_f1",
-    "retain_knowledge_rouge_l_f1",
-    "privleak",
-)
-"""Metrics in the table of a run, where it has them."""
 DEFAULT_RESULTS = "results/default"
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
 
@@ -254,14 +239,15 @@ def _pareto(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
 def _report(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
     from bench.reports.comparison import compare
     from bench.reports.report import write_report, write_requests_report
+    from bench.results.requests import last_states, scan_requests
     from bench.results.storage import location
 
     folder = location(options.folder)
     comparison = compare(options.folder, _objectives(options.objectives), _where(options.where))
     has_requests = bool((folder / "requests").files(".parquet"))
     if has_requests:
-        rows, page, picture = store.scan_requests(folder), folder / "requests.html", folder / "requests.png"
-        write_requests_report(rows, store.last_states(rows), page, picture)
+        rows, page, picture = scan_requests(folder), folder / "requests.html", folder / "requests.png"
+        write_requests_report(rows, last_states(rows), page, picture)
         console.print(f"wrote {page} and {picture}")
     if comparison.runs or not has_requests:
         page = folder / "report.html"
@@ -421,7 +407,7 @@ def _print_methods(comparison: Comparison) -> None:
         if summary.best is not None:
             cells = [_number(summary.best[name]) for name in scores]
             cells += [f"{summary.best['trainable_parameters']:,}", f"{summary.best['train_seconds']:.1f}"]
-        counts = [str(summary.num_runs), str(summary.num_failed), f"{summary.hypervolume:.3f}"]
+        counts = [str(summary.num_runs), str(summary.num_failed), _number(summary.hypervolume)]
         table.add_row(summary.method, *counts, *cells)
     for row in _references(comparison):
         table.add_row(row["method"], "", "", "", *(_number(row[name]) for name in scores), "", "")
@@ -429,20 +415,21 @@ def _print_methods(comparison: Comparison) -> None:
     corner = zip(comparison.objectives, comparison.reference_point, strict=True)
     console.print(
         f"best: least forget ROUGE-L among runs with at least 95 % of the target's {comparison.utility}\n"
-        f"hypervolume of all runs {comparison.hypervolume:.3f}, "
-        f"reference point {', '.join(f'{name} {value:.3f}' for name, value in corner)}"
+        f"hypervolume of all runs {_number(comparison.hypervolume) or None}, "
+        f"reference point {', '.join(f'{name} {_number(value) or None}' for name, value in corner)}"
     )
     if comparison.num_damaged:
         console.print(f"{comparison.num_damaged} damaged files were left out; the same sweep does their runs again")
 
 
 def _print_sequences(folder: str) -> None:
+    from bench.results.requests import last_states, scan_requests
 
     headings = ("forget ROUGE-L", "log10 quality", "utility", "retain ROUGE-L", "gates open")
     table = Table("study", "method", "combination", "requests", title="After the last request")
     for heading in (*headings, "parameters", "train s"):
         table.add_column(heading, justify="right")
-    for row in store.last_states(store.scan_requests(folder)).to_dicts():
+    for row in last_states(scan_requests(folder)).to_dicts():
         scores = (row["requested_rouge_l_recall"], row["log10_requested_quality"], row["utility"])
         how = "" if row["combination"] is None else f"{row['combination']} at {row['gate_threshold']:.2f}"
         table.add_row(

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -14,8 +14,8 @@ from annotated_types import Ge
 
 from bench.benchmarks.items import Item
 from bench.evaluation.robustness import RobustnessConfig
-from bench.metrics.rouge import rouge_l
 from bench.progress import Progress
+from bench.results.columns import ItemRow, item_row
 from grun.adapters.grun import gates_forced
 from grun.data import Example, PromptTemplate, length_sorted_batches
 from grun.engine.edited import EditedModel
@@ -25,31 +25,10 @@ from grun.model.likelihood import answer_likelihoods
 from grun.sequential import combined_edits
 from grun.workers import ALONE, Workers
 
-ItemRow = dict[str, Any]
 Pattern = tuple[bool, ...]
 """Which gates are open, layer by layer."""
 Applied = frozenset[tuple[int, str]]
 """(place of an edited layer, request) of each edit that is applied to a prompt."""
-ITEM_COLUMNS = (
-    "split",
-    "item_index",
-    "question",
-    "answer",
-    "generation",
-    "rouge_l_recall",
-    "rouge_l_f1",
-    "answer_nll",
-    "answer_tokens",
-    "token_nll",
-    "token_is_argmax",
-    "token_mean_log_p",
-    "token_std_log_p",
-    "paraphrase_nll",
-    "paraphrase_tokens",
-    "wrong_nll",
-    "wrong_tokens",
-    "gate",
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +129,7 @@ def evaluate_thresholds(
             for question, at_thresholds in zip(questions, gates, strict=True):
                 pattern, values = at_thresholds[place]
                 row = measured[question.index, pattern]
-                own.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": values})
+                own.append(row | {"gate": values})
             rows += sorted(workers.gather(own), key=_item_index)
     return curve
 
@@ -179,7 +158,7 @@ def evaluate_combined(
         for question in questions:
             applied, gates = found[question.index]
             row = known[split, question.index, applied]
-            rows.append({name: row[name] for name in ITEM_COLUMNS} | {"gate": gates})
+            rows.append(row | {"gate": gates})
     return rows
 
 
@@ -245,19 +224,13 @@ def _measure(
     the likelihoods say so already, and only the other questions are decoded.
     """
     rows = {
-        question.index: ItemRow(
+        question.index: item_row(
             split=split,
             item_index=question.index,
             question=question.item.question,
             answer=_answer(question, template),
-            generation=None,
-            rouge_l_recall=None,
-            rouge_l_f1=None,
-            paraphrase_nll=None,
-            paraphrase_tokens=None,
             wrong_nll=[],
             wrong_tokens=[],
-            gate=None,
         )
         for question in questions
     }
@@ -292,7 +265,7 @@ def _measure(
         own = question.answers[0][1].answer_ids
         knows = all(rows[question.index]["token_is_argmax"]) and own[-1] == template.tokenizer.eos_token_id
         if question.is_asked and knows and not decode_all:
-            _set_generation(rows[question.index], template.text(own[:-1][: config.max_new_tokens]))
+            rows[question.index]["generation"] = template.text(own[:-1][: config.max_new_tokens])
         elif question.is_asked:
             asked.append(question)
     done = len(questions) - len(asked)
@@ -300,15 +273,10 @@ def _measure(
         progress(f"evaluate {split}", done, len(questions))
         generated = adapted.generate([asked[at].prompt_ids for at in batch], config.max_new_tokens)
         for at, answer_ids in zip(batch, generated.answers, strict=True):
-            _set_generation(rows[asked[at].index], template.text(answer_ids))
+            rows[asked[at].index]["generation"] = template.text(answer_ids)
         done += len(batch)
     progress(f"evaluate {split}", done, len(questions))
     return list(rows.values())
-
-
-def _set_generation(row: ItemRow, generation: str) -> None:
-    row["generation"] = generation
-    row["rouge_l_recall"], row["rouge_l_f1"] = rouge_l(row["answer"], generation)
 
 
 def _answer(question: _Question, template: PromptTemplate) -> str:

@@ -17,14 +17,13 @@ from annotated_types import Ge, Gt, Lt, MinLen
 
 from bench.benchmarks.items import Item
 from bench.metrics.rouge import rouge_l
+from bench.results.columns import ItemRow, item_row
 from grun.data import PromptTemplate, length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.losses import token_nll
 from grun.model.forward import Adapted, PlainModel
 from grun.workers import ALONE, Workers
-
-ItemRow = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ def attack(
 
 
 def _came_back(rows: Sequence[ItemRow]) -> float:
-    return sum(row["rouge_l_recall"] for row in rows)
+    return sum(rouge_l(row["answer"], row["generation"]).recall for row in rows)
 
 
 class _Asker:
@@ -121,14 +120,12 @@ class _Asker:
             if generated.gate_logit_BK is not None:
                 gates = torch.sigmoid(generated.gate_logit_BK).tolist()
             for at, answer_ids, gate in zip(batch, generated.answers, gates, strict=True):
-                text = self.template.text(answer_ids)
-                rows[at] = ItemRow(
+                rows[at] = item_row(
                     split=split,
                     item_index=numbered[at][0],
                     question=numbered[at][1].question,
                     answer=wanted[at],
-                    generation=text,
-                    rouge_l_recall=rouge_l(wanted[at], text).recall,
+                    generation=self.template.text(answer_ids),
                     gate=gate,
                 )
         everyones = dict(self.workers.gather(list(rows.items())))

@@ -1,9 +1,8 @@
 """How well one number tells two groups apart."""
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from bench.metrics import Floats
 
 
 def auc(positive: Floats, negative: Floats) -> float:

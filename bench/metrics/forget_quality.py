@@ -2,10 +2,7 @@
 
 import math
 
-import numpy as np
-from numpy.typing import NDArray
-
-Floats = NDArray[np.float64]
+from bench.metrics import Floats
 
 
 def forget_quality(unlearned: Floats, retain_model: Floats) -> tuple[float, float]:

@@ -1,11 +1,7 @@
 """Do the gates open for the forget set, and only for it?"""
 
-import numpy as np
-from numpy.typing import NDArray
-
+from bench.metrics import Floats
 from bench.metrics.auc import auc
-
-Floats = NDArray[np.float64]
 
 
 def gate_mean(gates: Floats) -> float:

@@ -8,9 +8,8 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from bench.metrics import Floats
 
 
 def loss_score(token_nll: Sequence[float]) -> float:

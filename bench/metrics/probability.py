@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from bench.metrics import Floats
 
 
 def probability(nll: Floats, num_tokens: Floats) -> Floats:

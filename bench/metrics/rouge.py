@@ -1,6 +1,6 @@
 """How much of the answer a generation repeats."""
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
 
@@ -13,6 +13,7 @@ class RougeL(NamedTuple):
     """Harmonic mean of that and of the generation's share: what MUSE (arXiv 2407.06460) reports."""
 
 
+@lru_cache(maxsize=2**14)  # the same generations are scored at every gate threshold and in every state
 def rouge_l(answer: str, generation: str) -> RougeL:
     """The rouge-score package's ROUGE-L, words stemmed."""
     score = _scorer().score(answer, generation)["rougeL"]

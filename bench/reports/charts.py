@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import altair as alt
@@ -9,8 +10,10 @@ import numpy as np
 import polars as pl
 
 from bench import pareto
-from bench.pareto import Direction
-from bench.reports.comparison import Comparison
+from bench.benchmarks import SPLITS
+from bench.reports.comparison import Comparison, Row
+from bench.results.store import frame_of
+from bench.splits import ATTACKS, Direction
 
 TOOLTIP_COLUMNS = ("method", "run_key", "rank", "gate_threshold", "learning_rate", "num_epochs", "train_seconds")
 
@@ -18,67 +21,77 @@ TOOLTIP_COLUMNS = ("method", "run_key", "rank", "gate_threshold", "learning_rate
 def fronts(comparison: Comparison) -> Any:
     """Every run, each method's front as a staircase, target and retain model as crosses.
 
-    On the left the first two objectives; on the right what a reader of the answers would see: forget ROUGE-L
-    against utility.
+    On the left the first two objectives; on the right, where runs have them, what a reader of the answers would see:
+    forget ROUGE-L against utility.
     """
     (y, y_way), (x, x_way) = list(comparison.objectives.items())[:2]
-    left = _front_panel(comparison, x, x_way, y, y_way)
-    right = _front_panel(comparison, comparison.utility, "max", "forget_rouge_l_recall", "min")
-    return alt.hconcat(left, right)
+    panels = [
+        _front_panel(comparison, x, x_way, y, y_way),
+        _front_panel(comparison, comparison.utility, "max", "forget_rouge_l_recall", "min"),
+    ]
+    drawn = [panel for panel in panels if panel is not None]
+    nothing = alt.Chart(pl.DataFrame({"text": ["no run has these scores"]})).mark_text().encode(text="text:N")
+    return alt.hconcat(*drawn) if drawn else nothing
 
 
 def _front_panel(comparison: Comparison, x: str, x_way: Direction, y: str, y_way: Direction) -> Any:
-    columns = list(dict.fromkeys([*TOOLTIP_COLUMNS, "adapter", "forget_loss", x, y]))
+    """None where no run has both scores."""
     x_axis = alt.X(f"{x}:Q", title=f"{x} ({x_way})".replace("_", " "), scale=alt.Scale(zero=False))
     y_axis = alt.Y(f"{y}:Q", title=f"{y} ({y_way})".replace("_", " "), scale=alt.Scale(zero=False))
     layers = []
     rows = [row for row in comparison.runs if row[x] is not None and row[y] is not None]
     if rows:
-        values = np.array([[row[x], row[y]] for row in rows], dtype=np.float64)
-        on_front = np.zeros(len(rows), dtype=bool)
-        for method in {row["method"] for row in rows}:
-            own = np.array([row["method"] == method for row in rows])
-            on_front[own] = pareto.nondominated(values[own], [x_way, y_way])
-        runs = pl.DataFrame(rows, infer_schema_length=None).select(columns).with_columns(on_front=pl.Series(on_front))
-        colour = alt.Color("adapter:N", title="adapter")
-        shape = alt.Shape("forget_loss:N", title="forget loss")
-        tooltip = [alt.Tooltip(column) for column in columns]
-        layers.append(
-            alt.Chart(runs)
-            .transform_filter("datum.on_front")
-            .mark_line(interpolate="step-before" if x_way == "max" else "step-after", opacity=0.6)
-            .encode(x=x_axis, y=y_axis, color=colour, detail="method:N", order=f"{x}:Q")
-        )
-        layers.append(
-            alt.Chart(runs)
-            .mark_point(filled=True, size=55)
-            .encode(
-                x=x_axis,
-                y=y_axis,
-                color=colour,
-                shape=shape,
-                opacity=alt.condition("datum.on_front", alt.value(1.0), alt.value(0.35)),
-                tooltip=tooltip,
-            )
-        )
+        layers += _runs_layers(rows, (x, x_way), (y, y_way), x_axis, y_axis)
     references = [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
     references = [row for row in references if row[x] is not None and row[y] is not None]
     if references:
-        marks = alt.Chart(pl.DataFrame(references, infer_schema_length=None).select("method", x, y))
+        marks = alt.Chart(frame_of("runs", references).select("method", x, y))
         cross = marks.mark_point(shape="cross", size=160, color="black", filled=True)
         layers.append(cross.encode(x=x_axis, y=y_axis, tooltip=["method", x, y]))
         layers.append(marks.mark_text(align="right", dx=-10).encode(x=x_axis, y=y_axis, text="method:N"))
-    return alt.layer(*layers).properties(width=400, height=320)
+    return alt.layer(*layers).properties(width=400, height=320) if layers else None
+
+
+def _runs_layers(
+    rows: Sequence[Row], x: tuple[str, Direction], y: tuple[str, Direction], x_axis: Any, y_axis: Any
+) -> list[Any]:
+    """Each method's staircase, and a mark a run. x, y: a score and which way of it is better."""
+    columns = list(dict.fromkeys([*TOOLTIP_COLUMNS, "adapter", "forget_loss", x[0], y[0]]))
+    values = np.array([[row[x[0]], row[y[0]]] for row in rows], dtype=np.float64)
+    on_front = np.zeros(len(rows), dtype=bool)
+    for method in {row["method"] for row in rows}:
+        own = np.array([row["method"] == method for row in rows])
+        on_front[own] = pareto.nondominated(values[own], [x[1], y[1]])
+    runs = frame_of("runs", rows).select(columns).with_columns(on_front=pl.Series(on_front))
+    colour = alt.Color("adapter:N", title="adapter")
+    stairs = (
+        alt.Chart(runs)
+        .transform_filter("datum.on_front")
+        .mark_line(interpolate="step-before" if x[1] == "max" else "step-after", opacity=0.6)
+        .encode(x=x_axis, y=y_axis, color=colour, detail="method:N", order=f"{x[0]}:Q")
+    )
+    marks = (
+        alt.Chart(runs)
+        .mark_point(filled=True, size=55)
+        .encode(
+            x=x_axis,
+            y=y_axis,
+            color=colour,
+            shape=alt.Shape("forget_loss:N", title="forget loss"),
+            opacity=alt.condition("datum.on_front", alt.value(1.0), alt.value(0.35)),
+            tooltip=[alt.Tooltip(column) for column in columns],
+        )
+    )
+    return [stairs, marks]
 
 
 def gate_histograms(items: pl.DataFrame, gate_threshold: float) -> Any:
     """How open one module's gates are, split by split: mean over layers of each prompt."""
-    gates = items.filter(pl.col("gate").is_not_null()).with_columns(pl.col("gate").list.mean())
-    is_rest = ~pl.col("split").is_in(["forget", "retain"])
+    gates = items.filter(pl.col("gate").is_not_null(), ~pl.col("split").is_in(list(ATTACKS)))
+    gates = gates.with_columns(pl.col("gate").list.mean())
     members = {
-        "forget": gates.filter(pl.col("split") == "forget"),
-        "retain": gates.filter(pl.col("split") == "retain"),
-        "the rest": gates.filter(is_rest),
+        name: gates.filter(pl.col("split").is_in([split for split, what in SPLITS.items() if what.role == role]))
+        for name, role in (("forget", "forgotten"), ("keep", "kept"), ("never seen", "stranger"))
     }
     rule = alt.Chart(pl.DataFrame({"gate": [gate_threshold]})).mark_rule(strokeDash=[4, 4]).encode(x="gate:Q")
     rows = [
@@ -87,7 +100,7 @@ def gate_histograms(items: pl.DataFrame, gate_threshold: float) -> Any:
             .mark_bar()
             .encode(
                 x=alt.X("gate:Q", bin=alt.Bin(step=0.05, extent=[0, 1]), title="gate, mean over layers"),
-                y=alt.Y("count():Q", title=f"{name} prompts"),
+                y=alt.Y("count():Q", title=f"{name}: prompts"),
             ),
             rule,
         ).properties(width=700, height=80)

@@ -12,14 +12,16 @@ import numpy as np
 import polars as pl
 
 from bench import pareto
+from bench.benchmarks import default_objectives
 from bench.files import yaml_text
 from bench.metrics.forget_quality import log10_forget_quality_floor
-from bench.pareto import Direction, Floats
+from bench.pareto import Floats
 from bench.results import store
+from bench.results.columns import SCORES, check_objectives
 from bench.results.storage import Folder, Location
+from bench.splits import COSTS, Direction
 from grun.errors import UserError
 
-OBJECTIVES: dict[str, Direction] = {"log10_forget_quality": "max", "model_utility": "max"}
 UTILITY_KEPT = 0.95
 """The table's best run keeps at least this share of the target model's utility."""
 Row = dict[str, Any]
@@ -34,7 +36,7 @@ class MethodSummary:
     num_failed: int
     front: list[Row]
     """Runs of this method that no other run of it beats, best first by the first objective."""
-    hypervolume: float
+    hypervolume: float | None
     best: Row | None
     """Least forget ROUGE-L among runs that keep 95 % of the target's utility; None where no run does."""
     recommended: Row | None
@@ -45,13 +47,17 @@ class MethodSummary:
 class Comparison:
     """All that the page and the tables say."""
 
+    title: str
+    """Benchmark, forget split and model."""
     objectives: Mapping[str, Direction]
-    reference_point: list[float]
+    reference_point: list[float | None]
+    """The worst corner; None where an objective has no worst value of its own."""
     runs: list[Row]
-    """Finished runs with a method, without the target and the retain model."""
+    """Finished runs with a method and every objective, without the target and the retain model."""
     front: list[Row]
     """Runs that no run of any method beats."""
-    hypervolume: float
+    hypervolume: float | None
+    """None where the corner lacks a value: a corner taken from the runs seen would move with every further run."""
     methods: list[MethodSummary]
     target_model: Row | None
     retain_model: Row | None
@@ -66,60 +72,36 @@ def compare(
 ) -> Comparison:
     """Fronts over all finished runs of the folder, overall and by method.
 
-    objectives: metric → max or min; None: forget quality against utility.
+    objectives: metric → max or min; None: the benchmark's own.
     where: column → value, to choose among benchmarks or models.
     Raises UserError where a name is unknown, nothing is left, or what is left cannot be compared.
     """
-    runs = store.scan_runs(results_folder)
-    for column, value in (where or {}).items():
-        if column not in runs.columns:
-            raise UserError("--where", f"runs have no column {column}; use one of {', '.join(runs.columns[:12])}, …")
-        runs = runs.filter(pl.col(column).cast(pl.String) == value)
-    rows = runs.sort("created_at").to_dicts()
-    if not rows:
-        raise UserError("RESULTS", f"no run in {results_folder} matches; run a sweep, or change --where")
+    rows = _chosen_rows(results_folder, where or {})
     _check_one_setting(rows)
+    if objectives is None:
+        names = default_objectives(rows[0]["benchmark"], rows[0]["forget_split"])
+        objectives = {name: SCORES[name].better or "max" for name in names}
+    check_objectives("--objectives", objectives)
     finished = [row for row in rows if row["status"] == "ok"]
     references = {row["method"]: row for row in finished if row["adapter"] == "none"}
     target = references.get("target_model")
     utility = "partial_model_utility" if target and target["model_utility"] is None else "model_utility"
-    if objectives is None and target and target["forget_verbatim_rouge_l_f1"] is not None:
-        objectives = {"forget_verbatim_rouge_l_f1": "min", "retain_verbatim_rouge_l_f1": "max"}
-    if objectives is None and target and target["mmlu_accuracy"] is not None:
-        objectives = {f"wmdp_{target['forget_split']}_accuracy": "min", "mmlu_accuracy": "max"}
-    if objectives is None:
-        objectives = {utility if name == "model_utility" else name: way for name, way in OBJECTIVES.items()}
-    for name in objectives:
-        if name not in (*store.METRICS, *store.COSTS, "trainable_parameters"):
-            raise UserError("--objectives", f"{name} is not a metric; use one of {', '.join(store.METRICS)}")
-    scored = [row for row in finished if row["adapter"] != "none" and all(row[name] is not None for name in objectives)]
-    ways = list(objectives.values())
-    values, floor = _values(scored, objectives), _log10_floor(results_folder, scored)
-    reference_point = pareto.reference_point(values, objectives, floor)
-    front = _front(scored, objectives)
-    methods = []
-    for method in dict.fromkeys(row["method"] for row in rows if row["adapter"] != "none"):
-        own = [row for row in scored if row["method"] == method]
-        own_front = _front(own, objectives)
-        methods.append(
-            MethodSummary(
-                method=method,
-                num_runs=len(own),
-                num_failed=sum(row["status"] != "ok" for row in rows if row["method"] == method),
-                front=own_front,
-                hypervolume=pareto.hypervolume(_values(own, objectives), ways, reference_point),
-                best=_best(own, target, utility),
-                recommended=own_front[pareto.knee(_values(own_front, objectives), ways)] if own_front else None,
-            )
-        )
-    methods.sort(key=lambda summary: -summary.hypervolume)
+    scored = [row for row in finished if row["adapter"] != "none" and _is_scored(row, objectives)]
+    corner = _reference_point(objectives, _log10_floor(results_folder, [*scored, *references.values()]))
+    by_method: dict[str, list[Row]] = {}
+    for row in rows:
+        by_method.setdefault(row["method"], []).append(row)
+    methods = [
+        _summary(own, objectives, corner, target, utility) for own in by_method.values() if own[0]["adapter"] != "none"
+    ]
     return Comparison(
+        title=f"{rows[0]['benchmark']} {rows[0]['forget_split']}, {rows[0]['model']}",
         objectives=objectives,
-        reference_point=reference_point,
+        reference_point=corner,
         runs=scored,
-        front=front,
-        hypervolume=pareto.hypervolume(values, ways, reference_point),
-        methods=methods,
+        front=_front(scored, objectives),
+        hypervolume=_hypervolume(scored, objectives, corner),
+        methods=sorted(methods, key=lambda summary: -(summary.hypervolume or 0.0)),
         target_model=target,
         retain_model=references.get("retain_model"),
         utility=utility,
@@ -127,8 +109,72 @@ def compare(
     )
 
 
+def _chosen_rows(results_folder: Folder, where: Mapping[str, str]) -> list[Row]:
+    """Rows of all runs that `where` leaves, oldest first."""
+    runs = store.scan_runs(results_folder)
+    for column, value in where.items():
+        if column not in runs.columns:
+            raise UserError("--where", f"runs have no column {column}; use one of {', '.join(runs.columns[:12])}, …")
+        runs = runs.filter(pl.col(column).cast(pl.String) == value)
+    if runs.is_empty():
+        raise UserError("RESULTS", f"no run in {results_folder} matches; run a sweep, or change --where")
+    return runs.sort("created_at").to_dicts()
+
+
+def _is_scored(row: Row, objectives: Mapping[str, Direction]) -> bool:
+    return all(row[name] is not None and math.isfinite(row[name]) for name in objectives)
+
+
+def _summary(
+    rows: Sequence[Row],
+    objectives: Mapping[str, Direction],
+    corner: Sequence[float | None],
+    target: Row | None,
+    utility: str,
+) -> MethodSummary:
+    """One method's rows, failed ones included."""
+    scored = [row for row in rows if row["status"] == "ok" and _is_scored(row, objectives)]
+    front = _front(scored, objectives)
+    return MethodSummary(
+        method=rows[0]["method"],
+        num_runs=len(scored),
+        num_failed=sum(row["status"] != "ok" for row in rows),
+        front=front,
+        hypervolume=_hypervolume(scored, objectives, corner),
+        best=_best(scored, target, utility),
+        recommended=front[pareto.knee(_values(front, objectives), list(objectives.values()))] if front else None,
+    )
+
+
+def _reference_point(objectives: Mapping[str, Direction], log10_floor: float | None) -> list[float | None]:
+    """The worst value of each objective, by its own bounds.
+
+    log10_floor: the least log10_forget_quality possible for the benchmark's forget set.
+    """
+    corner = []
+    for name, way in objectives.items():
+        metric = {**SCORES, **COSTS}[name]
+        low = log10_floor if name == "log10_forget_quality" else metric.low
+        corner.append(low if way == "max" else metric.high)
+    return corner
+
+
+def _hypervolume(
+    rows: Sequence[Row], objectives: Mapping[str, Direction], corner: Sequence[float | None]
+) -> float | None:
+    worst = [value for value in corner if value is not None]
+    if len(worst) < len(corner):
+        return None
+    return pareto.hypervolume(_values(rows, objectives), list(objectives.values()), worst)
+
+
 def write_front_configs(comparison: Comparison, folder: Location) -> dict[str, Location]:
-    """One RunConfig YAML for each point of each method's front, ready for `grun-bench train`; by run_key."""
+    """One RunConfig YAML for each point of each method's front, ready for `grun-bench train`; by run_key.
+
+    Those of an earlier front are taken away: nobody could tell them from these.
+    """
+    for file in folder.files(".yaml"):
+        file.remove()
     written = {}
     for summary in comparison.methods:
         for number, row in enumerate(summary.front, start=1):
@@ -162,7 +208,7 @@ def as_json(comparison: Comparison) -> str:
             for summary in comparison.methods
         ],
     }
-    return json.dumps(data, indent=2)
+    return json.dumps(data, indent=2, allow_nan=False)
 
 
 def _check_one_setting(rows: Sequence[Row]) -> None:
@@ -203,9 +249,9 @@ def _best(rows: Sequence[Row], target: Row | None, utility: str) -> Row | None:
 
 
 def _log10_floor(folder: Folder, rows: Sequence[Row]) -> float | None:
-    """The least log10_forget_quality possible, from the size of the forget set that was evaluated."""
+    """The least log10_forget_quality possible, from the size of the forget set that was evaluated; None: no such."""
     if not rows:
         return None
     items = store.scan_items(folder, [rows[0]["run_key"]])
     size = items.filter(pl.col("split") == "forget").height
-    return log10_forget_quality_floor(size, size) if size else -math.inf
+    return log10_forget_quality_floor(size, size) if size else None

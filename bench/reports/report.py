@@ -10,6 +10,7 @@ import jinja2
 import polars as pl
 import vl_convert
 
+from bench.benchmarks import SPLITS
 from bench.reports import charts
 from bench.reports.comparison import Comparison, MethodSummary
 from bench.results import store
@@ -23,7 +24,7 @@ def write_report(comparison: Comparison, results_folder: Folder, page: Location,
     """Write the page and the picture. The page needs no other file and no network."""
     fronts = charts.fronts(comparison)
     _write_picture(picture, fronts)
-    gated = next((s for s in comparison.methods if s.recommended and s.recommended["gate_auc"] is not None), None)
+    gated = next((s for s in comparison.methods if s.recommended and s.recommended["gate_threshold"] is not None), None)
     specs = {"fronts": fronts.to_json(indent=None)}
     if gated is not None and gated.recommended is not None:
         items = store.scan_items(results_folder, [gated.recommended["run_key"]])
@@ -41,7 +42,7 @@ def write_report(comparison: Comparison, results_folder: Folder, page: Location,
 def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location, picture: Location) -> None:
     """The page of a folder of sequences, and a picture of its triangles.
 
-    rows: `store.scan_requests`. last: `store.last_states` of them.
+    rows: `bench.results.requests.scan_requests`. last: `last_states` of them.
     """
     gated = last.filter("is_own_variant", pl.col("adapter") == "grun").head(1).to_dicts()
     drawn = {
@@ -86,11 +87,18 @@ def _examples(comparison: Comparison, summary: MethodSummary, folder: Folder) ->
         after = store.scan_items(folder, [summary.recommended["run_key"]])
         keys = ["split", "item_index"]
         both = after.join(before.select(*keys, pl.col("generation").alias("before")), on=keys, how="inner")
-        for split in ("forget", "retain"):
+        for split in _shown_splits(both):
             members = both.filter(pl.col("split") == split).sort("item_index")
             step = max(1, members.height // NUM_EXAMPLES)
             rows += members.gather_every(step).head(NUM_EXAMPLES).to_dicts()
     return {"method": summary.method, "rows": rows}
+
+
+def _shown_splits(items: pl.DataFrame) -> list[str]:
+    """The first split with generations of each role: what was to be forgotten, and what to be kept."""
+    answered = items.filter(pl.col("generation").is_not_null())["split"].unique(maintain_order=True).to_list()
+    first = {SPLITS[split].role: split for split in reversed(answered)}
+    return [first[role] for role in ("forgotten", "kept") if role in first]
 
 
 def _number(value: float | None, digits: int = 3) -> str:

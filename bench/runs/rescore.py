@@ -8,6 +8,7 @@ from typing import Any
 
 from bench.evaluation.score import score
 from bench.results import store
+from bench.results.columns import METRICS
 from bench.results.storage import Folder
 
 
@@ -26,7 +27,7 @@ def rescore(folder: Folder) -> tuple[int, int]:
         gold = retain_models.get(_setting(row))
         gold_items = store.read_items(folder, gold) if gold else None
         scores = score(items, gold_items, row["gate_threshold"] or 0.0)
-        store.write_run(folder, row | dict.fromkeys(store.METRICS) | scores)
+        store.write_run(folder, row | dict.fromkeys(METRICS) | scores)
         rescored += 1
     return rescored, len(runs) - rescored
 

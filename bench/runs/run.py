@@ -24,6 +24,7 @@ from bench.evaluation.score import score
 from bench.files import write_yaml
 from bench.progress import Progress, quiet
 from bench.results import store
+from bench.results.columns import RUNS_SCHEMA
 from bench.results.storage import Location
 from bench.runs import costs
 from bench.runs.execution import Execution
@@ -326,7 +327,7 @@ def _write(
 def config_columns(config: RunConfig) -> Row:
     """A row with the columns that follow from the config alone; the rest are null."""
     adapter = config.adapter
-    row: Row = dict.fromkeys(store.RUNS_SCHEMA.names) | {
+    row: Row = dict.fromkeys(RUNS_SCHEMA.names) | {
         "run_key": config.run_key,
         "train_key": config.train_key,
         "method": config.method,

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from bench.config import run_config
-from bench.results import store
+from bench.results.requests import last_states, read_requests, scan_requests
 from bench.results.storage import Folder, location
 from bench.runs.execution import Execution
 from bench.runs.subject import Subject
@@ -24,13 +24,13 @@ def export(results_folder: Folder, study: str, output: Path, without: Sequence[s
     without: requests to leave out, by name. Raises UserError where there is no such study or request.
     """
     folder = location(results_folder)
-    last = store.last_states(store.scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
+    last = last_states(scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
     if last.is_empty():
         raise UserError("--study", f"{folder} holds no finished GRUN study {study}")
     row = last.row(0, named=True)
     config = run_config(json.loads(row["config_json"]))
     assert config.adapter.is_stackable
-    states = store.read_requests(folder, row["run_key"])
+    states = read_requests(folder, row["run_key"])
     names = [state["evaluated_request"] for state in states if state["is_requested"]]
     unknown = set(without) - set(names)
     if unknown:

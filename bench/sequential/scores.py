@@ -13,16 +13,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from bench.evaluation.evaluate import ItemRow
+from bench.benchmarks import SPLITS
 from bench.evaluation.score import score
-from bench.results import store
+from bench.results.columns import REQUEST_METRICS, STATE_METRICS, ItemRow
 from bench.sequential.request import Request
 from bench.speed.contenders import through_hooks
 from grun.data import Example, collate
 from grun.engine.edited import EditedModel
 from grun.model.forward import model_inputs
 
-KEPT_SPLITS = ("retain", "real_authors", "world_facts", "similar")
 SOFT_GATE_IS_SHUT = 0.5
 """At gate threshold 0 no gate is ever quite shut: below this one it is called so."""
 PREFILL_PROMPTS = 32
@@ -32,26 +31,26 @@ PREFILL_REPEATS = 7
 def rows_of(rows: Sequence[ItemRow], requests: Sequence[Request]) -> list[ItemRow]:
     """The items of some requests, as a forget set."""
     asked = {(request.split, index) for request in requests for index in request.indices}
-    return [row | {"split": "forget"} for row in rows if (row["split"], row["item_index"]) in asked]
+    return [{**row, "split": "forget"} for row in rows if (row["split"], row["item_index"]) in asked]
 
 
 def whole_scores(
     rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None, requests: Sequence[Request], gate_threshold: float
 ) -> dict[str, float]:
     """All requests so far taken together (`requested_`), and what was to be kept."""
-    kept = [row for row in rows if row["split"] in KEPT_SPLITS]
+    kept = [row for row in rows if SPLITS[row["split"]].role == "kept"]
     gold_rows = None if gold is None else rows_of(gold, requests)
     scores = score([*rows_of(rows, requests), *kept], gold_rows, gate_threshold)
     whole = {name.replace("forget_", "requested_"): value for name, value in scores.items()}
-    return {name: value for name, value in whole.items() if name in store.STATE_METRICS}
+    return {name: value for name, value in whole.items() if name in STATE_METRICS}
 
 
 def request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> dict[str, float]:
     """One request's own items."""
     if not rows:
         return {}
-    scores = score([row | {"gate": None} for row in rows], gold, 0.0)  # gates are told apart in `open_shares`
-    return {name: value for name, value in scores.items() if name in store.REQUEST_METRICS}
+    scores = score([{**row, "gate": None} for row in rows], gold, 0.0)  # gates are told apart in `open_shares`
+    return {name: value for name, value in scores.items() if name in REQUEST_METRICS}
 
 
 def open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: float) -> list[float] | None:

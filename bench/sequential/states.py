@@ -16,9 +16,11 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from bench.evaluation.evaluate import Applied, ItemRow, evaluate, evaluate_combined
+from bench.evaluation.evaluate import Applied, evaluate, evaluate_combined
 from bench.progress import quiet
 from bench.results import store
+from bench.results.columns import REQUESTS_SCHEMA, ItemRow
+from bench.results.requests import read_requests, write_requests
 from bench.results.storage import Location
 from bench.runs import costs
 from bench.runs.execution import Execution
@@ -209,7 +211,7 @@ class _Study:
         only = self.sequence.only_after
         sizes = [only] if only else range(1, len(self.requests) + 1)
         keys = {size: self.sequence.state_key(self.requests[:size], variant) for size in sizes}
-        return [size for size, key in keys.items() if not store.read_requests(self.execution.folder, key)]
+        return [size for size, key in keys.items() if not read_requests(self.execution.folder, key)]
 
     def _reference_items(self, start_from: Literal["target_model", "retain_model"]) -> list[ItemRow] | None:
         return store.read_items(self.execution.folder, reference_config(self.config, start_from).run_key)
@@ -221,7 +223,7 @@ class _Study:
         key, met = self.sequence.state_key(self.requests[:size], variant), self.requests[:size]
         threshold = variant.gate_threshold or SOFT_GATE_IS_SHUT
         whole = whole_scores(rows, self.gold_items, met, threshold)
-        columns = {name: v for name, v in config_columns(self.config).items() if name in store.REQUESTS_SCHEMA.names}
+        columns = {name: v for name, v in config_columns(self.config).items() if name in REQUESTS_SCHEMA.names}
         common = {
             **columns,
             "run_key": key,
@@ -251,7 +253,7 @@ class _Study:
             }
             table.append(common | own)
         last = size == len(self.requests)
-        store.write_requests(self.execution.folder, key, table, rows if last else ())
+        write_requests(self.execution.folder, key, table, rows if last else ())
         utility = whole.get("model_utility", whole.get("partial_model_utility"))
         how = "" if variant.combination is None else f" {variant.combination} at {variant.gate_threshold:g}"
         self.say(

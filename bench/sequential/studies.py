@@ -15,6 +15,7 @@ from bench.cluster.connect import connected
 from bench.config import RunConfig, overlay
 from bench.reports.comparison import UTILITY_KEPT
 from bench.results import store
+from bench.results.requests import read_requests, write_choice
 from bench.runs.execution import Execution
 from bench.runs.related import reference_config
 from bench.runs.run import failed_row
@@ -134,7 +135,7 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
             chosen.append(_best(study, configs, execution) if study in tuned else study.sequence(configs[0]))
         for sequence in chosen:
             own = sequence.variants[0]
-            store.write_choice(
+            write_choice(
                 execution.folder, sequence.study, sequence.config.to_json(), own.combination, own.gate_threshold
             )
             if not is_chain(sequence.config):  # GRUN's modules know nothing of one another
@@ -184,7 +185,7 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
     for config in configs:
         sequence = study.sequence(config, tuning=True)
         for variant in sequence.variants:
-            rows = store.read_requests(execution.folder, sequence.state_key(requests, variant))
+            rows = read_requests(execution.folder, sequence.state_key(requests, variant))
             if rows:
                 candidates.append((config, variant, rows[0]))
     if not candidates:

@@ -11,10 +11,12 @@ from functools import cache
 from bench.config import RunConfig
 from bench.progress import Progress, quiet
 from bench.results import store
+from bench.results.columns import METRICS
 from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.related import at_thresholds, reference_config, references
 from bench.runs.run import Row, config_columns
+from bench.splits import COSTS
 
 ITEMS = {"forget": 40, "retain": 200, "real_authors": 100, "world_facts": 100}
 """Evaluated questions a split: TOFU's forget01 with a cut retain set."""
@@ -53,7 +55,7 @@ def no_op_rows(config: RunConfig, gate_thresholds: Sequence[float], study: str |
 
 def _row(config: RunConfig, study: str | None) -> Row:
     draw = random.Random(config.run_key)
-    scores = {metric: draw.random() for metric in (*store.METRICS, *store.COSTS)}
+    scores = {metric: draw.random() for metric in (*METRICS, *COSTS)}
     return (
         config_columns(config)
         | scores
@@ -88,8 +90,6 @@ def _items() -> list[Row]:
             "question": text(15),
             "answer": text(25),
             "generation": text(25),
-            "rouge_l_recall": draw.random(),
-            "rouge_l_f1": draw.random(),
             "answer_nll": draw.random(),
             "answer_tokens": ANSWER_TOKENS,
             "token_nll": floats(ANSWER_TOKENS),

@@ -12,8 +12,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.config import RunConfig, overlay, run_config
 from bench.files import read_yaml
-from bench.pareto import Direction
-from bench.results.store import COSTS, METRICS
+from bench.results.columns import check_objectives
+from bench.splits import Direction
 from bench.studies.parameters import (
     Alternatives,
     Categorical,
@@ -173,9 +173,7 @@ def check_study(path: str, config: SweepConfig, overrides: Mapping[str, Any]) ->
                 raise
             raise UserError(f"{path}: {where}", str(error)) from None
 
-    for name in config.objectives:
-        if name not in (*METRICS, *COSTS, "trainable_parameters"):
-            raise UserError(f"{path}: objectives", f"{name} is not a metric; use one of {', '.join(METRICS)}")
+    check_objectives(f"{path}: objectives", config.objectives)
     tried("base", {})
     for key, alternatives in config.search_space.items():
         for parameter in alternatives:

@@ -5,10 +5,9 @@ from typing import Any, get_args
 
 import pytest
 
-from bench.benchmarks import BenchmarkConfig
+from bench.benchmarks import SPLITS, BenchmarkConfig, default_objectives
 from bench.benchmarks.items import Benchmark
-from bench.metrics.model_utility import UTILITY_SPLITS
-from bench.results.store import CHOICE_SPLITS, SPLITS, TEXT_SPLITS
+from bench.results.columns import SCORES
 
 
 @pytest.fixture(params=get_args(BenchmarkConfig), ids=lambda kind: kind.name)
@@ -28,12 +27,13 @@ def test_forget_and_retain_share_no_item(loaded: Benchmark) -> None:
 
 def test_every_evaluated_item_can_be_scored(loaded: Benchmark) -> None:
     """TOFU's splits by wrong answers, multiple choice by the wrong letters, texts by what is generated."""
-    assert set(loaded.evaluation) <= {*SPLITS, *CHOICE_SPLITS, *TEXT_SPLITS}
+    (declared,) = [kind.splits for kind in get_args(BenchmarkConfig) if kind.name == loaded.name]
+    assert set(loaded.evaluation) <= set(declared)
     for split, items in loaded.evaluation.items():
         for item in items:
             assert item.form == "passage" or item.question.strip()
             assert item.answer.strip()
-            assert len(item.perturbed_answers) >= (0 if split in TEXT_SPLITS else 3)
+            assert len(item.perturbed_answers) >= (0 if SPLITS[split].kind == "text" else 3)
             assert len(set(item.perturbed_answers)) == len(item.perturbed_answers) or loaded.name == "tofu"
         paraphrased = {item.paraphrased_answer is not None for item in items}
         assert len(paraphrased) == 1, f"{split}: all items of a split are scored alike"
@@ -48,7 +48,7 @@ def test_evaluated_items_are_those_trained_on(loaded: Benchmark) -> None:
         assert {item.pair for item in loaded.evaluation[name]} <= set(retain_set)
     knowledge = {item.pair for item in loaded.knowledge_set}
     for name, items in loaded.evaluation.items():
-        if name in (*UTILITY_SPLITS[1:], *CHOICE_SPLITS) or name.endswith("_knowledge"):
+        if SPLITS[name].among_answers or SPLITS[name].kind == "choice" or name.endswith("_knowledge"):
             assert {item.pair for item in items} <= knowledge
 
 
@@ -65,3 +65,14 @@ def test_wrong_answers_are_wrong(loaded: Benchmark) -> None:
                 continue  # TOFU's own data has a few wrong answers that repeat the right one
             assert item.answer not in item.perturbed_answers
             assert item.paraphrased_answer not in item.perturbed_answers
+
+
+@pytest.mark.parametrize("kind", get_args(BenchmarkConfig), ids=lambda kind: kind.name)
+def test_what_it_declares(kind: Any) -> None:
+    """A split's name means the same everywhere; objectives and headlines are scores, objectives of a better way."""
+    for name, split in kind.splits.items():
+        assert SPLITS[name] == split
+        assert split.strangers is None or kind.splits[split.strangers].role == "stranger"
+    assert set(kind.headlines) <= set(SCORES)
+    names = default_objectives(kind.name, kind.forget_split)
+    assert all(SCORES[name].better for name in names)

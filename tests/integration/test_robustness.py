@@ -46,7 +46,7 @@ def _attack(adapted: Any, template: PromptTemplate, benchmark: Benchmark, **sett
 
 
 def _mean(rows: list[Any]) -> float:
-    return sum(row["rouge_l_recall"] for row in rows) / len(rows)
+    return sum(rouge_l(row["answer"], row["generation"]).recall for row in rows) / len(rows)
 
 
 @pytest.mark.parametrize("config", [GrunConfig(layers=(1, 2)), LoraConfig(), NoneConfig()], ids=lambda c: c.name)

@@ -15,6 +15,7 @@ from bench.config import RunConfig, overlay, run_config
 from bench.evaluation.evaluate import EvaluationConfig, evaluate
 from bench.evaluation.score import score
 from bench.results import store
+from bench.results.columns import METRICS
 from bench.runs.execution import Execution
 from bench.runs.rescore import rescore
 from bench.runs.run import evaluate_references, run
@@ -112,7 +113,7 @@ def test_every_score_follows_from_the_rows(finished: Any) -> None:
         assert items is not None
         again = score(items, gold, row["gate_threshold"] or 0.0)
         assert again == {name: pytest.approx(row[name]) for name in again}
-        assert {name for name in store.METRICS if row[name] is not None} == set(again)
+        assert {name for name in METRICS if row[name] is not None} == set(again)
 
 
 def test_items_hold_the_raw_values(finished: Any) -> None:
@@ -188,7 +189,7 @@ def test_a_diverging_run_is_a_row_too(small_config: RunConfig, tmp_path: Path) -
     row = store.scan_runs(tmp_path).filter(pl.col("status") == "failed").to_dicts()[0]
     assert row["run_key"] == config.run_key
     assert row["error"].startswith("adapter.learning_rate: training diverged at step")
-    assert all(row[metric] is None for metric in store.METRICS)
+    assert all(row[metric] is None for metric in METRICS)
 
 
 def test_three_lines_of_python(finished: Any, small_benchmark: Any) -> None:
@@ -214,7 +215,7 @@ def test_old_results_are_rescored(finished: Any, tmp_path: Path) -> None:
     assert rescored == len(list((copy / "runs").glob("*.parquet"))) - 1
     again = store.read_run(copy, rows[2]["run_key"])
     assert again is not None
-    for name in store.METRICS:
+    for name in METRICS:
         assert again[name] == (None if rows[2][name] is None else pytest.approx(rows[2][name])), name
     assert again["created_at"] == rows[2]["created_at"]
 

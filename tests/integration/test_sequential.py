@@ -23,6 +23,7 @@ from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.progress import quiet
 from bench.results import store
+from bench.results.requests import read_requests, scan_requests, write_requests
 from bench.runs.execution import Execution
 from bench.runs.related import reference_config
 from bench.runs.run import TRAINING
@@ -78,7 +79,7 @@ def stacked(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tupl
 def _states(execution: Execution, sequence: RequestSequence, variant: Variant) -> list[list[dict[str, Any]]]:
     requests = sequence.requests()
     keys = [sequence.state_key(requests[:size], variant) for size in range(1, len(requests) + 1)]
-    return [store.read_requests(execution.folder, key) for key in keys]
+    return [read_requests(execution.folder, key) for key in keys]
 
 
 def _forgetting(states: Sequence[Sequence[dict[str, Any]]]) -> list[list[float]]:
@@ -216,7 +217,7 @@ def test_nothing_is_done_twice(stacked: tuple[Execution, RequestSequence]) -> No
     requests = sequence.requests()
     state = folder / "requests" / f"{sequence.state_key(requests[:2], TOP)}.parquet"
     module = folder / "modules" / sequence.module_key(requests[1])
-    rows, weights = store.read_requests(folder, state.stem), (module / "edits.safetensors").read_bytes()
+    rows, weights = read_requests(folder, state.stem), (module / "edits.safetensors").read_bytes()
     state.unlink()
     (module / TRAINING).unlink()
     lines: list[str] = []
@@ -227,7 +228,7 @@ def test_nothing_is_done_twice(stacked: tuple[Execution, RequestSequence]) -> No
     changed = {file for file in before if before[file] != after[file]}
     assert changed <= {state, *module.iterdir()}
     assert (module / "edits.safetensors").read_bytes() == weights
-    again = store.read_requests(folder, state.stem)
+    again = read_requests(folder, state.stem)
     assert [row["forget_rouge_l_recall"] for row in again] == [row["forget_rouge_l_recall"] for row in rows]
 
 
@@ -307,7 +308,7 @@ def test_the_command(
     assert done.returncode == 0, done.stdout + done.stderr
     assert "grun: 2 configurations, 1 requests each" in done.stdout
     assert "After the last request" in done.stdout
-    rows = store.scan_requests(folder)
+    rows = scan_requests(folder)
     assert rows.filter(study="lora")["request_index"].unique().sort().to_list() == [1, 2]
     main(["report", str(folder)])
     page = (folder / "requests.html").read_text()
@@ -350,7 +351,7 @@ def test_the_best_keeps_its_utility(
     for variant, (rouge_l_recall, utility) in zip(sequence.variants, scores, strict=True):
         row = {"requested_rouge_l_recall": rouge_l_recall, "model_utility": utility, "evaluated_index": 1}
         key = sequence.state_key(sequence.requests()[:1], variant)
-        store.write_requests(tmp_path, key, [{"run_key": key, **row}])
+        write_requests(tmp_path, key, [{"run_key": key, **row}])
     chosen = _best(study, [config], Execution(results=tmp_path))
     assert chosen.variants[0] == sequence.variants[best]
     assert chosen.only_after is None

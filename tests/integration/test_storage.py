@@ -24,6 +24,7 @@ from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.models.prepare import prepared_model
 from bench.results import store
+from bench.results.columns import ITEMS_SCHEMA, METRICS, RUNS_SCHEMA
 from bench.results.storage import Location, location
 from bench.runs.execution import Execution
 from bench.runs.run import evaluate_references, run
@@ -143,7 +144,7 @@ def test_rows_are_written_read_and_compacted(folder: Location) -> None:
         found = store.read_run(folder, "3")
         assert found is not None
         assert found["forget_quality"] == 0.9
-        assert store.read_items(folder, "3") == [dict.fromkeys(store.ITEMS_SCHEMA.names) | {"run_key": "3"} | item]
+        assert store.read_items(folder, "3") == [dict.fromkeys(ITEMS_SCHEMA.names) | {"run_key": "3"} | item]
         runs = store.scan_runs(folder)
         assert sorted(runs["run_key"].to_list()) == [f"{number}" for number in range(7)]
         assert runs.filter(run_key="3")["forget_quality"].to_list() == [0.9]
@@ -176,7 +177,7 @@ def test_compacting_costs_no_more_than_reading(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(store, "COMPACT_RUNS", 120)
     store.create(tmp_path)
     for number in range(200):
-        store.write_run(tmp_path, _row(f"{number}", **dict.fromkeys(store.METRICS, 0.5)))
+        store.write_run(tmp_path, _row(f"{number}", **dict.fromkeys(METRICS, 0.5)))
     started = time.process_time()
     before = store.scan_runs(tmp_path)
     read = time.process_time()
@@ -189,8 +190,8 @@ def test_compacting_costs_no_more_than_reading(tmp_path: Path, monkeypatch: pyte
 def test_ten_thousand_rows_are_read_in_a_second(tmp_path: Path) -> None:
     """As `compact` leaves them, all columns; and one of ten thousand is found."""
     store.create(tmp_path)
-    row = _row("", config_json=json.dumps({"a": 1}), **dict.fromkeys(store.METRICS, 0.5))
-    table = pa.Table.from_pylist([{**row, "run_key": f"{n:05d}"} for n in range(10_000)], schema=store.RUNS_SCHEMA)
+    row = _row("", config_json=json.dumps({"a": 1}), **dict.fromkeys(METRICS, 0.5))
+    table = pa.Table.from_pylist([{**row, "run_key": f"{n:05d}"} for n in range(10_000)], schema=RUNS_SCHEMA)
     pq.write_table(table, tmp_path / "runs" / "compact-1-1.parquet")
     started = time.perf_counter()
     runs = store.scan_runs(tmp_path)

@@ -90,6 +90,9 @@ def test_forget_quality_only_looks_at_ranks(values: list[float], seed: int) -> N
     assert forget_quality(one, other) == pytest.approx(forget_quality(*ranks))
 
 
+TOFU = ("retain", "real_authors", "world_facts")
+
+
 def _scores(value: float, splits: tuple[str, ...]) -> dict[str, float]:
     metrics = ("probability", "rouge_l_recall", "truth_ratio")
     return {f"{split}_{metric}": value for split in splits for metric in metrics}
@@ -97,22 +100,23 @@ def _scores(value: float, splits: tuple[str, ...]) -> dict[str, float]:
 
 def test_model_utility_is_the_harmonic_mean_of_nine() -> None:
     """Eight values of 1 and one of 1/2: 9 / (8 + 2) = 0.9."""
-    scores = _scores(1.0, ("retain", "real_authors", "world_facts")) | {
+    scores = _scores(1.0, TOFU) | {
         "retain_probability": 0.5,
         "forget_probability": 0.0,
     }
-    assert model_utility(scores) == {"model_utility": pytest.approx(0.9)}
+    assert model_utility(scores, TOFU) == {"model_utility": pytest.approx(0.9)}
 
 
 def test_model_utility_with_a_zero_is_zero() -> None:
-    scores = _scores(1.0, ("retain", "real_authors", "world_facts")) | {"world_facts_truth_ratio": 0.0}
-    assert model_utility(scores) == {"model_utility": 0.0}
+    scores = _scores(1.0, TOFU) | {"world_facts_truth_ratio": 0.0}
+    assert model_utility(scores, TOFU) == {"model_utility": 0.0}
 
 
 def test_model_utility_of_fewer_splits_has_another_name() -> None:
     """Three values 1, 1, 1/4: 3 / (1 + 1 + 4) = 0.5."""
     scores = _scores(1.0, ("retain",)) | {"retain_rouge_l_recall": 0.25}
-    assert model_utility(scores) == {"partial_model_utility": pytest.approx(0.5)}
+    assert model_utility(scores, ["retain"]) == {"partial_model_utility": pytest.approx(0.5)}
+    assert model_utility({"forget_probability": 0.3}, []) == {}
 
 
 def test_gate_statistics_by_hand() -> None:

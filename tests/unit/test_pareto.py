@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.pareto import hypervolume, knee, nondominated, reference_point
+from bench.pareto import hypervolume, knee, nondominated
 
 
 def test_front_by_hand() -> None:
@@ -29,13 +29,6 @@ def test_knee_by_hand() -> None:
     assert knee(points, ["max", "max"]) == 1
 
 
-def test_reference_point_uses_the_metrics_own_worst() -> None:
-    values = np.array([[-3.0, 0.5, 12.0]])
-    objectives = {"log10_forget_quality": "max", "model_utility": "max", "train_seconds": "min"}
-    assert reference_point(values, objectives, -22.7) == [-22.7, 0.0, 12.0]  # type: ignore[arg-type]
-    assert reference_point(values[:, 1:2], {"forget_rouge_l_recall": "min"}, None) == [1.0]
-
-
 points = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), min_size=1, max_size=12)
 
 
@@ -49,8 +42,15 @@ def test_front_is_what_nobody_beats(rows: list[tuple[int, int]]) -> None:
 
 
 @given(points)
-def test_hypervolume_only_depends_on_the_front(rows: list[tuple[int, int]]) -> None:
+def test_hypervolume_counts_the_squares_below(rows: list[tuple[int, int]]) -> None:
+    """Against the definition: a unit square counts if its far corner is no better than some point in either way."""
     values = np.array(rows, dtype=float)
-    front = values[nondominated(values, ["max", "max"])]
-    corner = [-1.0, -1.0]
-    assert hypervolume(values, ["max", "max"], corner) == pytest.approx(hypervolume(front, ["max", "max"], corner))
+    below = {(x, y) for a, b in rows for x in range(a) for y in range(b)}
+    assert hypervolume(values, ["max", "max"], [0.0, 0.0]) == pytest.approx(len(below))
+    assert hypervolume(-values, ["min", "min"], [0.0, 0.0]) == pytest.approx(len(below))
+
+
+def test_a_point_behind_the_corner_adds_nothing() -> None:
+    """(3, 3) above the corner (1, 1) has four squares; (0, 9) is behind it in the first objective."""
+    points = np.array([[3.0, 3.0], [0.0, 9.0]])
+    assert hypervolume(points, ["max", "max"], [1.0, 1.0]) == pytest.approx(4.0)

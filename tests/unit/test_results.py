@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.results import store
+from bench.results.columns import ITEMS_SCHEMA, RUNS_SCHEMA
 from grun.errors import UserError
 
 
@@ -61,8 +62,8 @@ def test_files_carry_the_schema(tmp_path: Path) -> None:
     """Null columns keep their type, so files of different adapters read as one table."""
     store.create(tmp_path)
     store.write_run(tmp_path, _run("a"), [ITEM])
-    assert pq.read_schema(tmp_path / "runs" / "a.parquet").equals(store.RUNS_SCHEMA)
-    assert pq.read_schema(tmp_path / "items" / "a.parquet").equals(store.ITEMS_SCHEMA)
+    assert pq.read_schema(tmp_path / "runs" / "a.parquet").equals(RUNS_SCHEMA)
+    assert pq.read_schema(tmp_path / "items" / "a.parquet").equals(ITEMS_SCHEMA)
 
 
 def test_a_folder_without_runs_says_so(tmp_path: Path) -> None:

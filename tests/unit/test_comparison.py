@@ -1,0 +1,152 @@
+"""Fronts and hypervolumes of a folder: what they are measured from, what they refuse, what is drawn of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.reports.comparison import as_json, compare, write_front_configs
+from bench.reports.report import write_report
+from bench.results import store
+from bench.results.storage import location
+from grun.errors import UserError
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = {
+    "authors": "forget20",
+    "questions": "forget",
+    "wmdp": "bio",
+    "corpora": "forget",
+}
+
+
+def _write(folder: Path, key: str, benchmark: str = "authors", **columns: Any) -> None:
+    """One finished run; `items` are two forget items, so that the least log10 forget quality is log10(2/6)."""
+    config = {"benchmark": {"name": benchmark}, "model": {"name": "tiny"}, "evaluation": {}, "key": key}
+    row = {
+        "run_key": key,
+        "status": "ok",
+        "method": "lora+npo",
+        "adapter": "lora",
+        "forget_loss": "npo",
+        "benchmark": benchmark,
+        "forget_split": SETTINGS[benchmark],
+        "model": "tiny",
+        "config_json": json.dumps(config),
+        "created_at": START + timedelta(seconds=len(key)),
+        "trainable_parameters": 10,
+        "train_seconds": 1.0,
+        **columns,
+    }
+    items = [{"split": "forget", "item_index": index, "question": "q", "answer": "a"} for index in range(2)]
+    store.write_run(folder, row, items)
+
+
+BOUNDED = {
+    "authors": {"forget_extraction_strength": "min", "model_utility": "max"},
+    "wmdp": {"wmdp_bio_accuracy": "min", "mmlu_accuracy": "max"},
+    "corpora": {"forget_verbatim_rouge_l_f1": "min", "retain_knowledge_rouge_l_f1": "max"},
+    "questions": {"log10_forget_quality": "max", "forget_truth_ratio_grun": "min"},
+}
+
+
+@pytest.mark.parametrize("benchmark", sorted(BOUNDED))
+def test_a_bad_run_changes_nobodys_hypervolume(benchmark: str, tmp_path: Path) -> None:
+    """Measured from each score's own worst value: 0, 1, or log10(2/6) for forget quality of two items each.
+
+    The good run: 0.25 where less is better, 0.5 where more is; log10 quality halfway to its floor.
+    """
+    objectives: dict[str, Any] = BOUNDED[benchmark]
+    floor = math.log10(2 / 6)
+    good = {name: 0.25 if way == "min" else 0.5 for name, way in objectives.items()}
+    expected = 0.75 * 0.5
+    if benchmark == "questions":
+        good["log10_forget_quality"] = floor / 2
+        expected = 0.75 * -floor / 2
+    _write(tmp_path, "good", benchmark, **good)
+    alone = compare(tmp_path, objectives)
+    assert alone.hypervolume == pytest.approx(expected)
+    bad = {name: 0.9 if way == "min" else 0.1 for name, way in objectives.items()}
+    if benchmark == "questions":
+        bad["log10_forget_quality"] = 0.95 * floor
+    _write(tmp_path, "the bad", benchmark, method="full+npo", **bad)
+    beside = compare(tmp_path, objectives)
+    assert beside.hypervolume == alone.hypervolume
+    assert beside.reference_point == alone.reference_point
+    assert beside.methods[0].method == "lora+npo"
+
+
+def test_costs_have_fronts_but_no_hypervolume(tmp_path: Path) -> None:
+    """Seconds have no worst value: a corner taken from the runs seen would move with the next of them."""
+    _write(tmp_path, "a", model_utility=0.5, train_seconds=10.0)
+    _write(tmp_path, "bb", model_utility=0.4, train_seconds=20.0)
+    comparison = compare(tmp_path, {"model_utility": "max", "train_seconds": "min"})
+    assert [row["run_key"] for row in comparison.front] == ["a"]
+    assert comparison.hypervolume is None
+    assert comparison.reference_point == [0.0, None]
+    assert json.loads(as_json(comparison))["hypervolume"] is None
+
+
+def test_what_is_best_in_the_middle_is_no_objective(tmp_path: Path) -> None:
+    """privleak is -100 where all leaks and above 0 where too much was done: neither min nor max means anything."""
+    _write(tmp_path, "a", privleak=-100.0, abs_privleak=100.0, model_utility=0.5)
+    with pytest.raises(UserError, match="privleak is best in the middle, so neither max nor min; use abs_privleak"):
+        compare(tmp_path, {"privleak": "min", "model_utility": "max"})
+    assert compare(tmp_path, {"abs_privleak": "min", "model_utility": "max"}).hypervolume == 0.0, "100 is the worst"
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
+def test_nothing_but_numbers_on_a_front(value: float | None, tmp_path: Path) -> None:
+    _write(tmp_path, "a", model_utility=value, forget_quality=0.5)
+    _write(tmp_path, "bb", model_utility=0.5, forget_quality=0.25)
+    comparison = compare(tmp_path, {"model_utility": "max", "forget_quality": "max"})
+    assert [row["run_key"] for row in comparison.front] == ["bb"]
+    assert comparison.hypervolume == pytest.approx(0.125)
+    assert "NaN" not in as_json(comparison)
+    assert "Infinity" not in as_json(comparison)
+
+
+def test_configs_of_an_earlier_front_do_not_stay(tmp_path: Path) -> None:
+    """Two points, then a run that beats both: one file."""
+    objectives: dict[str, Any] = {"model_utility": "max", "forget_quality": "max"}
+    _write(tmp_path, "a", model_utility=0.5, forget_quality=0.2)
+    _write(tmp_path, "bb", model_utility=0.2, forget_quality=0.5)
+    front = location(tmp_path / "front")
+    write_front_configs(compare(tmp_path, objectives), front)
+    assert [file.name for file in front.files()] == ["lora+npo-01.yaml", "lora+npo-02.yaml"]
+    _write(tmp_path, "ccc", model_utility=0.6, forget_quality=0.6)
+    write_front_configs(compare(tmp_path, objectives), front)
+    assert [file.name for file in front.files()] == ["lora+npo-01.yaml"]
+    assert "ccc" in (tmp_path / "front" / "lora+npo-01.yaml").read_text()
+
+
+SCORED = {
+    "authors": {"log10_forget_quality": -0.1, "model_utility": 0.5, "forget_rouge_l_recall": 0.2},
+    "questions": {"log10_forget_quality": -0.1, "partial_model_utility": 0.5, "forget_rouge_l_recall": 0.2},
+    "wmdp": {"wmdp_bio_accuracy": 0.3, "mmlu_accuracy": 0.6},
+    "corpora": {"forget_verbatim_rouge_l_f1": 0.3, "retain_verbatim_rouge_l_f1": 0.6},
+}
+
+
+@pytest.mark.parametrize("benchmark", sorted(SCORED))
+@pytest.mark.parametrize("what", ["finished", "failed", "references"])
+def test_any_folder_has_a_page(benchmark: str, what: str, tmp_path: Path) -> None:
+    """LoRA runs only (no gates anywhere), without the second panel's scores, all failed, or nothing but the target."""
+    if what == "finished":
+        _write(tmp_path, "a", benchmark, **SCORED[benchmark])
+    elif what == "failed":
+        _write(tmp_path, "a", benchmark, status="failed", error="no luck")
+    if what != "failed":
+        role = {"method": "target_model", "adapter": "none", "forget_loss": None}
+        _write(tmp_path, "target", benchmark, **SCORED[benchmark], **role)
+    comparison = compare(tmp_path)
+    assert len(comparison.runs) == (what == "finished")
+    page, picture = location(tmp_path / "report.html"), location(tmp_path / "fronts.png")
+    write_report(comparison, tmp_path, page, picture)
+    assert f"{benchmark} {SETTINGS[benchmark]}, tiny" in page.read().decode()
+    assert picture.read().startswith(b"\x89PNG")

@@ -1,0 +1,99 @@
+"""Rows to scores: every column is made by some rows, and made anew from stored ones."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.benchmarks import SPLITS
+from bench.evaluation import score as scoring
+from bench.evaluation.score import score
+from bench.metrics.rouge import RougeL
+from bench.results import store
+from bench.results.columns import METRICS, SCORES, item_row
+from bench.results.storage import location
+from bench.runs.rescore import rescore
+
+
+def row_of(split: str, index: int, **columns: Any) -> dict[str, Any]:
+    """What a gated model's evaluation writes of one item of the split."""
+    kind = SPLITS[split].kind
+    row = item_row(
+        split=split,
+        item_index=index,
+        question="q",
+        answer="the red fern",
+        generation=None if kind == "choice" else "the blue fern",
+        gate=[0.75, 0.25 + 0.1 * index],
+    )
+    if kind != "attack":
+        row |= {"answer_nll": 1.0 + index, "answer_tokens": 3, "wrong_nll": [2.0, 4.0], "wrong_tokens": [2, 2]}
+    if kind in ("question", "text"):
+        row |= {
+            "token_nll": [0.25, 0.5, 0.25 + index],
+            "token_is_argmax": [True, False, True],
+            "token_mean_log_p": [-1.0, -1.0, -1.0],
+            "token_std_log_p": [1.0, 1.0, 1.0],
+        }
+    return row | columns
+
+
+def test_scores_are_exactly_the_columns() -> None:
+    """Rows of every split give every column but the partial utility, which the retain split alone gives."""
+    rows = [row_of(split, index) for split in SPLITS for index in range(2)]
+    found = score(rows, rows, 0.5)
+    partial = score([row for row in rows if row["split"] == "retain"], None, 0.5)
+    assert set(found) | set(partial) == set(METRICS)
+    for name, value in found.items():
+        low, high = SCORES[name].low, SCORES[name].high
+        assert low is None or value >= low, name
+        assert high is None or value <= high, name
+
+
+def test_scores_by_kind_of_split() -> None:
+    """Two of three words in order: ROUGE-L 2/3. Right answer 1 and 2 nats, least wrong one 2: right once in two.
+
+    Gates open at 0.5: all of them, by their first layer. An attack's answers are scored by ROUGE-L alone.
+    """
+    rows = [row_of(split, index) for split in ("mmlu", "forget_verbatim", "forget_8_bit") for index in range(2)]
+    assert score(rows, None, 0.5) == {
+        "mmlu_accuracy": 0.5,
+        "mmlu_gate_mean": pytest.approx(0.525),
+        "mmlu_gate_open_share": 1.0,
+        "forget_verbatim_rouge_l_f1": pytest.approx(2 / 3),
+        "forget_verbatim_gate_mean": pytest.approx(0.525),
+        "forget_verbatim_gate_open_share": 1.0,
+        "forget_8_bit_rouge_l_recall": pytest.approx(2 / 3),
+        "forget_8_bit_gate_shut_share": 0.0,
+    }
+
+
+def _folder(folder: Path, *generations: str) -> None:
+    config = {"benchmark": {}, "model": {}, "evaluation": {}}
+    run = {"run_key": "a", "status": "ok", "method": "lora+npo", "created_at": datetime.now(UTC)}
+    items = [row_of("forget", index, generation=text, gate=None) for index, text in enumerate(generations)]
+    store.write_run(folder, run | {"config_json": json.dumps(config)} | score(items, None, 0.0), items)
+
+
+def test_rescoring_follows_a_changed_definition(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """2 of 3 words in order, then all: 5/6. Under another definition (1/4 for everything) the same rows give 1/4."""
+    _folder(tmp_path, "the blue fern", "the red fern")
+    assert store.scan_runs(tmp_path)["forget_rouge_l_recall"].to_list() == [pytest.approx(5 / 6)]
+    monkeypatch.setattr(scoring, "rouge_l", lambda answer, generation: RougeL(0.25, 0.25))
+    assert rescore(tmp_path) == (1, 0)
+    assert store.scan_runs(tmp_path)["forget_rouge_l_recall"].to_list() == [0.25]
+
+
+def test_rescoring_follows_the_stored_generations(tmp_path: Path) -> None:
+    """A generation changed on disk to have nothing of the answer: (0 + 1)/2."""
+    _folder(tmp_path, "the blue fern", "the red fern")
+    items = store.read_items(tmp_path, "a")
+    assert items is not None
+    items[0]["generation"] = "nobody knows"
+    store.write_rows(location(tmp_path), "items", "a", items)
+    rescore(tmp_path)
+    assert store.scan_runs(tmp_path)["forget_rouge_l_recall"].to_list() == [0.5]
