@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
 
 import torch
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
 
 from grun.errors import UserError
 from grun.losses import AnswerScores, ForgetScores, gate_bce
@@ -66,23 +67,15 @@ def unlearn(
     started -= done.seconds
     num_steps, retain_losses = len(plan.steps), []
     adapted.train(True)
-    for number in range(done.steps + 1, num_steps + 1):
+    for number, parts in enumerate(plan.steps[done.steps :], start=done.steps + 1):
         torch.manual_seed(zlib.crc32(f"{recipe.seed}/{number}/{plan.workers.rank}".encode()))  # LoRA's dropout
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(number, num_steps)
         optimizer.zero_grad(set_to_none=True)
-        weights = torch.tensor(recipe.weights(number, done.retain_weight), device=adapted.device)
-        losses = torch.zeros(4, device=adapted.device)
-        for part in plan.steps[number - 1]:
-            terms = _terms(adapted, part, recipe, reference)
-            loss = weights @ terms
-            loss.backward()
-            losses += torch.cat([loss[None], terms]).detach()
+        losses = _backward(adapted, parts, recipe, reference, recipe.weights(number, done.retain_weight))
         plan.workers.sum_gradients(parameters)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, recipe.training.max_grad_norm)
-        if not torch.isfinite(norm):
-            problem = f"training diverged at step {number} of {num_steps}; use a smaller one"
-            raise UserError("adapter.learning_rate", problem)
+        if not torch.isfinite(clip_grad_norm_(parameters, recipe.training.max_grad_norm)):
+            raise UserError("adapter.learning_rate", f"training diverged at step {number}; use a smaller one")
         optimizer.step()
         step = Step(number, num_steps, *plan.workers.sum(losses).tolist())
         report(step)
@@ -97,6 +90,23 @@ def unlearn(
                 checkpoints.offer(parameters, optimizer, done)
     adapted.train(False)
     return done
+
+
+def _backward(
+    adapted: Adapted,
+    parts: Sequence[Part],
+    recipe: Recipe,
+    reference: Reference | None,
+    weights: tuple[float, float, float],
+) -> Tensor:
+    """Add the gradients of a step's parts. Returns what they come to together: (loss, forget, retain, gate): [4]."""
+    losses = torch.zeros(4, device=adapted.device)
+    for part in parts:
+        terms = _terms(adapted, part, recipe, reference)
+        loss = torch.tensor(weights, device=adapted.device) @ terms
+        loss.backward()
+        losses += torch.cat([loss[None], terms]).detach()
+    return losses
 
 
 def _terms(adapted: Adapted, part: Part, recipe: Recipe, reference: Reference | None) -> Tensor:

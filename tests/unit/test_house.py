@@ -29,7 +29,6 @@ EXCEPTIONS = {
     "grun/engine/prefix_cache.py": "to be split",
     "grun/engine/prefix_cache.py:_Builder._continue": "to be split",
     "grun/model/forward.py": "to be split",
-    "grun/training/unlearn.py:unlearn": "to be split",
 }
 """What may be longer, and why: a folder, a file, or a function as file:name."""
 
