@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, cast, get_args, overload
 
 from grun.adapters import AdapterConfig
-from grun.data import PromptTemplate, length_sorted_batches
+from grun.data import length_sorted_batches
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, prepare_for_answers
+from grun.prompts import PromptTemplate
 from grun.sequential import DEPLOYMENT, load_deployment
 
 DESCRIPTION = "adapter.json"

@@ -32,7 +32,7 @@ from bench.runs.execution import Execution
 from bench.runs.run import evaluate_references
 from bench.studies.journal import study_storage
 from bench.studies.search import INTERRUPTED
-from grun.data import PromptTemplate
+from grun.prompts import PromptTemplate
 
 TOFU = Path(__file__).parents[2] / "shared" / "data" / "tofu"
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:  # a benchmark's declarations are read where no model code is imported
-    from grun.data import Example, PromptTemplate
+    from grun.data import Example
+    from grun.prompts import PromptTemplate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,11 +17,12 @@ from bench.evaluation.robustness import RobustnessConfig
 from bench.progress import Progress
 from bench.results.columns import ItemRow, item_row
 from grun.adapters.grun import gates_forced
-from grun.data import Example, PromptTemplate, length_sorted_batches
+from grun.data import Example, length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted
 from grun.model.likelihood import answer_likelihoods
+from grun.prompts import PromptTemplate
 from grun.sequential import combined_edits
 from grun.workers import ALONE, Workers
 

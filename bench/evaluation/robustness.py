@@ -18,11 +18,12 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from bench.benchmarks.items import Item
 from bench.metrics.rouge import rouge_l
 from bench.results.columns import ItemRow, item_row
-from grun.data import PromptTemplate, length_sorted_batches
+from grun.data import length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.losses import token_nll
 from grun.model.forward import Adapted, PlainModel
+from grun.prompts import PromptTemplate
 from grun.workers import ALONE, Workers
 
 

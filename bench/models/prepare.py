@@ -25,10 +25,11 @@ from bench.models.pretrained import (
     quiet_transformers,
 )
 from bench.results.storage import Location, location
-from grun.data import Example, PromptTemplate, epoch_batches
+from grun.data import Example, epoch_batches
 from grun.errors import UserError
 from grun.losses import token_nll
 from grun.model.forward import CausalLM, PlainModel, prepare_for_answers
+from grun.prompts import PromptTemplate
 from grun.training.recipe import learning_rate_share
 
 StartFrom = Literal["target_model", "retain_model"]

@@ -31,10 +31,10 @@ from bench.runs.execution import Execution
 from bench.runs.related import at_thresholds, has_retain_model, reference_config, references
 from bench.runs.subject import Subject
 from grun.adapters.grun import set_gate_threshold
-from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, PlainModel
+from grun.prompts import PromptTemplate
 from grun.sharding import shard
 from grun.targets.target import ForgetSet
 from grun.training.checkpoints import Checkpoints

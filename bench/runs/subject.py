@@ -18,10 +18,10 @@ from bench.models.pretrained import load_pretrained
 from bench.progress import Progress, quiet
 from bench.results.storage import Location
 from bench.runs.execution import Execution
-from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM
+from grun.prompts import PromptTemplate
 
 DEFAULT_CACHE_GB = 20.0
 """Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""

@@ -30,11 +30,11 @@ from bench.runs.execution import Execution
 from bench.runs.run import evaluate_references, plan_of, run
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, contender
 from grun.adapters.grun import GrunConfig, set_gate_threshold
-from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
 from grun.model.layers import layer_indices
+from grun.prompts import PromptTemplate
 from grun.training.recipe import Recipe
 from grun.training.unlearn import unlearn
 

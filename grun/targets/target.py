@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from grun.data import Example, PromptTemplate
+from grun.data import Example
 from grun.model.forward import CausalLM
+from grun.prompts import PromptTemplate
 
 
 class ForgetItem(Protocol):

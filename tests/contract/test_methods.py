@@ -12,9 +12,9 @@ from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
 from bench.runs.run import plan_of
 from grun.adapters import AdapterConfig
-from grun.data import PromptTemplate
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
+from grun.prompts import PromptTemplate
 from grun.retain_losses import RetainLossConfig
 from grun.targets.refusal import PER_ITEM
 from grun.training.recipe import Recipe

@@ -16,13 +16,13 @@ from grun.adapters.full import FullConfig
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.reft import ReftConfig
-from grun.data import PromptTemplate
 from grun.forget_losses.dpo import DpoConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
 from grun.forget_losses.rmu import RmuConfig
 from grun.model.forward import prepare_for_answers
+from grun.prompts import PromptTemplate
 from grun.retain_losses.ce import CeConfig
 from grun.retain_losses.kl import KlConfig
 from grun.retain_losses.rmu_mse import RmuMseConfig

@@ -9,8 +9,9 @@ import torch
 from bench.benchmarks.items import Benchmark
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.reft import ReftConfig
-from grun.data import Example, PromptTemplate, collate
+from grun.data import Example, collate
 from grun.model.forward import PlainModel
+from grun.prompts import PromptTemplate
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
 

@@ -15,8 +15,8 @@ from bench.config import RunConfig
 from bench.runs.execution import Execution
 from bench.runs.run import run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
-from grun.data import PromptTemplate
 from grun.model.forward import PlainModel
+from grun.prompts import PromptTemplate
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install -e '.[lm-eval]'")
 QUIZ = [

@@ -19,10 +19,11 @@ from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.run import run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
-from grun.data import Example, PromptTemplate
+from grun.data import Example
 from grun.engine import later_layers
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.model.forward import PlainModel, prepare_for_answers
+from grun.prompts import PromptTemplate
 
 EXAMPLES = [Example(prompt_ids=(3, 4 + i, 5), answer_ids=(6, 7 + i % 3, 1)) for i in range(6)]
 ROOM = 10**9

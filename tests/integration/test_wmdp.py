@@ -16,8 +16,8 @@ from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.run import evaluate_references, run
-from grun.data import PromptTemplate
 from grun.errors import UserError
+from grun.prompts import PromptTemplate
 
 
 @pytest.fixture(scope="module")
