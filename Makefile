@@ -1,4 +1,5 @@
 # make demo: set up and run the main job.   make test: set up and pass the tests.   make bench: measure the engine.
+# make test-quick: the tests of one part alone, within a minute.
 
 PYTHON ?= python3
 VENV := .venv
@@ -12,7 +13,7 @@ QUIET := -qq
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo bench results test test-cluster check setup setup-smollm2 setup-cluster clean
+.PHONY: demo bench results test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
 
 demo: $(READY)
 	@echo "== sweeping GRUN, LoRA and full fine-tuning over the embedded benchmark, into $(RESULTS)"
@@ -41,9 +42,16 @@ results: $(READY)
 		$(if $(TOFU),--benchmark.data_dir $(TOFU))
 	$(BIN)/grun-bench seeds results/methods --num-seeds 3
 
+# Two processes side by side, a file in one of them; what takes long comes first (`testpaths` in pyproject.toml).
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: check setup-smollm2
 	@echo "== tests"
-	$(BIN)/pytest
+	$(PYTEST)
+
+# For the loop of someone who edits a loss: what needs no Ray and no whole run.
+test-quick: $(READY)
+	@echo "== tests of units and contracts"
+	$(PYTEST) tests/contract tests/unit
 
 # As root, on Linux, with openssh-server and rsync; says what is missing. About four minutes.
 test-cluster: setup-cluster

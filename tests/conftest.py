@@ -6,6 +6,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in what tests start: threads of two processes would fight
 
 import json
 import random
@@ -17,7 +18,7 @@ from typing import Any
 import optuna
 import polars as pl
 import pytest
-import torch
+from filelock import FileLock
 from optuna.trial import TrialState
 
 from bench.benchmarks.items import Benchmark
@@ -55,12 +56,18 @@ QUICK_GRUN = {
 """A GRUN run on it that forgets and keeps."""
 
 
+@pytest.fixture(scope="session")
+def common_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session's own, which all its processes have in common where pytest-xdist runs several."""
+    folder = tmp_path_factory.getbasetemp()
+    return folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+
 @pytest.fixture(scope="session", autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def own_cache(common_folder: Path) -> Iterator[Path]:
     """Prepared models of the tests, apart from the user's; $GRUN_TEST_CACHE keeps them from one session to the next."""
-    folder = Path(os.environ.get("GRUN_TEST_CACHE") or tmp_path_factory.mktemp("cache"))
+    folder = Path(os.environ.get("GRUN_TEST_CACHE") or common_folder / "cache")
     os.environ["GRUN_BENCH_CACHE"] = str(folder)
-    torch.set_num_threads(int(os.environ.get("GRUN_TEST_THREADS", "2")))
     yield folder
     del os.environ["GRUN_BENCH_CACHE"]
 
@@ -83,10 +90,11 @@ def target_folder(small_config: RunConfig, small_benchmark: Benchmark) -> str:
 
 
 @pytest.fixture(scope="session")
-def small_references(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_references(small_config: RunConfig, common_folder: Path) -> Path:
     """A results folder with the small target and retain model's rows, and nothing else."""
-    folder = tmp_path_factory.mktemp("references")
-    evaluate_references(small_config, Execution(results=folder))
+    folder = common_folder / "references"
+    with FileLock(common_folder / "references.lock"):
+        evaluate_references(small_config, Execution(results=folder))
     return folder
 
 
