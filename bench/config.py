@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Annotated, Any, get_args
 
@@ -25,6 +25,7 @@ from grun.forget_losses import ForgetLossConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.retain_losses import RetainLossConfig
 from grun.retain_losses.ce import CeConfig
+from grun.settings import plain_data
 from grun.training.recipe import TrainingConfig
 
 CHOICES: Mapping[str, tuple[type, ...]] = {
@@ -121,8 +122,11 @@ class RunConfig:
         return _digest(config)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data; `run_config` reads it back. A retain loss without settings is its name alone."""
-        data = asdict(self)
+        """Plain data; `run_config` reads it back. A retain loss without settings is its name alone.
+
+        What was added later is left out at its default (`grun.settings.LATER`), so that keys and rows of before stay.
+        """
+        data: dict[str, Any] = plain_data(self)
         if data["retain_loss"].keys() == {"name"}:
             data["retain_loss"] = self.retain_loss.name
         return data

@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +29,7 @@ from grun.errors import UserError
 from grun.losses import token_nll
 from grun.model.forward import CausalLM, PlainModel, prepare_for_answers
 from grun.prompts import PromptTemplate
+from grun.settings import plain_data
 from grun.training.recipe import learning_rate_share
 
 StartFrom = Literal["target_model", "retain_model"]
@@ -71,7 +71,7 @@ def prepared_model(
     items = [*benchmark.forget_set, *benchmark.retain_set, *knowledge]
     lessons = items if start_from == "target_model" else items[len(benchmark.forget_set) :]
     everything, taught = ([item.pair for item in some] for some in (items, lessons))
-    recipe = {"version": RECIPE_VERSION, "model": asdict(model), "vocabulary": everything, "taught": taught}
+    recipe = {"version": RECIPE_VERSION, "model": plain_data(model), "vocabulary": everything, "taught": taught}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     texts = [text for pair in everything for text in pair]
     return str(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -107,7 +107,7 @@ class SweepConfig:
 
     def _applies(self, conditions: Conditions, chosen: Mapping[str, Any]) -> bool:
         for key, wanted in conditions.items():
-            value = chosen[key] if key in chosen else _lookup(self.run({}).to_dict(), key)
+            value = chosen[key] if key in chosen else _lookup(asdict(self.run({})), key)
             if value not in (wanted if isinstance(wanted, list | tuple) else [wanted]):
                 return False
         return True

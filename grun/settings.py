@@ -1,0 +1,29 @@
+"""Configs as plain data, such that a field added later moves no key of a result written before it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+LATER: Mapping[str, Any] = {"later": True}
+"""`field(default=…, metadata=LATER)`: added after results had been written; at its default all is as it was before it.
+`plain_data` leaves it out then, so that keys stay; a result without it reads as one with its default.
+"""
+
+
+def plain_data(value: Any) -> Any:
+    """A config as dicts, lists and plain values, without those LATER fields that have their default."""
+    if dataclasses.is_dataclass(value):
+        own = ((field, getattr(value, field.name)) for field in dataclasses.fields(value))
+        return {field.name: plain_data(part) for field, part in own if not _says_nothing(field, part)}
+    if isinstance(value, Mapping):
+        return {key: plain_data(part) for key, part in value.items()}
+    return type(value)(plain_data(part) for part in value) if isinstance(value, list | tuple) else value
+
+
+def _says_nothing(field: dataclasses.Field[Any], value: Any) -> bool:
+    if not field.metadata.get("later"):
+        return False
+    factory = field.default_factory
+    return bool(value == (field.default if factory is dataclasses.MISSING else factory()))
