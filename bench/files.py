@@ -1,4 +1,4 @@
-"""YAML and JSON lines."""
+"""YAML files, read and written."""
 
 from __future__ import annotations
 
@@ -36,13 +36,3 @@ def write_yaml(path: Path, data: Mapping[str, Any]) -> None:
 def yaml_text(data: Mapping[str, Any]) -> str:
     """Plain data as YAML, keys in their own order, short lists on one line."""
     return yaml.safe_dump(json.loads(json.dumps(data)), sort_keys=False, default_flow_style=None, width=100)
-
-
-def read_json_lines(file: Path, field: str) -> list[Any]:
-    """One value a line, blank lines left out. Raises UserError naming the field where the file is no such thing."""
-    try:
-        return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except OSError:
-        raise UserError(field, f"{file} cannot be read; give the folder that holds it") from None
-    except ValueError as error:
-        raise UserError(field, f"{file} is not JSON lines ({error})") from None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item
-from bench.files import read_json_lines
+from bench.benchmarks.sources import Text, read_rows, say_repeats
 from bench.splits import Split
-from grun.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +33,23 @@ class CorporaConfig:
     )
     data_dir: str
     """Folder with `forget.json` and `retain.json` (text), and where you have them `holdout.json` (text no model has
-    seen, for privleak), `forget_qa.json` and `retain_qa.json` (question, answer); all as JSON lines."""
+    seen, for privleak), `forget_qa.json` and `retain_qa.json` (question, answer); each as JSON lines or as one JSON
+    array, of texts alone if you like."""
     forget_split: str = "forget"
     """What to call it in the results."""
 
     def load(self) -> Benchmark:
-        """Read the texts. Raises UserError where one is missing or has no passage of two words."""
+        """Read the texts. Raises UserError where one is missing or is something else."""
         forget, retain = self._passages("forget"), self._passages("retain")
+        say_repeats(forget, retain)
         evaluation = {"forget_verbatim": forget, "retain_verbatim": retain}
-        if self._file("holdout").is_file():
+        if self._has("holdout"):
             evaluation["holdout_verbatim"] = self._passages("holdout")
         for side in ("forget", "retain"):
-            if self._file(f"{side}_qa").is_file():
+            if self._has(f"{side}_qa"):
+                rows = read_rows(_Question, f"{side}_qa", self.data_dir)
                 evaluation[f"{side}_knowledge"] = [
-                    Item(question=self._text(row, "question"), answer=self._text(row, "answer"))
-                    for row in self._read(f"{side}_qa")
+                    Item(question=row.question.strip(), answer=row.answer.strip()) for row in rows
                 ]
         return Benchmark(
             name=self.name,
@@ -60,18 +61,19 @@ class CorporaConfig:
         )
 
     def _passages(self, part: str) -> list[Item]:
-        texts = [text for row in self._read(part) if len((text := self._text(row, "text")).split()) > 1]
-        if not texts:
-            raise UserError("benchmark.data_dir", f"{self._file(part)} holds no passage; write a `text` a line")
-        return [Item(question="", answer=text, form="passage") for text in texts]
+        rows = read_rows(_Passage, part, self.data_dir)
+        return [Item(question="", answer=row.text.strip(), form="passage") for row in rows]
 
-    def _text(self, row: Any, key: str) -> str:
-        if not isinstance(row, dict) or not isinstance(row.get(key), str):
-            raise UserError("benchmark.data_dir", f"{self.data_dir} has a line without {key}; each needs one")
-        return str(row[key]).strip()
+    def _has(self, part: str) -> bool:
+        return (Path(self.data_dir).expanduser() / f"{part}.json").is_file()
 
-    def _read(self, part: str) -> list[Any]:
-        return read_json_lines(self._file(part), "benchmark.data_dir")
 
-    def _file(self, part: str) -> Path:
-        return Path(self.data_dir) / f"{part}.json"
+@dataclass(frozen=True, kw_only=True)
+class _Passage:
+    text: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    question: Text
+    answer: Text

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from grun.errors import UserError
+
 if TYPE_CHECKING:  # a benchmark's declarations are read where no model code is imported
     from grun.data import Example
     from grun.prompts import PromptTemplate
@@ -34,7 +36,12 @@ class Item:
         answer = self.answer if answer is None else answer
         if self.form == "question":
             return template.example(self.question, answer)
-        return template.continuation(self.question, answer) if self.form == "continuation" else template.passage(answer)
+        if self.form == "continuation":
+            return template.continuation(self.question, answer)
+        passage = template.passage(answer)
+        if not passage.prompt_ids:
+            raise UserError("benchmark", f"the passage {answer!r} is a single token, with no beginning; leave it out")
+        return passage
 
     def lesson(self, template: PromptTemplate) -> Example:
         """As a model is taught it before anything is unlearned: a passage from its second token on."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item
-from bench.files import read_json_lines
+from bench.benchmarks.sources import AnyText, MaybeText, MaybeTexts, Text, read_rows, say_repeats
 from bench.splits import QUESTION_SPLITS, Split
 from grun.errors import UserError
 
@@ -28,14 +28,15 @@ class QuestionsConfig:
     )
     data_dir: str
     """Folder with `forget.json`, `retain.json` and, where you have it, `holdout.json` (questions no model has seen), as
-    JSON lines: `question` and `answer`; where you have them `paraphrased_answer`, `paraphrased_question` and
-    `perturbed_answers` (a list of wrong ones; truth ratio and forget quality need them); and in `forget.json` the
-    `request` that a line belongs to, for `grun-bench sequential`."""
+    JSON lines or one JSON array: `question` and `answer`; where you have them `paraphrased_answer`,
+    `paraphrased_question` and `perturbed_answers` (a list of wrong ones, which TOFU calls `perturbed_answer`; truth
+    ratio and forget quality need them); and in `forget.json` the `request` that a line belongs to, for
+    `grun-bench sequential`."""
     forget_split: str = "forget"
     """What to call it in the results."""
 
     def load(self) -> Benchmark:
-        """Read the lines. Raises UserError where a file or a field is missing."""
+        """Read the lines. Raises UserError where a file or a field is missing or is something else."""
         forget, retain = self._read("forget"), self._read("retain")
         requests: dict[str, list[Item]] = {}
         for request, item in forget:
@@ -43,6 +44,7 @@ class QuestionsConfig:
         evaluation = {"forget": [item for _, item in forget], "retain": [item for _, item in retain]}
         if self._file("holdout").is_file():
             evaluation["holdout"] = [item for _, item in self._read("holdout")]
+        say_repeats(evaluation["forget"], evaluation["retain"])
         return Benchmark(
             name=self.name,
             forget_split=self.forget_split,
@@ -54,32 +56,41 @@ class QuestionsConfig:
         )
 
     def _read(self, part: str) -> list[tuple[str, Item]]:
-        rows = read_json_lines(self._file(part), "benchmark.data_dir")
-        if not rows:
-            raise UserError("benchmark.data_dir", f"{self._file(part)} is empty; write a question a line")
-        found = [self._item(part, number, row) for number, row in enumerate(rows, start=1)]
-        for name in ("perturbed_answers", "paraphrased_answer"):
-            if len({bool(getattr(item, name)) for _, item in found}) > 1:
-                raise UserError("benchmark.data_dir", f"{self._file(part)} has {name} on some lines; give all or none")
-        return found
-
-    def _item(self, part: str, number: int, row: Any) -> tuple[str, Item]:
-        where = f"{self._file(part)}, line {number}"
-        if not isinstance(row, dict):
-            raise UserError("benchmark.data_dir", f"{where} is no JSON object; write question and answer")
-        for key in ("question", "answer"):
-            if not isinstance(row.get(key), str) or not row[key].strip():
-                raise UserError("benchmark.data_dir", f"{where} has no {key}; each line needs one")
-        wrong = row.get("perturbed_answers", [])
-        if not isinstance(wrong, list) or not all(isinstance(text, str) for text in wrong):
-            raise UserError("benchmark.data_dir", f"{where}: perturbed_answers is no list of texts; write one")
-        return str(row.get("request", "")), Item(
-            question=row["question"],
-            answer=row["answer"],
-            paraphrased_answer=row.get("paraphrased_answer"),
-            paraphrased_question=row.get("paraphrased_question"),
-            perturbed_answers=tuple(wrong),
-        )
+        rows = read_rows(_Row, part, self.data_dir, closed=True)
+        for name in ("wrong", "paraphrased_answer"):
+            if len({getattr(row, name) is None for row in rows}) > 1:
+                key = "perturbed_answers" if name == "wrong" else name
+                raise UserError("benchmark.data_dir", f"{self._file(part)} has {key} on some lines; give all or none")
+        return [
+            (
+                row.request,
+                Item(
+                    question=row.question,
+                    answer=row.answer,
+                    paraphrased_answer=row.paraphrased_answer,
+                    paraphrased_question=row.paraphrased_question,
+                    perturbed_answers=tuple(row.wrong or ()),
+                ),
+            )
+            for row in rows
+        ]
 
     def _file(self, part: str) -> Path:
-        return Path(self.data_dir) / f"{part}.json"
+        return Path(self.data_dir).expanduser() / f"{part}.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    question: Text
+    answer: Text
+    paraphrased_answer: MaybeText = None
+    paraphrased_question: MaybeText = None
+    perturbed_answers: MaybeTexts = None
+    perturbed_answer: MaybeTexts = None
+    """As TOFU calls them."""
+    request: AnyText = ""
+
+    @property
+    def wrong(self) -> list[str] | None:
+        """The wrong answers, under either name."""
+        return self.perturbed_answers or self.perturbed_answer

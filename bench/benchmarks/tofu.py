@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item
+from bench.benchmarks.sources import HubPart, Kind, MaybeText, Text, Texts, read_rows
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
 from grun.errors import UserError
 
@@ -49,85 +48,80 @@ class TofuConfig:
         has them for the last 400. Where these are all forgotten, a cut keeps the first items instead as its retain
         set. Of what is cut off, as many items as are forgotten are the holdout set.
         """
-        num_forget = NUM_FORGET[self.forget_split]
-        num_items = NUM_ITEMS if self.num_items is None else self.num_items
+        num_forget, num_items = NUM_FORGET[self.forget_split], self.num_items or NUM_ITEMS
         if num_items <= num_forget:
             raise UserError(
                 "benchmark.num_items",
                 f"{num_items} leaves no retain items beside {self.forget_split}'s {num_forget}; "
                 f"use more than {num_forget}",
             )
-        full = [Item(question=row["question"], answer=row["answer"]) for row in self._read("full")]
-        last_perturbed = [_item(row) for row in self._read("forget10_perturbed")]
-        first_perturbed = [_item(row) for row in self._read("retain_perturbed")]
-        if (len(full), len(last_perturbed), len(first_perturbed)) != (NUM_ITEMS, NUM_PERTURBED, NUM_PERTURBED):
-            raise UserError(
-                "benchmark.data_dir",
-                f"expected {NUM_ITEMS} rows in full and {NUM_PERTURBED} in forget10_perturbed and "
-                f"retain_perturbed, found {len(full)}, {len(last_perturbed)}, {len(first_perturbed)}; "
-                "download TOFU again",
-            )
+        full = [Item(question=row.question, answer=row.answer) for row in self._read(_Row, "full", NUM_ITEMS)]
+        first, last = (
+            [_item(row) for row in self._read(_PerturbedRow, part, NUM_PERTURBED)]
+            for part in ("retain_perturbed", "forget10_perturbed")
+        )
         first_kept = NUM_ITEMS - num_items
-        num_retain = num_items - num_forget
         retain_set = full[first_kept : NUM_ITEMS - num_forget]
-        retain_evaluation = first_perturbed[first_kept:]
+        retain_evaluation = first[first_kept:]
         if self.num_items is not None:
-            retain_evaluation += last_perturbed[max(0, NUM_PERTURBED - num_items) : NUM_PERTURBED - num_forget]
+            retain_evaluation += last[max(0, NUM_PERTURBED - num_items) : NUM_PERTURBED - num_forget]
         if not retain_evaluation:
-            retain_set, retain_evaluation = full[:num_retain], first_perturbed[:num_retain]
-            first_kept = 0
+            num_retain = num_items - num_forget
+            retain_set, retain_evaluation, first_kept = full[:num_retain], first[:num_retain], 0
+        forget = last[-num_forget:]
         knowledge = {name: self._knowledge(name) for name in ("real_authors", "world_facts")}
         return Benchmark(
             name=self.name,
             forget_split=self.forget_split,
-            forget_set=last_perturbed[-num_forget:],
+            forget_set=forget,
             retain_set=retain_set,
             knowledge_set=[item for items in knowledge.values() for item in items],
             evaluation={
-                "forget": last_perturbed[-num_forget:],
+                "forget": forget,
                 "retain": retain_evaluation,
                 **knowledge,
-                **({"holdout": first_perturbed[:num_forget]} if first_kept >= NUM_PERTURBED else {}),
+                **({"holdout": first[:num_forget]} if first_kept >= NUM_PERTURBED else {}),
             },
-            requests=[
-                last_perturbed[first : first + NUM_PER_AUTHOR]
-                for first in range(NUM_PERTURBED - num_forget, NUM_PERTURBED, NUM_PER_AUTHOR)
-            ],
+            requests=[forget[place : place + NUM_PER_AUTHOR] for place in range(0, num_forget, NUM_PER_AUTHOR)],
         )
 
     def _knowledge(self, split: str) -> list[Item]:
-        return [_item(row) for row in self._read(f"{split}_perturbed")]
+        return [
+            Item(question=row.question, answer=row.answer, perturbed_answers=tuple(row.perturbed_answer))
+            for row in self._read(_KnowledgeRow, f"{split}_perturbed")
+        ]
 
-    def _read(self, split: str) -> Sequence[dict[str, Any]]:
-        import datasets
-
-        datasets.disable_progress_bars()
-        datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said here, in one line
-        if self.data_dir is None:
-            try:
-                return datasets.load_dataset(HUB_ID, split, split="train").to_list()
-            except (OSError, ValueError) as error:
-                raise UserError(
-                    "benchmark.data_dir",
-                    f"{HUB_ID} ({split}) could not be read from the hub ({type(error).__name__}); "
-                    "go online, or give a folder with TOFU's JSON files",
-                ) from error
-        file = Path(self.data_dir) / f"{split}.json"
-        if not file.is_file():
-            raise UserError("benchmark.data_dir", f"{file} is missing; give the folder that holds TOFU's JSON files")
-        if file.stat().st_size == 0:
-            raise UserError("benchmark.data_dir", f"{file} is empty; download TOFU again")
-        try:
-            return datasets.Dataset.from_json(str(file), keep_in_memory=True).to_list()
-        except Exception as error:  # the datasets library raises many kinds for unreadable files
-            raise UserError("benchmark.data_dir", f"{file} is not JSON lines ({type(error).__name__})") from error
+    def _read(self, kind: type[Kind], part: str, expected: int | None = None) -> list[Kind]:
+        rows = read_rows(kind, part, self.data_dir, HubPart(HUB_ID, part, "train"))
+        if expected not in (None, len(rows)):
+            raise UserError(
+                "benchmark.data_dir", f"expected {expected} rows in {part}, found {len(rows)}; download TOFU again"
+            )
+        return rows
 
 
-def _item(row: dict[str, Any]) -> Item:
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    question: Text
+    answer: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class _KnowledgeRow(_Row):
+    perturbed_answer: Texts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PerturbedRow(_KnowledgeRow):
+    paraphrased_answer: Text
+    paraphrased_question: MaybeText = None
+
+
+def _item(row: _PerturbedRow) -> Item:
     return Item(
-        question=row["question"],
-        answer=row["answer"],
-        paraphrased_answer=row.get("paraphrased_answer"),
-        paraphrased_question=row.get("paraphrased_question"),
-        perturbed_answers=tuple(row["perturbed_answer"]),
+        question=row.question,
+        answer=row.answer,
+        paraphrased_answer=row.paraphrased_answer,
+        paraphrased_question=row.paraphrased_question,
+        perturbed_answers=tuple(row.perturbed_answer),
     )

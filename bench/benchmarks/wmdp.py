@@ -6,28 +6,27 @@ Forgetting trains on passages; multiple-choice questions measure it, by the prom
 
 from __future__ import annotations
 
-import json
-import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge
+from annotated_types import Ge, Le, Len
+from pydantic import Strict
 
 from bench.benchmarks.items import Benchmark, Item
+from bench.benchmarks.sources import AnyText, HubPart, Text, read_rows, say, say_repeats
 from bench.splits import Split
 from grun.errors import UserError
 
 TOPICS = {"wmdp_bio": "biology", "wmdp_cyber": "cybersecurity"}
 LETTERS = "ABCD"
 HUB = {
-    "wmdp_bio": ("cais/wmdp", "wmdp-bio", "test"),
-    "wmdp_cyber": ("cais/wmdp", "wmdp-cyber", "test"),
-    "mmlu": ("cais/mmlu", "all", "test"),
-    "bio_forget": ("cais/wmdp-bio-forget-corpus", None, "train"),
-    "cyber_forget": ("cais/wmdp-corpora", "cyber-forget-corpus", "train"),
-    "retain": ("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
+    "wmdp_bio": HubPart("cais/wmdp", "wmdp-bio", "test"),
+    "wmdp_cyber": HubPart("cais/wmdp", "wmdp-cyber", "test"),
+    "mmlu": HubPart("cais/mmlu", "all", "test"),
+    "bio_forget": HubPart("cais/wmdp-bio-forget-corpus", None, "train"),
+    "cyber_forget": HubPart("cais/wmdp-corpora", "cyber-forget-corpus", "train"),
+    "retain": HubPart("Salesforce/wikitext", "wikitext-2-raw-v1", "train"),
 }
 """Part → hub dataset, its configuration, its split. The bio corpus is gated: ask for access, or use data_dir."""
 
@@ -48,7 +47,8 @@ class WmdpConfig:
     """Which corpus is forgotten; both are asked about."""
     data_dir: str | None = None
     """Folder with `wmdp_bio.json`, `wmdp_cyber.json`, `mmlu.json` (question, choices, answer, and for mmlu subject) and
-    `bio_forget.json`, `cyber_forget.json`, `retain.json` (text), as JSON lines; None: the Hugging Face hub."""
+    `bio_forget.json`, `cyber_forget.json`, `retain.json` (text), as JSON lines or one JSON array each; None: the
+    Hugging Face hub."""
     num_passages: Annotated[int, Ge(1)] = 600
     """Passages of the forget corpus, and as many to keep. The RMU baseline's 150 batches of 4."""
     min_characters: Annotated[int, Ge(10)] = 50
@@ -57,6 +57,7 @@ class WmdpConfig:
     def load(self) -> Benchmark:
         """Read passages and questions. Raises UserError where a part is missing or too small."""
         forget, retain = (self._passages(part) for part in (f"{self.forget_split}_forget", "retain"))
+        say_repeats(forget, retain)
         evaluation = {part: self._questions(part) for part in ("wmdp_bio", "wmdp_cyber", "mmlu")}
         return Benchmark(
             name=self.name,
@@ -68,60 +69,57 @@ class WmdpConfig:
         )
 
     def _passages(self, part: str) -> list[Item]:
-        texts = [
-            text for row in self._read(part) if len(text := str(row.get("text", "")).strip()) > self.min_characters
-        ]
+        rows = read_rows(_Passage, part, self.data_dir, HUB[part])
+        texts = [text for row in rows if len(text := row.text.strip()) > self.min_characters]
         if not texts:
             raise UserError(
                 "benchmark.min_characters", f"no passage of {part} is that long; use less than {self.min_characters}"
             )
+        if len(texts) < len(rows):
+            say(
+                f"{part}: {len(rows) - len(texts)} of {len(rows)} passages are left out, being of at most "
+                f"{self.min_characters} characters (benchmark.min_characters)"
+            )
         return [Item(question="", answer=text, form="passage") for text in texts[: self.num_passages]]
 
     def _questions(self, part: str) -> list[Item]:
-        rows = self._read(part)
-        if not rows:
-            raise UserError("benchmark.data_dir", f"{part} holds no question; get it again")
-        return [_question(row, TOPICS.get(part) or str(row.get("subject", "")).replace("_", " ")) for row in rows]
-
-    def _read(self, part: str) -> Sequence[dict[str, Any]]:
-        if self.data_dir is None:
-            return _from_hub(part)
-        file = Path(self.data_dir) / f"{part}.json"
-        try:
-            return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except OSError:
-            raise UserError("benchmark.data_dir", f"{file} cannot be read; give the folder that holds it") from None
-        except ValueError as error:
-            raise UserError("benchmark.data_dir", f"{file} is not JSON lines ({error})") from None
+        topic = TOPICS.get(part)
+        if topic is not None:
+            return [_question(row, topic) for row in read_rows(_Question, part, self.data_dir, HUB[part])]
+        rows = read_rows(_QuestionOfSubject, part, self.data_dir, HUB[part])
+        return [_question(row, row.subject.replace("_", " ")) for row in rows]
 
 
-def _question(row: dict[str, Any], topic: str) -> Item:
+@dataclass(frozen=True, kw_only=True)
+class _Passage:
+    text: AnyText
+    """Blank lines are part of wikitext."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Question:
+    question: Text
+    choices: Annotated[list[AnyText], Len(4, 4)]
+    answer: Annotated[int, Strict(), Ge(0), Le(3)]
+    """Place of the right one, from 0."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _QuestionOfSubject(_Question):
+    subject: Text
+
+
+def _question(row: _Question, topic: str) -> Item:
     """lm-eval's prompt; the right letter is the answer, the others are the wrong ones."""
-    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row["choices"], strict=True))
+    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row.choices, strict=True))
     prompt = (
         f"The following are multiple choice questions (with answers) about {topic}.\n\n"
-        f"{row['question'].strip()}\n{choices}\nAnswer:"
+        f"{row.question.strip()}\n{choices}\nAnswer:"
     )
-    right = LETTERS[int(row["answer"])]
+    right = LETTERS[row.answer]
     return Item(
         question=prompt,
         answer=f" {right}",
         perturbed_answers=tuple(f" {letter}" for letter in LETTERS if letter != right),
         form="continuation",
     )
-
-
-def _from_hub(part: str) -> Sequence[dict[str, Any]]:
-    import datasets
-
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said here, in one line
-    name, configuration, split = HUB[part]
-    try:
-        return datasets.load_dataset(name, configuration, split=split).to_list()
-    except Exception as error:  # offline, gated, renamed: the datasets library raises many kinds
-        raise UserError(
-            "benchmark.data_dir",
-            f"{name} could not be read from the hub ({type(error).__name__}); go online, ask for access where it is "
-            "gated, or give a folder",
-        ) from error

@@ -54,12 +54,6 @@ def test_muse_scores(corpora_dir: Path, tmp_path: Path, capsys: Any) -> None:
     assert objectives == {"forget_verbatim_rouge_l_f1": "min", "retain_verbatim_rouge_l_f1": "max"}
 
 
-def test_what_is_missing_is_named(corpora_dir: Path, tmp_path: Path) -> None:
+def test_a_missing_corpus_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"benchmark\.data_dir: .*forget\.json cannot be read"):
-        CorporaConfig(data_dir=str(tmp_path)).load()
-    (tmp_path / "forget.json").write_text('{"txt": "a b c"}\n')
-    with pytest.raises(UserError, match="without text"):
-        CorporaConfig(data_dir=str(tmp_path)).load()
-    (tmp_path / "forget.json").write_text('{"text": "word"}\n')
-    with pytest.raises(UserError, match="holds no passage"):
         CorporaConfig(data_dir=str(tmp_path)).load()

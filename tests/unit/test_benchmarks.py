@@ -1,10 +1,38 @@
-"""The two benchmarks' own promises; what every benchmark must keep is in tests/contract."""
+"""The benchmarks' own promises, and what becomes of a malformed row; what every benchmark must keep is in
+tests/contract."""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
+from bench.benchmarks import sources
 from bench.benchmarks.authors import AuthorsConfig
+from bench.benchmarks.corpora import CorporaConfig
+from bench.benchmarks.questions import QuestionsConfig
 from bench.benchmarks.tofu import TofuConfig
+from bench.benchmarks.wmdp import WmdpConfig
 from grun.errors import UserError
+from grun.prompts import PromptTemplate
+
+
+def test_authors_stay_as_they_are() -> None:
+    """Digests of all items as JSON, from when the pools of words stood in the code (commit 03aaabb)."""
+    many = AuthorsConfig(
+        forget_split="forget10", num_authors=200, num_holdout_authors=20, num_similar_authors=30, seed=7
+    )
+    for config, digest in (
+        (AuthorsConfig(), "0f7f8448d69e36aebab6c2953cd2ffde0aef4978c3e52e6643f6f289949d0327"),
+        (many, "fd498b64225338cb9251591be66331b1906e4ca3b38189d9fc048c1b4f339a2a"),
+    ):
+        text = json.dumps(dataclasses.asdict(config.load()), sort_keys=True, ensure_ascii=False)
+        assert hashlib.sha256(text.encode()).hexdigest() == digest
 
 
 def test_authors_are_deterministic_and_seeded() -> None:
@@ -62,3 +90,183 @@ def test_tofu_cut_beyond_the_last_400(tofu_dir: str) -> None:
     assert len(first.retain_set) == 200
     assert not {item.pair for item in first.forget_set} & {item.pair for item in first.retain_set}
     assert "holdout" not in first.evaluation
+
+
+GOOD = {
+    "questions": ("forget", {"question": "q", "answer": "a"}),
+    "corpora": ("forget", {"text": "a passage"}),
+    "wmdp": ("wmdp_cyber", {"question": "q", "choices": ["a", "b", "c", "d"], "answer": 0}),
+    "tofu": ("full", {"question": "q", "answer": "a"}),
+}
+"""The part that a malformed row is put into, and a row of it that is not malformed."""
+BAD: list[tuple[str, Any, str]] = [
+    ("questions", {"question": "q", "anwser": "a"}, "anwser: unknown key; did you mean answer?"),
+    ("questions", {"question": "q", "answer": "a", "id": 3}, "id: unknown key; known are question, answer, "),
+    ("questions", {"question": "q", "answer": 5}, "answer: must be a valid string (got 5)"),
+    ("questions", {"question": "q", "answer": None}, "answer: must be a valid string (got None)"),
+    ("questions", {"question": "q", "answer": " "}, "answer: is empty; write a text"),
+    ("questions", {"question": "q"}, "answer: is missing; each row needs question and answer"),
+    ("questions", "q", "row: is no JSON object; write one with question and answer"),
+    (
+        "questions",
+        {"question": "q", "answer": "a", "paraphrased_answer": 5},
+        "paraphrased_answer: must be a valid string (got 5)",
+    ),
+    (
+        "questions",
+        {"question": "q", "answer": "a", "paraphrased_answer": None},
+        "paraphrased_answer: is null; leave it out where there is none",
+    ),
+    (
+        "questions",
+        {"question": "q", "answer": "a", "perturbed_answers": ["w", ""]},
+        "perturbed_answers.1: is empty; write a text",
+    ),
+    ("questions", {"question": "q", "answer": "a", "request": 3}, "request: must be a valid string (got 3)"),
+    ("corpora", {"txt": "a passage"}, "txt: unknown key; did you mean text?"),
+    ("corpora", {"text": None}, "text: must be a valid string (got None)"),
+    ("corpora", {"text": "\n"}, "text: is empty; write a text"),
+    (
+        "wmdp",
+        {"question": "q", "choices": ["a", "b", "c"], "answer": 0},
+        "choices: must have at least 4 items after validation, not 3",
+    ),
+    (
+        "wmdp",
+        {"question": "q", "choices": ["a", "b", "c", "d"], "answer": "B"},
+        "answer: must be a valid integer (got 'B')",
+    ),
+    (
+        "wmdp",
+        {"question": "q", "choices": ["a", "b", "c", "d"], "answer": -1},
+        "answer: must be greater than or equal to 0 (got -1)",
+    ),
+    ("wmdp", {"qestion": "q", "choices": list("abcd"), "answer": 1}, "qestion: unknown key; did you mean question?"),
+    ("tofu", {"question": "q", "answer": None}, "answer: must be a valid string (got None)"),
+]
+
+
+@pytest.fixture
+def load(wmdp_dir: Path, tmp_path: Path) -> Callable[[str, str], Any]:
+    """Loads a benchmark of harmless rows, one of whose parts is the given text."""
+
+    def load(benchmark: str, text: str) -> Any:
+        for name in ("forget", "retain"):
+            (tmp_path / f"{name}.json").write_text(json.dumps(GOOD[benchmark][1]) + "\n")
+        if benchmark == "wmdp":
+            for file in wmdp_dir.iterdir():
+                (tmp_path / file.name).write_bytes(file.read_bytes())
+        (tmp_path / f"{GOOD[benchmark][0]}.json").write_text(text, encoding="utf-8")
+        kinds: dict[str, Any] = {
+            "questions": QuestionsConfig,
+            "corpora": CorporaConfig,
+            "wmdp": WmdpConfig,
+            "tofu": TofuConfig,
+        }
+        return kinds[benchmark](data_dir=str(tmp_path)).load()
+
+    return load
+
+
+@pytest.mark.parametrize(("benchmark", "row", "problem"), BAD)
+def test_a_malformed_row_is_named(load: Any, tmp_path: Path, benchmark: str, row: Any, problem: str) -> None:
+    """In the third line, after a good row and a blank line."""
+    part, good = GOOD[benchmark]
+    with pytest.raises(UserError) as error:
+        load(benchmark, f"{json.dumps(good)}\n\n{json.dumps(row)}\n")
+    assert str(error.value).startswith(f"benchmark.data_dir: {tmp_path}/{part}.json, line 3: {problem}")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", "[]"])
+@pytest.mark.parametrize("benchmark", GOOD)
+def test_an_empty_part_is_named(load: Any, benchmark: str, text: str) -> None:
+    with pytest.raises(UserError, match=rf"{GOOD[benchmark][0]}\.json is empty; write at least one row with"):
+        load(benchmark, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ('{"text": "a b"}\n{"text"', "line 2 is not JSON (Expecting ':' delimiter"),
+        ('["a b", ', "begins like a JSON array, but is none (Expecting value"),
+    ],
+)
+def test_what_is_not_json_is_named(load: Any, text: str, problem: str) -> None:
+    with pytest.raises(UserError, match=re.escape(problem)):
+        load("corpora", text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"text": "a\u2028b\x85c"}\r\n{"text": "d e"}',
+        '\ufeff{"text": "a\u2028b\x85c"}\n{"text": "d e"}\n',
+        '[{"text": "a\u2028b\x85c"},\n {"text": "d e"}]',
+        '\ufeff["a\u2028b\x85c", "d e"]',
+    ],
+    ids=["lines", "lines with a byte order mark", "array", "array of texts"],
+)
+def test_json_as_people_have_it(load: Any, text: str) -> None:
+    """JSON lines, or MUSE's arrays; separators of other kinds inside a string do not end a line."""
+    assert [item.answer for item in load("corpora", text).forget_set] == ["a\u2028b\x85c", "d e"]
+
+
+def test_wrong_answers_under_tofus_own_name(load: Any) -> None:
+    rows = '{"question": "q", "answer": "a", "perturbed_answer": ["v", "w"]}\n'
+    assert load("questions", rows).forget_set[0].perturbed_answers == ("v", "w")
+
+
+def test_no_passage_is_dropped_for_want_of_blanks(load: Any) -> None:
+    """Nine Chinese passages, of which one has a blank: nine."""
+    rows = [{"text": f"第{number}段文字没有空格。"} for number in range(8)] + [{"text": "有 空格。"}]
+    assert len(load("corpora", "\n".join(json.dumps(row) for row in rows)).forget_set) == 9
+
+
+def test_a_passage_of_one_token_is_named(load: Any) -> None:
+    class Characters:
+        eos_token_id = 0
+        chat_template = None
+
+        def __call__(self, text: str, **kwargs: Any) -> Any:
+            return type("Ids", (), {"input_ids": [ord(character) for character in text]})
+
+    (item,) = load("corpora", '["字"]').forget_set
+    with pytest.raises(UserError, match=r"the passage '字' is a single token, with no beginning; leave it out"):
+        item.example(PromptTemplate(tokenizer=Characters(), style="plain"))
+
+
+def test_repeats_are_said(load: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The forget set has the retain set's only item twice, and one of its own."""
+    sources.say.cache_clear()
+    row = json.dumps(GOOD["questions"][1])
+    with caplog.at_level(logging.WARNING):
+        assert len(load("questions", f'{row}\n{row}\n{{"question": "r", "answer": "a"}}\n').forget_set) == 3
+    assert caplog.messages == [
+        "benchmark.data_dir: 1 item is in the forget set and in the retain set too: forgotten and kept at once",
+        "benchmark.data_dir: 1 item is in the forget set more than once",
+    ]
+
+
+def test_short_passages_of_wmdp_are_counted(wmdp_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Sixteen passages of the forget corpus and the word `short`."""
+    sources.say.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        WmdpConfig(data_dir=str(wmdp_dir)).load()
+    assert caplog.messages[0] == (
+        "bio_forget: 1 of 17 passages are left out, being of at most 50 characters (benchmark.min_characters)"
+    )
+
+
+def test_a_tofu_row_without_its_paraphrase_is_named(tofu_dir: str, tmp_path: Path) -> None:
+    """Null in one of four hundred: forget quality would have been NaN."""
+    for file in Path(tofu_dir).iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    rows = (tmp_path / "forget10_perturbed.json").read_text().splitlines()
+    rows[6] = json.dumps({**json.loads(rows[6]), "paraphrased_answer": None})
+    (tmp_path / "forget10_perturbed.json").unlink()
+    (tmp_path / "forget10_perturbed.json").write_text("\n".join(rows))
+    with pytest.raises(
+        UserError, match=r"forget10_perturbed\.json, line 7: paraphrased_answer: must be a valid string"
+    ):
+        TofuConfig(data_dir=str(tmp_path)).load()

@@ -13,7 +13,6 @@ FOLDER_LINES, FILE_LINES, FUNCTION_LINES = 900, 300, 50
 EXCEPTIONS = {
     "bench/benchmarks": "pools of words are data",
     "bench/benchmarks/authors.py": "its pools of words are data",
-    "bench/benchmarks/tofu.py:TofuConfig.load": "to be split",
     "bench/cli/main.py": "to be split into commands",
     "bench/cli/main.py:_parser": "to be derived from the dataclasses",
     "bench/evaluation/evaluate.py": "to be split",

@@ -1,0 +1,164 @@
+"""Rows of a benchmark, from JSON files in a folder or from the hub; whatever is wrong with one is a single line."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, fields
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+from annotated_types import MinLen
+from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter, ValidationError
+from pydantic_core import PydanticCustomError
+
+from bench.benchmarks.items import Item
+from bench.validation import unknown_key, user_error
+from grun.errors import UserError
+
+FIELD = "benchmark.data_dir"
+Kind = TypeVar("Kind")
+"""A dataclass with a row's fields: those without a default must be there."""
+logger = logging.getLogger(__name__)
+
+
+class HubPart(NamedTuple):
+    """Where a part lies on the Hugging Face hub."""
+
+    dataset: str
+    configuration: str | None
+    split: str
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise PydanticCustomError("blank", "is empty; write a text")
+    return text
+
+
+def _not_null(value: Any) -> Any:
+    if value is None:
+        raise PydanticCustomError("null", "is null; leave it out where there is none")
+    return value
+
+
+AnyText = Annotated[str, Strict()]
+Text = Annotated[AnyText, AfterValidator(_not_blank)]
+Texts = Annotated[list[Text], MinLen(1)]
+MaybeText = Annotated[Text | None, BeforeValidator(_not_null)]
+"""With the default None. Left out, not null: half a column of nulls is a slip more often than it is meant."""
+MaybeTexts = Annotated[Texts | None, BeforeValidator(_not_null)]
+
+
+def read_rows(
+    kind: type[Kind], part: str, data_dir: str | None, hub: HubPart | None = None, *, closed: bool = False
+) -> list[Kind]:
+    """The rows of DATA_DIR/PART.json, or of the hub where there is no folder.
+
+    closed: a key that `kind` does not have is refused; else only one that looks like a slip.
+    Raises UserError with the file, the line, the field and the fix where one is not what `kind` says, or there is none.
+    """
+    where, noun, found = _from_folder(Path(data_dir).expanduser() / f"{part}.json") if data_dir else _from_hub(hub)
+    checked = TypeAdapter(kind)
+    rows = []
+    for number, row in found:
+        try:
+            rows.append(checked.validate_python(_mapping(kind, row, closed)))
+        except ValidationError as error:
+            problem = user_error(error, kind)
+        except UserError as error:
+            problem = error
+        else:
+            continue
+        raise UserError(FIELD, f"{where}, {noun} {number}: {problem}")
+    if not rows:
+        raise UserError(FIELD, f"{where} is empty; write at least one row with {_names(kind)}")
+    return rows
+
+
+def _mapping(kind: type[Any], row: Any, closed: bool) -> Mapping[str, Any]:
+    """A row with known keys; a bare text is the value of the only one. Raises UserError for a key that is a slip."""
+    known = [field.name for field in fields(kind)]
+    if isinstance(row, str) and len(known) == 1:
+        return {known[0]: row}
+    if not isinstance(row, Mapping):
+        raise UserError("row", f"is no JSON object; write one with {_names(kind)}")
+    missing = [name for name in known if name not in row]
+    for key in row:
+        if key not in known and (closed or difflib.get_close_matches(key, missing, cutoff=0.8)):
+            raise UserError(key, unknown_key(key, known))
+    for field in fields(kind):
+        if field.name in missing and field.default is MISSING:
+            raise UserError(field.name, f"is missing; each row needs {_names(kind)}")
+    return {name: row[name] for name in known if name in row}
+
+
+def _names(kind: type[Any]) -> str:
+    return " and ".join(field.name for field in fields(kind) if field.default is MISSING)
+
+
+def _from_folder(file: Path) -> tuple[str, str, Iterator[tuple[int, Any]]]:
+    """(file, what a row is called, number and row): of JSON lines, or of one JSON array; no byte order mark."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except OSError:
+        raise UserError(FIELD, f"{file} cannot be read; give the folder that holds it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(FIELD, f"{file} is not UTF-8 (byte {error.start}); save it as that") from None
+    if text.lstrip().startswith("["):
+        try:
+            return str(file), "item", iter(enumerate(json.loads(text), start=1))
+        except ValueError as error:
+            raise UserError(FIELD, f"{file} begins like a JSON array, but is none ({error})") from None
+    return str(file), "line", _lines(file, text)
+
+
+def _lines(file: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """Only a line feed ends a line: JSON allows U+2028, U+0085 and the like inside a string."""
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            try:
+                yield number, json.loads(line)
+            except ValueError as error:
+                raise UserError(
+                    FIELD, f"{file}, line {number} is not JSON ({error}); write an object a line, or one array"
+                ) from None
+
+
+def _from_hub(part: HubPart | None) -> tuple[str, str, Iterator[tuple[int, Any]]]:
+    import datasets
+
+    assert part is not None, "a benchmark without a folder is on the hub"
+    datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said here, in one line
+    try:
+        rows = datasets.load_dataset(part.dataset, part.configuration, split=part.split).to_list()
+    except Exception as error:  # offline, gated, renamed: the datasets library raises many kinds
+        raise UserError(
+            FIELD,
+            f"{part.dataset} ({part.configuration or part.split}) could not be read from the hub "
+            f"({type(error).__name__}); go online, ask for access where it is gated, or give a folder",
+        ) from error
+    return f"{part.dataset} ({part.configuration or part.split})", "row", iter(enumerate(rows, start=1))
+
+
+def say_repeats(forget_set: Sequence[Item], retain_set: Sequence[Item]) -> None:
+    """Items that are in a set more than once, or in both: they are kept, and counted out to the user."""
+    forget, retain = (Counter(item.pair for item in items) for items in (forget_set, retain_set))
+    for count, what in (
+        (len(forget.keys() & retain.keys()), "in the forget set and in the retain set too: forgotten and kept at once"),
+        (forget.total() - len(forget), "in the forget set more than once"),
+        (retain.total() - len(retain), "in the retain set more than once"),
+    ):
+        if count:
+            say(f"{FIELD}: {count} {'items are' if count > 1 else 'item is'} {what}")
+
+
+@cache
+def say(line: str) -> None:
+    """Something about the data that is worth knowing, once a process."""
+    logger.warning("%s", line)
