@@ -30,7 +30,7 @@ from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.results.columns import METRICS
 from bench.runs.execution import Execution
-from bench.runs.run import evaluate_references
+from bench.runs.run import run_prerequisites
 from bench.studies.journal import study_storage
 from bench.studies.search import INTERRUPTED
 from grun.prompts import PromptTemplate
@@ -94,7 +94,7 @@ def small_references(small_config: RunConfig, common_folder: Path) -> Path:
     """A results folder with the small target and retain model's rows, and nothing else."""
     folder = common_folder / "references"
     with FileLock(common_folder / "references.lock"):
-        evaluate_references(small_config, Execution(results=folder))
+        run_prerequisites(small_config, Execution(results=folder))
     return folder
 
 

@@ -100,21 +100,21 @@ def _value(option: str, text: str) -> Any:
 
 
 def _prepare(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.runs.run import evaluate_references
+    from bench.runs.run import run_prerequisites
 
     with _progress() as progress:
-        rows = evaluate_references(_run_config(options, overrides), _execution(options), progress)
+        rows = run_prerequisites(_run_config(options, overrides), _execution(options), progress)
     _print_rows(rows)
 
 
 def _train(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None:
-    from bench.runs.run import evaluate_references, run
+    from bench.runs.run import run, run_prerequisites
 
     config, execution = _run_config(options, _attacked(options, overrides)), _execution(options)
     if store.read_run(execution.folder, config.run_key) is not None:
         console.print(f"{execution.folder} holds this run already; name another --results to do it again")
     with _progress() as progress:
-        references = evaluate_references(config, execution, progress)
+        references = run_prerequisites(config, execution, progress)
         rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=progress)
     _print_rows([*references, *rows])
 
@@ -123,7 +123,8 @@ def _evaluate(options: argparse.Namespace, overrides: Mapping[str, Any]) -> None
     from bench.config import overlay, run_config
     from bench.files import read_yaml
     from bench.results.storage import location
-    from bench.runs.run import TRAINING, run
+    from bench.runs.run import run
+    from bench.runs.training import TRAINING
 
     module = location(options.module)
     if not (module / TRAINING).exists():

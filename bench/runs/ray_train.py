@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -12,17 +11,15 @@ from dataclasses import replace
 from typing import Any
 
 import ray.train
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from bench.cluster.connect import connected, possible_resources
-from bench.config import RunConfig, run_config
-from bench.progress import Progress
+from bench.config import RunConfig
 from bench.results import store
 from bench.runs.execution import Execution
-from bench.runs.related import reference_config, references
-from bench.runs.run import failed_row, run, run_missing
+from bench.runs.rows import Row, failed_row
+from bench.runs.worker import Known, work
 from grun.errors import UserError
 from grun.workers import Workers
 
@@ -31,48 +28,43 @@ ATTEMPTS = 3
 logger = logging.getLogger(__name__)
 
 
-def run_on_workers(
-    configs: Sequence[RunConfig], execution: Execution, *, study: str | None, progress: Progress
-) -> None:
-    """`bench.runs.run.run_missing` on `execution.num_workers` workers. What it is measured against is there before.
+def work_together(configs: Sequence[RunConfig], execution: Execution, known: Known, study: str | None) -> list[Row]:
+    """`bench.runs.worker.work` on `execution.num_workers` workers.
 
     Raises what a worker raised; RuntimeError where workers died again and again.
     """
-    config = configs[0]
-    for start_from in references(config):
-        reference = reference_config(config, start_from)
-        if reference.run_key == config.run_key:
-            break
-        run(reference, execution, progress=progress)
-    spec = {
-        "configs": [each.to_json() for each in configs],
+    part = {
+        "configs": configs,
         "execution": replace(execution, num_workers=1, ray_train="auto"),
+        "known": known,
         "study": study,
     }
+    attempt = 1
     with connected(logger.warning):
         _check_fits(execution)
-        for attempt in range(1, ATTEMPTS + 1):
+        while True:
             try:
-                _fit(spec, execution)
+                return _fit(part, execution)
             except TrainingFailedError as error:
                 own = own_error(error)
                 if own is None and attempt < ATTEMPTS:
                     logger.warning("a worker died; its run goes on from the last checkpoint")
+                    attempt += 1
                     continue
                 cause = own or RuntimeError(f"workers died {ATTEMPTS} times")
-                store.write_run(execution.results, failed_row(config, cause, study))
+                store.write_run(execution.results, failed_row(configs[0], cause, study))
                 raise cause from error
-            return
 
 
-def _fit(spec: dict[str, Any], execution: Execution) -> None:
+def _fit(part: dict[str, Any], execution: Execution) -> list[Row]:
+    """The first worker's rows."""
     scratch = tempfile.mkdtemp(prefix="grun-bench-train-")  # for Ray's own notes: our checkpoints are in the results
     resources = {"CPU": float(execution.cpus_per_worker)}
     if execution.gpus_per_worker:
         resources["GPU"] = execution.gpus_per_worker
     trainer = TorchTrainer(
-        _work,
-        train_loop_config=spec,
+        _in_a_worker,
+        train_loop_config=part,
         scaling_config=ScalingConfig(
             num_workers=execution.num_workers,
             use_gpu=execution.gpus_per_worker > 0,
@@ -84,21 +76,17 @@ def _fit(spec: dict[str, Any], execution: Execution) -> None:
         ),
     )
     try:
-        trainer.fit()
+        return list(trainer.fit().return_value)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _work(spec: dict[str, Any]) -> None:
-    """In a worker."""
-    context, execution = ray.train.get_context(), spec["execution"]
-    run_missing(
-        [run_config(json.loads(text)) for text in spec["configs"]],
-        execution,
-        study=spec["study"],
-        workers=Workers(rank=context.get_world_rank(), size=context.get_world_size(), sharded=execution.shard),
-    )
+def _in_a_worker(part: dict[str, Any]) -> list[Row]:
+    context = ray.train.get_context()
+    sharded = part["execution"].shard
+    rows = work(**part, workers=Workers(rank=context.get_world_rank(), size=context.get_world_size(), sharded=sharded))
     ray.train.report({})
+    return rows
 
 
 def own_error(error: TrainingFailedError) -> Exception | None:

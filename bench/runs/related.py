@@ -9,15 +9,21 @@ from bench.config import RunConfig, run_config
 from bench.models.prepare import StartFrom
 
 
-def reference_config(config: RunConfig, start_from: StartFrom) -> RunConfig:
+def prerequisite(config: RunConfig, start_from: StartFrom) -> RunConfig:
     """The run that only evaluates the target or the retain model of `config`."""
     kept = {key: config.to_dict()[key] for key in ("benchmark", "model", "evaluation")}
     return run_config({**kept, "start_from": start_from, "adapter": "none"})
 
 
-def references(config: RunConfig) -> list[StartFrom]:
-    """The models every method of `config` is measured against, the retain model first: the other needs it."""
-    return ["retain_model", "target_model"] if has_retain_model(config) else ["target_model"]
+def prerequisites(config: RunConfig) -> list[RunConfig]:
+    """What a run is measured with, the retain model first: made before the run, and only read by it.
+
+    The retain model is measured with nothing, the target model with the retain model, all else with both.
+    """
+    known: list[StartFrom] = ["retain_model", "target_model"] if has_retain_model(config) else ["target_model"]
+    runs = [prerequisite(config, start_from) for start_from in known]
+    keys = [run.run_key for run in runs]
+    return runs[: keys.index(config.run_key)] if config.run_key in keys else runs
 
 
 def has_retain_model(config: RunConfig) -> bool:

@@ -47,6 +47,10 @@ class Subject:
         """What is to be forgotten and kept."""
         return self.config.benchmark.load()
 
+    def prepare(self) -> None:
+        """Make the model where it never was, without loading it."""
+        self.source  # noqa: B018  opened by asking for it
+
     @cached_property
     def source(self) -> str:
         """The target or the retain model, as a name that can be loaded; made now where it never was."""

@@ -24,9 +24,11 @@ from bench.results.requests import read_requests, write_requests
 from bench.results.storage import Location
 from bench.runs import costs
 from bench.runs.execution import Execution
-from bench.runs.related import reference_config
-from bench.runs.run import TRAINING, config_columns, evaluate_references, plan_of
+from bench.runs.related import prerequisite
+from bench.runs.rows import config_columns
+from bench.runs.run import run_prerequisites
 from bench.runs.subject import Subject
+from bench.runs.training import TRAINING, plan_of
 from bench.sequential.request import Request, RequestSequence, Variant, is_chain, requests_of
 from bench.sequential.scores import (
     PREFILL_PROMPTS,
@@ -56,7 +58,7 @@ def run_sequence(sequence: RequestSequence, execution: Execution, say: Say) -> N
     say: gets one line for each state. Raises UserError where a training diverges.
     """
     study = _Study(sequence, execution, say)
-    evaluate_references(sequence.config, execution)
+    run_prerequisites(sequence.config, execution)
     if is_chain(sequence.config):
         study.run_chain()
     else:
@@ -117,7 +119,7 @@ class _Study:
         for place in missing:
             request = self.requests[place]
             own = replace(self.config, seed=self.config.seed + request.seed_offset)
-            plan, reference = plan_of(own, replace(self.benchmark, forget_set=request.items), template, model)
+            plan, reference = plan_of(own, self.subject, replace(self.benchmark, forget_set=request.items))
             fresh = self._adapter.attach(model, own.seed)
             adapted = self.base.with_edits({int(layer): edit for layer, edit in fresh.edits.items()})
             self._save(folders[place], adapted, unlearn(adapted, plan, Recipe.of(own), reference))
@@ -168,10 +170,9 @@ class _Study:
         folders = [self._weights(size) for size in range(len(self.requests) + 1)]
         # Only the last weights are kept: of the last whole state, or of a later one that was not measured yet.
         begun = next((size for size in range(missing[0], 0, -1) if (folders[size] / TRAINING).exists()), 0)
-        end = missing[-1]
-        model, template = self.subject.model, self.subject.template
+        end, template = missing[-1], self.subject.template
         plans = [
-            plan_of(self.config, replace(self.benchmark, forget_set=request.items), template, model)
+            plan_of(self.config, self.subject, replace(self.benchmark, forget_set=request.items))
             for request in self.requests[begun:end]  # before an adapter is on: the reference model is the target model
         ]
         adapted = self.subject.loaded(folders[begun]) if begun else self.subject.attached()
@@ -214,7 +215,7 @@ class _Study:
         return [size for size, key in keys.items() if not read_requests(self.execution.folder, key)]
 
     def _reference_items(self, start_from: Literal["target_model", "retain_model"]) -> list[ItemRow] | None:
-        return store.read_items(self.execution.folder, reference_config(self.config, start_from).run_key)
+        return store.read_items(self.execution.folder, prerequisite(self.config, start_from).run_key)
 
     def _write(
         self, variant: Variant, size: int, rows: Sequence[ItemRow], cost: Mapping[str, Any], adapted: Adapted

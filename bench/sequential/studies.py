@@ -17,8 +17,8 @@ from bench.reports.comparison import UTILITY_KEPT
 from bench.results import store
 from bench.results.requests import read_requests, write_choice
 from bench.runs.execution import Execution
-from bench.runs.related import reference_config
-from bench.runs.run import failed_row
+from bench.runs.related import prerequisite
+from bench.runs.rows import failed_row
 from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_chain
 from bench.sequential.states import Say, run_sequence, train_modules
 from bench.studies.parameters import Alternatives
@@ -190,7 +190,7 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
                 candidates.append((config, variant, rows[0]))
     if not candidates:
         raise UserError("search_space", f"every trial of {study.study} failed; see the lines above")
-    target = store.read_run(execution.folder, reference_config(configs[0], "target_model").run_key)
+    target = store.read_run(execution.folder, prerequisite(configs[0], "target_model").run_key)
     assert target is not None, "it was evaluated before anything was tuned"
     name = "partial_model_utility" if target["model_utility"] is None else "model_utility"
     keeping = [found for found in candidates if found[2][name] >= UTILITY_KEPT * target[name]]

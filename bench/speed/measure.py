@@ -22,19 +22,18 @@ import torch
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
 from bench.evaluation.evaluate import evaluate, evaluate_thresholds
-from bench.models.prepare import prepared_model
-from bench.models.pretrained import load_pretrained
 from bench.progress import Progress, quiet
 from bench.runs import costs
 from bench.runs.execution import Execution
-from bench.runs.run import evaluate_references, plan_of, run
+from bench.runs.run import run, run_prerequisites
+from bench.runs.subject import Subject
+from bench.runs.training import plan_of
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, contender
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
-from grun.model.forward import Adapted, PlainModel
+from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.model.layers import layer_indices
-from grun.prompts import PromptTemplate
 from grun.training.recipe import Recipe
 from grun.training.unlearn import unlearn
 
@@ -94,21 +93,18 @@ class _Bench:
     ) -> None:
         self.config, self.execution, self.effort, self.progress = config, execution, effort, progress
         self.scratch = scratch
-        self.device = execution.torch_device()
-        if execution.num_threads is not None:
-            torch.set_num_threads(execution.num_threads)
-        self.data = config.benchmark.load()
-        self.source = prepared_model(config.model, self.data, "target_model", partial(progress, "prepare target_model"))
-        self.model, tokenizer = self.load()
-        self.template = PromptTemplate.of(tokenizer)
+        self.subject = Subject(config=config, execution=execution, progress=progress)
+        self.data, self.device = self.subject.benchmark, self.subject.device
+        self.model, self.template = self.subject.model, self.subject.template
         timed_items = config.training.batch_size * (effort.steps + 1)
         self.timed = dataclasses.replace(
             self.data, forget_set=self.data.forget_set[:timed_items], retain_set=self.data.retain_set[:timed_items]
         )
 
-    def load(self) -> tuple[Any, Any]:
-        """The target model and its tokenizer, anew."""
-        return load_pretrained(self.source, self.device, trained_in_place=True)
+    def model_for(self, adapter: str) -> CausalLM:
+        """The target model anew, as a run with that adapter opens it."""
+        config = run_config(overlay(self.config.to_dict(), {"adapter": adapter}))
+        return Subject(config=config, execution=self.execution).model
 
     def caching(self, name: str) -> PrefixCaching:
         """An empty place for prefixes, the same for the same name."""
@@ -136,7 +132,7 @@ class _Bench:
         label_of_rivals = ""
         rows = []
         for loss in LOSSES:
-            own_models = {name: self.load()[0] for name in FINE_TUNED}
+            own_models = {name: self.model_for(name) for name in FINE_TUNED}
             contenders = {
                 (label_of_rivals, name): contender(name, self.config, model, (), loss, self.caching("steps"))
                 for name, model in own_models.items()
@@ -249,9 +245,7 @@ class _Bench:
         full = run_config(overlay(self.config.to_dict(), {"adapter": "full"}))
         where = {name: dataclasses.replace(self.execution, results=self.scratch / name) for name in ("engine", "full")}
         where["naive"] = dataclasses.replace(self.execution, results=self.scratch / "naive", engine="plain")
-        references_s = {
-            name: _timed(partial(evaluate_references, self.config, each))[0] for name, each in where.items()
-        }
+        references_s = {name: _timed(partial(run_prerequisites, self.config, each))[0] for name, each in where.items()}
         seconds: dict[str, list[float]] = {"engine": [], "naive": []}
         for done, trial in enumerate(trials, start=1):
             for name in ("engine", "naive") if done % ENGINE_TRIALS_PER_NAIVE == 0 or len(trials) == 1 else ("engine",):
@@ -280,7 +274,7 @@ class _Bench:
         changes = {"forget_loss": loss, "training.num_epochs": num_epochs}
         config = run_config(overlay(self.config.to_dict(), changes))
         assert isinstance(config.adapter, GrunConfig)
-        plan, reference = plan_of(config, data, self.template, self.model)
+        plan, reference = plan_of(config, self.subject, data)
         recipe = dataclasses.replace(Recipe.of(config), gate_warmup_steps=0)
         if not isinstance(adapted, EditedModel):
             recipe = dataclasses.replace(recipe, learning_rate=1e-5)
@@ -294,6 +288,8 @@ def _memory_gb(config: RunConfig, execution: Execution, scratch: Path, name: str
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about their own future
     bench = _Bench(config, execution, Effort(rounds=1, steps=1, trials=0), scratch, quiet)
     layers = bench.layer_sets()["at 60, 80, 100 % depth"]
+    if name in FINE_TUNED:
+        bench.model = bench.model_for(name)
     adapted = contender(name, config, bench.model, layers, "grad_ascent", bench.caching("steps"))
     costs.reset_peak_memory(bench.device)
     before = costs.peak_memory_gb(bench.device)

@@ -14,8 +14,8 @@ from bench.results import store
 from bench.results.columns import METRICS
 from bench.runs import costs
 from bench.runs.execution import Execution
-from bench.runs.related import at_thresholds, reference_config, references
-from bench.runs.run import Row, config_columns
+from bench.runs.related import at_thresholds, prerequisites
+from bench.runs.rows import Row, config_columns
 from bench.splits import COSTS
 
 ITEMS = {"forget": 40, "retain": 200, "real_authors": 100, "world_facts": 100}
@@ -44,8 +44,8 @@ def no_op(
 def no_op_references(config: RunConfig, execution: Execution) -> None:
     """Rows of the target and the retain model: with them there, a sweep prepares no model."""
     store.create(execution.folder)
-    for start_from in references(config):
-        no_op(reference_config(config, start_from), execution)
+    for each in prerequisites(config):
+        no_op(each, execution)
 
 
 def no_op_rows(config: RunConfig, gate_thresholds: Sequence[float], study: str | None) -> list[Row]:

@@ -22,7 +22,7 @@ from bench.pareto import nondominated
 from bench.results import store
 from bench.results.storage import Folder, is_full
 from bench.runs.related import at_thresholds
-from bench.runs.run import Row, failed_row
+from bench.runs.rows import Row, failed_row
 from bench.studies.journal import keep_journal, study_storage
 from bench.studies.search_space import THRESHOLD, SweepConfig
 from bench.studies.tasks import Log

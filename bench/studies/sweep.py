@@ -15,17 +15,17 @@ from dataclasses import replace
 from typing import Any
 
 import optuna
-import torch
 from ray import tune
 
 from bench.cluster.connect import DRIVER, connected
 from bench.config import RunConfig, run_config
-from bench.models.prepare import StartFrom, prepared_model
 from bench.results import store
 from bench.results.storage import is_full
 from bench.runs.execution import Execution
-from bench.runs.related import has_retain_model, reference_config, references
-from bench.runs.run import Row, evaluate_references, failed_row, run
+from bench.runs.related import has_retain_model, prerequisites
+from bench.runs.rows import Row, failed_row
+from bench.runs.run import run
+from bench.runs.subject import Subject
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.search import StudySearch
 from bench.studies.search_space import SweepConfig
@@ -134,55 +134,45 @@ def _trial_resources(execution: Execution) -> dict[str, float]:
 
 def prepare_references(studies: Sequence[SweepConfig], execution: Execution, log: Log) -> None:
     """Target and retain models trained side by side and evaluated, before any trial needs them."""
-    configs: dict[str, RunConfig] = {}
-    for study in studies:
-        config = study.run({})
-        configs[reference_config(config, "target_model").run_key] = config
-    missing = [
-        config
-        for config in configs.values()
-        if any(
-            store.read_run(execution.results, reference_config(config, start_from).run_key) is None
-            for start_from in references(config)
-        )
-    ]
+    needed = {each.run_key: each for study in studies for each in prerequisites(study.run({}))}
+    missing = [each for key, each in needed.items() if store.read_run(execution.results, key) is None]
     if not missing:
         return
     log("preparing target and retain models")
     tasks = Tasks(execution, log)
-    for config in missing:
-        for start_from in references(config):
-            tasks.add(_prepare, config, start_from, execution.cpus_per_worker)
+    alone = replace(execution, num_workers=1, ray_train="auto")
+    for each in missing:
+        tasks.add(_prepare, each, alone)
     tasks.wait()
-    for config in missing:
-        tasks.add(_evaluate, config, replace(execution, num_workers=1, ray_train="auto"))
-    tasks.wait()
+    for start_from in ("retain_model", "target_model"):  # the second is measured with the first
+        for each in missing:
+            if each.start_from == start_from:
+                tasks.add(_evaluate, each, alone)
+        tasks.wait()
 
 
-def _prepare(config: RunConfig, start_from: StartFrom, num_threads: int, say: Log) -> None:
+def _prepare(config: RunConfig, execution: Execution, say: Log) -> None:
     """In a worker: a model in the cache, saying every ten seconds how far it is."""
-    torch.set_num_threads(num_threads)
     last = time.perf_counter()
 
-    def progress(done: int, total: int) -> None:
+    def progress(phase: str, done: int, total: int) -> None:
         nonlocal last
         if time.perf_counter() - last > 10:
             last = time.perf_counter()
-            say(f"{start_from} {done}/{total} steps")
+            say(f"{config.start_from} {done}/{total} steps")
 
-    with _named(start_from):
-        prepared_model(config.model, config.benchmark.load(), start_from, progress)
+    with _named(config.start_from):
+        Subject(config=config, execution=execution, progress=progress).prepare()
 
 
 def _evaluate(config: RunConfig, execution: Execution, say: Log) -> None:
-    """In a worker: the rows of what a config is measured against."""
-    with _named("target and retain model"):
-        rows = evaluate_references(config, execution)
-    for row in rows:
-        say(
-            f"{row['method']}: forget ROUGE-L {row['forget_rouge_l_recall']:.3f}, "
-            f"retain ROUGE-L {row['retain_rouge_l_recall']:.3f}"
-        )
+    """In a worker: the row of what others are measured with."""
+    with _named(config.start_from):
+        (row,) = run(config, execution)
+    say(
+        f"{row['method']}: forget ROUGE-L {row['forget_rouge_l_recall']:.3f}, "
+        f"retain ROUGE-L {row['retain_rouge_l_recall']:.3f}"
+    )
 
 
 @contextmanager

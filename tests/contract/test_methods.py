@@ -8,13 +8,13 @@ from typing import Any, get_args
 
 import pytest
 
-from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.runs.run import plan_of
+from bench.runs.execution import Execution
+from bench.runs.subject import Subject
+from bench.runs.training import plan_of
 from grun.adapters import AdapterConfig
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
-from grun.prompts import PromptTemplate
 from grun.retain_losses import RetainLossConfig
 from grun.targets.refusal import PER_ITEM
 from grun.training.recipe import Recipe
@@ -31,17 +31,16 @@ Train = Callable[..., list[Step]]
 
 
 @pytest.fixture
-def train(
-    small_config: RunConfig, small_benchmark: Benchmark, fresh_target: Callable[[], tuple[Any, PromptTemplate]]
-) -> Train:
+def train(small_config: RunConfig) -> Train:
     """Trains a model that knows the forget set; returns what each step did."""
 
     def run(changes: dict[str, Any], accumulation_steps: int = 1) -> list[Step]:
         config = run_config(overlay(small_config.to_dict(), FEW_STEPS | changes))
-        model, template = fresh_target()
-        plan, reference = plan_of(config, small_benchmark, template, model, accumulation_steps=accumulation_steps)
+        execution = Execution(results="unused", engine="plain", accumulation_steps=accumulation_steps)
+        subject = Subject(config=config, execution=execution)
+        plan, reference = plan_of(config, subject, subject.benchmark)
         steps: list[Step] = []
-        unlearn(config.adapter.attach(model, config.seed), plan, Recipe.of(config), reference, report=steps.append)
+        unlearn(subject.attached(), plan, Recipe.of(config), reference, report=steps.append)
         return steps
 
     return run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from bench.config import RunConfig, overlay, run_config
-from bench.runs import run as train
+from bench.runs import training
 from bench.runs.execution import Execution
 from bench.runs.run import run
 
@@ -44,7 +44,7 @@ def test_training_goes_on_after_the_last_epoch(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_metrics: Any
 ) -> None:
     """Cut off in step 11 of 18, it goes on with step 10; the row is the uncut run's, and the checkpoint is gone."""
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     assert _steps(config, tmp_path / "cut", stop_after=11) == (list(range(1, 12)), None)
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
     steps, row = _steps(config, tmp_path / "cut")
@@ -62,7 +62,7 @@ def test_training_goes_on_after_the_last_epoch(
 def test_a_damaged_checkpoint_is_said_and_done_without(
     damage: str, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(train, "CHECKPOINT_SECONDS", 0.0)
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     _steps(config, tmp_path, stop_after=5)
     (file,) = (tmp_path / "checkpoints").iterdir()
     if damage == "truncated":

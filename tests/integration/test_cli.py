@@ -15,7 +15,7 @@ from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
 from bench.runs.execution import Execution
-from bench.runs.run import evaluate_references, run
+from bench.runs.run import run, run_prerequisites
 
 Captured = pytest.CaptureFixture[str]
 
@@ -25,7 +25,7 @@ def folder(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) ->
     """Results of two methods, with a failed run among them."""
     folder = tmp_path_factory.mktemp("results")
     execution = Execution(results=folder)
-    evaluate_references(small_config, execution)
+    run_prerequisites(small_config, execution)
     run(small_config, execution, gate_thresholds=(0.5,))
     lora = {"adapter": "lora", "training.num_epochs": 2}
     run(run_config(overlay(small_config.to_dict(), {**lora, "adapter.learning_rate": 1e-3})), execution)

@@ -12,7 +12,7 @@ from bench.benchmarks.corpora import CorporaConfig
 from bench.cli.main import main
 from bench.config import overlay, run_config
 from bench.runs.execution import Execution
-from bench.runs.run import evaluate_references, run
+from bench.runs.run import run, run_prerequisites
 from grun.errors import UserError
 
 
@@ -37,7 +37,7 @@ def test_muse_scores(corpora_dir: Path, tmp_path: Path, capsys: Any) -> None:
         )
     )
     execution = Execution(results=tmp_path)
-    rows = {row["method"]: row for row in evaluate_references(config, execution)}
+    rows = {row["method"]: row for row in run_prerequisites(config, execution)}
     target, retain_model = rows["target_model"], rows["retain_model"]
     assert target["forget_verbatim_rouge_l_f1"] > 0.9
     assert target["forget_knowledge_rouge_l_f1"] > 0.9

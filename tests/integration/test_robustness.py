@@ -16,7 +16,7 @@ from bench.evaluation.robustness import RobustnessConfig, attack
 from bench.metrics.rouge import rouge_l
 from bench.results import store
 from bench.runs.execution import Execution
-from bench.runs.related import reference_config
+from bench.runs.related import prerequisite
 from bench.runs.run import run
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
@@ -120,7 +120,7 @@ def test_columns_beside_the_scores(small_config: RunConfig, tmp_path: Path, caps
         assert 0.0 <= again[f"forget_{name}_gate_shut_share"] <= 1.0
         assert row[f"forget_{name}_rouge_l_recall"] is None
     assert again["forget_8_bit_rouge_l_recall"] is None
-    target = store.read_run(tmp_path, reference_config(attacked, "target_model").run_key)
+    target = store.read_run(tmp_path, prerequisite(attacked, "target_model").run_key)
     assert target is not None
     assert target["forget_prefix_attack_rouge_l_recall"] > 0.95
     assert target["forget_prefix_attack_gate_shut_share"] is None

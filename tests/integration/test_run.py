@@ -18,7 +18,7 @@ from bench.results import store
 from bench.results.columns import METRICS
 from bench.runs.execution import Execution
 from bench.runs.rescore import rescore
-from bench.runs.run import evaluate_references, run
+from bench.runs.run import run, run_prerequisites
 from grun.adapters.grun import GrunConfig
 from grun.model.forward import PlainModel
 from grun.unlearned import load
@@ -31,7 +31,7 @@ def finished(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) 
     """A results folder with target, retain model and one GRUN module at three thresholds."""
     folder = tmp_path_factory.mktemp("results")
     execution = Execution(results=folder)
-    rows = evaluate_references(small_config, execution)
+    rows = run_prerequisites(small_config, execution)
     return folder, [*rows, *run(small_config, execution, gate_thresholds=THRESHOLDS)]
 
 

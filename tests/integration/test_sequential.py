@@ -25,8 +25,8 @@ from bench.progress import quiet
 from bench.results import store
 from bench.results.requests import read_requests, scan_requests, write_requests
 from bench.runs.execution import Execution
-from bench.runs.related import reference_config
-from bench.runs.run import TRAINING
+from bench.runs.related import prerequisite
+from bench.runs.training import TRAINING
 from bench.sequential.request import RequestSequence, Variant, requests_of
 from bench.sequential.scores import prefill_seconds
 from bench.sequential.states import run_sequence, train_modules
@@ -344,7 +344,7 @@ def test_the_best_keeps_its_utility(
 ) -> None:
     """(forget ROUGE-L, utility) of sum and top_1 at two thresholds after the tuning requests."""
     store.create(tmp_path)
-    target = reference_config(config, "target_model")
+    target = prerequisite(config, "target_model")
     store.write_run(tmp_path, {"run_key": target.run_key, "status": "ok", "model_utility": 0.9})
     study = SequentialConfig(study="s", combinations=("sum", "top_1"), gate_thresholds=(0.9,), num_tuning_requests=1)
     sequence = study.sequence(config, tuning=True)

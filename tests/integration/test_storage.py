@@ -27,7 +27,7 @@ from bench.results import store
 from bench.results.columns import ITEMS_SCHEMA, METRICS, RUNS_SCHEMA
 from bench.results.storage import Location, location
 from bench.runs.execution import Execution
-from bench.runs.run import evaluate_references, run
+from bench.runs.run import run, run_prerequisites
 from grun.errors import UserError
 
 BUCKET = "s3://bench"
@@ -207,7 +207,7 @@ def test_a_run_its_module_and_its_front_in_s3(
 ) -> None:
     """The same rows as on a disk; evaluated again from its module; front, page and picture beside them."""
     there = Execution(results=f"{s3}/run")
-    evaluate_references(small_config, there)
+    run_prerequisites(small_config, there)
     (row,) = run(small_config, there)
     (local,) = run(small_config, Execution(results=tmp_path))
     assert_same_metrics(row, local)
@@ -232,7 +232,7 @@ def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, own_cache: Path
     }
     write_yaml(tmp_path / "s.yaml", space)
     command = [str(Path(sys.executable).with_name("grun-bench")), "sweep", str(tmp_path / "s.yaml")]
-    evaluate_references(small_config, Execution(results=f"{s3}/sweep"))
+    run_prerequisites(small_config, Execution(results=f"{s3}/sweep"))
     printed = []
     for trials, cache in ((1, "one"), (2, "two")):
         half_made = shutil.ignore_patterns("*.tmp-*")  # by another process of this session

@@ -15,7 +15,7 @@ from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.runs.execution import Execution
-from bench.runs.run import evaluate_references, run
+from bench.runs.run import run, run_prerequisites
 from grun.errors import UserError
 from grun.prompts import PromptTemplate
 
@@ -82,7 +82,7 @@ def test_a_passage_is_cut_at_four_fifths() -> None:
 def test_grun_with_rmu(config: Any, tmp_path: Path) -> None:
     """The target knows the quiz; the run writes accuracies and gates, and no score that there is no data for."""
     execution = Execution(results=tmp_path)
-    rows = {row["method"]: row for row in evaluate_references(config, execution)}
+    rows = {row["method"]: row for row in run_prerequisites(config, execution)}
     losses: list[float] = []
 
     def progress(phase: str, done: int, total: int) -> None:
@@ -102,7 +102,7 @@ def test_grun_with_rmu(config: Any, tmp_path: Path) -> None:
 
 def test_the_front_has_objectives_of_its_own(config: Any, tmp_path: Path, capsys: Any) -> None:
     execution = Execution(results=tmp_path)
-    evaluate_references(config, execution)
+    run_prerequisites(config, execution)
     run(config, execution)
     main(["pareto", str(tmp_path), "--format", "json"])
     assert json.loads(capsys.readouterr().out)["objectives"] == {"wmdp_bio_accuracy": "min", "mmlu_accuracy": "max"}
@@ -116,7 +116,7 @@ def test_ours_is_lm_evals_accuracy(config: Any, wmdp_dir: Path, tmp_path: Path) 
 
     from bench.evaluation.harness import run_lm_eval
 
-    rows = {row["method"]: row for row in evaluate_references(config, Execution(results=tmp_path))}
+    rows = {row["method"]: row for row in run_prerequisites(config, Execution(results=tmp_path))}
     ours = store.read_items(tmp_path, rows["target_model"]["run_key"])
     assert ours is not None
     (tmp_path / "quiz_bio.yaml").write_text(

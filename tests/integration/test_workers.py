@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from ray.exceptions import RayActorError
-from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+from ray.train import TrainingFailedError, WorkerGroupError
 
 from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
@@ -20,7 +20,7 @@ from bench.files import write_yaml
 from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.ray_train import own_error
-from bench.runs.run import evaluate_references, run
+from bench.runs.run import run, run_prerequisites
 from grun.errors import UserError
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -46,7 +46,9 @@ from pathlib import Path
 import torch, torch.distributed as dist
 from bench.config import run_config
 from bench.runs.execution import Execution
-from bench.runs.run import run_missing
+from bench.results import store
+from bench.runs.related import prerequisites
+from bench.runs.worker import work
 from grun.workers import Workers
 
 rank, meeting, folder, config, execution = json.loads(sys.argv[1])
@@ -54,7 +56,9 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
 execution = Execution(results=Path(folder), **execution)
 workers = Workers(rank=rank, size=2, sharded=execution.shard)
-run_missing([run_config(config)], execution, study=None, workers=workers)
+config = run_config(config)
+known = {each.start_from: store.read_items(folder, each.run_key) for each in prerequisites(config)}
+work([config], execution, known, workers=workers)
 dist.destroy_process_group()
 """
 """One of two processes."""
@@ -74,7 +78,7 @@ def test_two_processes_are_one(
     """Global batch, items and seeds the same; the second worker's parts are smaller, and once it has none."""
     config = _config(small_config, name)
     store.create(tmp_path)
-    evaluate_references(config, Execution(results=tmp_path))
+    run_prerequisites(config, Execution(results=tmp_path))
     arguments = [str(tmp_path / "meeting"), str(tmp_path), config.to_dict(), EXECUTIONS[name]]
     processes = [
         subprocess.Popen([sys.executable, "-c", WORK, json.dumps([rank, *arguments])], stderr=subprocess.PIPE)
@@ -100,7 +104,7 @@ def test_ray_train_gives_the_same_rows(
     """A trial of two workers in a sweep, and a run of one by force."""
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
     config = _config(small_config, "grun")
-    evaluate_references(config, Execution(results=tmp_path))
+    run_prerequisites(config, Execution(results=tmp_path))
     choice = {"seed": {"type": "categorical", "choices": [config.seed]}}
     write_yaml(
         tmp_path / "one.yaml", {"study": "one", "base": config.to_dict(), "search_space": choice, "num_trials": 1}

@@ -1,0 +1,123 @@
+"""Training a run's adapter, or finding what an earlier run trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from bench.benchmarks.items import Benchmark
+from bench.config import RunConfig
+from bench.files import write_yaml
+from bench.results.storage import Location
+from bench.runs.execution import Execution
+from bench.runs.subject import Subject
+from grun.model.forward import Adapted, PlainModel
+from grun.sharding import shard
+from grun.targets.target import ForgetSet
+from grun.training.checkpoints import Checkpoints
+from grun.training.plan import Plan, plan_steps
+from grun.training.recipe import Recipe
+from grun.training.reference import Reference, reference_of
+from grun.training.unlearn import unlearn
+from grun.unlearned import save
+from grun.workers import ALONE, Workers
+
+TRAINING = "training.json"
+"""File of a module's folder with what its training cost; where it is, the module is whole."""
+CHECKPOINT_SECONDS = 60.0
+"""A training that lasts longer leaves a checkpoint this often, to go on from if it is cut off."""
+logger = logging.getLogger(__name__)
+
+
+def module_of(config: RunConfig, execution: Execution) -> Location:
+    """Where what a run trained is kept."""
+    return execution.folder / "modules" / config.train_key
+
+
+def checkpoint_of(config: RunConfig, execution: Execution) -> Location:
+    """Where a training that is cut off leaves what it has."""
+    return execution.folder / "checkpoints" / f"{config.train_key}.safetensors"
+
+
+def train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str, Any]]:
+    """The unlearned model, and the cost columns of its training."""
+    folder = module_of(subject.config, subject.execution)
+    if (folder / TRAINING).exists():
+        try:
+            return subject.loaded(folder), json.loads((folder / TRAINING).read())
+        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+            logger.warning("%s is damaged (%s); training again", folder, type(error).__name__)
+            folder.remove()
+            subject = dataclasses.replace(subject)  # its model is half another one by now
+    return _train(subject, workers, folder)
+
+
+def _train(subject: Subject, workers: Workers, folder: Location) -> tuple[Adapted, dict[str, Any]]:
+    config, execution, progress = subject.config, subject.execution, subject.progress
+    if execution.shard:
+        config.adapter.attach(subject.model, config.seed)  # settles what is trained
+        shard(subject.model, subject.device, workers)
+    if not config.adapter.trains:
+        return subject.attached(), {"trainable_parameters": 0, "train_seconds": 0.0}
+    plan, reference = plan_of(config, subject, subject.benchmark, workers)
+    adapted = subject.attached()
+    if execution.gradient_checkpointing and isinstance(adapted, PlainModel):
+        adapted.checkpoint_gradients()
+    checkpoints = Checkpoints(
+        checkpoint_of(config, execution), every_seconds=CHECKPOINT_SECONDS, writes=workers.is_first, log=logger.warning
+    )
+    done = unlearn(
+        adapted,
+        plan,
+        Recipe.of(config),
+        reference,
+        report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
+        progress=progress,
+        checkpoints=None if execution.shard else checkpoints,
+    )
+    trained = {
+        "trainable_parameters": sum(p.numel() for p in adapted.trainable_parameters()),
+        "train_seconds": done.seconds,
+        "num_steps": done.steps,
+    }
+    if execution.save_module and workers.is_first:
+        with folder.written_folder(last=TRAINING) as scratch:
+            _save_module(config, adapted, trained, subject.source, scratch)
+    elif execution.save_module and workers.sharded:  # the first one needs every other's part
+        with tempfile.TemporaryDirectory() as unused:
+            _save_module(config, adapted, trained, subject.source, Path(unused))
+    return adapted, trained
+
+
+def _save_module(config: RunConfig, adapted: Adapted, trained: dict[str, Any], source: str, folder: Path) -> None:
+    save(adapted, config.adapter, source, folder)
+    write_yaml(folder / "run.yaml", config.to_dict())
+    (folder / TRAINING).write_text(json.dumps(trained))
+
+
+def plan_of(
+    config: RunConfig, subject: Subject, benchmark: Benchmark, workers: Workers = ALONE
+) -> tuple[Plan, Reference | None]:
+    """What this worker trains on, and what its losses need of the untouched model.
+
+    config, benchmark: the subject's own, or another config or forget set for the same model.
+    """
+    recipe = Recipe.of(config)
+    forget = ForgetSet(items=benchmark.forget_set, template=subject.template, model=subject.model)
+    plan = plan_steps(
+        recipe,
+        forget.examples(recipe.forget_loss.targets),
+        [item.example(subject.template) for item in benchmark.retain_set],
+        workers=workers,
+        accumulation_steps=subject.execution.accumulation_steps,
+    )
+    reference = reference_of(
+        subject.model, plan, recipe, batch_size=config.evaluation.batch_size, progress=subject.progress
+    )
+    return plan, reference

@@ -1,0 +1,119 @@
+"""One worker's part in a run: train or load, evaluate, write the rows. It makes no other run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+
+from bench.config import RunConfig
+from bench.evaluation.evaluate import evaluate, evaluate_thresholds, evenly_spread
+from bench.evaluation.robustness import attack
+from bench.models.prepare import StartFrom
+from bench.progress import Progress, quiet
+from bench.results import store
+from bench.runs import costs
+from bench.runs.execution import Execution
+from bench.runs.rows import Row, failed_row, finished_row
+from bench.runs.subject import Subject
+from bench.runs.training import checkpoint_of, train_or_load
+from grun.adapters.grun import set_gate_threshold
+from grun.engine.edited import EditedModel
+from grun.errors import UserError
+from grun.model.forward import Adapted
+from grun.workers import ALONE, Workers
+
+Known = Mapping[StartFrom, Sequence[Row]]
+"""Items of what a run is measured with."""
+
+
+def work(
+    configs: Sequence[RunConfig],
+    execution: Execution,
+    known: Known,
+    *,
+    study: str | None = None,
+    workers: Workers = ALONE,
+    progress: Progress = quiet,
+) -> list[Row]:
+    """Train and evaluate; the first worker writes the rows and returns them, one a config.
+
+    configs: they differ in their gate threshold alone. An error becomes a row of `runs` too.
+    """
+    config = configs[0]
+    subject = Subject(config=config, execution=execution, progress=progress)
+    costs.reset_peak_memory(subject.device)
+    subject.prepare()  # a model that cannot be prepared is no failed run
+    try:
+        adapted, trained = train_or_load(subject, workers)
+        started = time.perf_counter()
+        measured = _measure(configs, subject, adapted, known, workers)
+        cost = trained | {
+            # A curve of thresholds is one evaluation: its rows share the seconds.
+            "eval_seconds": (time.perf_counter() - started) / len(configs),
+            "peak_memory_gb": costs.peak_memory_gb(subject.device),
+        }
+        if not workers.is_first:
+            return []
+        rows = []
+        for each, items in zip(configs, measured, strict=True):
+            row = finished_row(each, adapted, items, known.get("retain_model"), cost, study)
+            store.write_run(execution.folder, row, items)
+            rows.append(row)
+        checkpoint_of(config, execution).remove()
+        return rows
+    except Exception as error:
+        store.write_run(execution.folder, failed_row(config, error, study))
+        raise
+
+
+def _measure(
+    configs: Sequence[RunConfig], subject: Subject, adapted: Adapted, known: Known, workers: Workers
+) -> list[list[Row]]:
+    """Item rows of each config, those of the attacks behind the others."""
+    adapted.train(False)
+    curve = _evaluated(configs, subject, adapted, known, workers)
+    robustness = subject.config.evaluation.robustness
+    if robustness is None:
+        return curve
+    forget = subject.benchmark.evaluation.get("forget")
+    if forget is None:
+        raise UserError(
+            "evaluation.robustness", f"{subject.benchmark.name} asks nothing of its forget set; leave it out"
+        )
+    asked = evenly_spread(len(forget), subject.config.evaluation.max_items_per_split)
+    for each, rows in zip(configs, curve, strict=True):
+        if each.adapter.is_gated and isinstance(adapted, EditedModel):
+            set_gate_threshold(adapted, each.adapter.gate_threshold)
+        rows += attack(
+            adapted,
+            subject.template,
+            [(index, forget[index]) for index in asked],
+            robustness,
+            learning_rate=each.model.fine_tuning.learning_rate,
+            max_new_tokens=each.evaluation.max_new_tokens,
+            batch_size=each.evaluation.batch_size,
+            progress=subject.progress,
+            workers=workers,
+        )
+    return curve
+
+
+def _evaluated(
+    configs: Sequence[RunConfig], subject: Subject, adapted: Adapted, known: Known, workers: Workers
+) -> list[list[Row]]:
+    """Item rows of each config without attacks."""
+    splits, settings, progress = subject.benchmark.evaluation, subject.config.evaluation, subject.progress
+    plain = subject.execution.engine == "plain"
+    if not isinstance(adapted, EditedModel) or not subject.config.adapter.is_gated:
+        return [evaluate(adapted, subject.template, splits, settings, progress, workers=workers, decode_all=plain)]
+    thresholds = [each.adapter.gate_threshold for each in configs if each.adapter.is_gated]
+    if not plain:
+        base = known[subject.config.start_from]
+        return evaluate_thresholds(
+            adapted, subject.template, splits, settings, thresholds, base, progress, workers=workers
+        )
+    curve = []
+    for gate_threshold in thresholds:
+        set_gate_threshold(adapted, gate_threshold)
+        curve.append(evaluate(adapted, subject.template, splits, settings, progress, workers=workers, decode_all=True))
+    return curve
