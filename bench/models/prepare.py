@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 import shutil
@@ -23,7 +24,7 @@ from bench.models.pretrained import (
     new_tiny_model,
     quiet_transformers,
 )
-from bench.results.storage import Location, location
+from bench.results.storage import Damaged, Location, location
 from grun.data import Example, epoch_batches
 from grun.errors import UserError
 from grun.losses import token_nll
@@ -33,6 +34,7 @@ from grun.settings import plain_data
 from grun.training.recipe import learning_rate_share
 
 StartFrom = Literal["target_model", "retain_model"]
+logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
 """Raise it when a change to this file or to the tiny model changes the weights a recipe gives."""
 
@@ -94,9 +96,12 @@ def _fetch_or_build(
     shared = shared_models()
     there = shared / digest if shared else None
     if there is not None and (there / LAST_FILE).exists():
-        with there.read_folder() as found:
-            shutil.copytree(found, folder)
-        return
+        try:
+            with there.read_folder() as found:
+                shutil.copytree(found, folder)
+            return
+        except Damaged as error:
+            logger.warning("%s; it is kept as %s, and made again", error, there.set_aside().name)
     _build(folder, config, texts, lessons, progress)
     if there is not None:
         with there.written_folder(last=LAST_FILE) as copy:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import io
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from bench.results.columns import TABLES, ItemRow, Row
-from bench.results.storage import Folder, Location, location
+from bench.results.storage import Folder, Location, Unreachable, location
 from grun.errors import UserError
 
 COMPACT = "compact-"
@@ -195,12 +195,9 @@ def _read(file: Location, schema: pa.Schema, run_key: str | None = None) -> pa.T
 
     None where the file is damaged. Raises FileNotFoundError where there is none.
     """
-    try:
-        with file.open() as handle:
-            table = pq.read_table(handle, filters=None if run_key is None else [("run_key", "==", run_key)])
-    except FileNotFoundError:
-        raise
-    except (OSError, pa.ArrowInvalid):
+    filters = None if run_key is None else [("run_key", "==", run_key)]
+    table = _parsed(file, lambda content: pq.read_table(content, filters=filters))
+    if table is None:
         return None
     if table.schema.equals(schema):
         return table
@@ -212,10 +209,25 @@ def _read(file: Location, schema: pa.Schema, run_key: str | None = None) -> pa.T
 
 def _is_readable(file: Location) -> bool:
     try:
-        with file.open() as handle:
-            pq.ParquetFile(handle)
+        return _parsed(file, pq.ParquetFile) is not None
     except FileNotFoundError:
         return True
+
+
+def _parsed(file: Location, parse: Callable[[Any], Any]) -> Any:
+    """What `parse` makes of a file; None where all of it can be read, and it is no Parquet.
+
+    pyarrow says both in the same words: that a place cannot be reached, and that what lies there is damaged.
+    Raises FileNotFoundError, and Unreachable.
+    """
+    try:
+        with file.open() as handle:
+            return parse(handle)
+    except (FileNotFoundError, Unreachable):
+        raise
     except (OSError, pa.ArrowInvalid):
-        return False
-    return True
+        content = file.read()
+    try:
+        return parse(pa.BufferReader(content))
+    except (OSError, pa.ArrowInvalid):
+        return None

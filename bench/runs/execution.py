@@ -13,6 +13,8 @@ from grun.errors import UserError
 if TYPE_CHECKING:
     import torch
 
+    from grun.adapters import AdapterConfig
+
 
 @dataclass(frozen=True, kw_only=True)
 class Execution:
@@ -62,3 +64,10 @@ class Execution:
         if self.device == "auto":
             return torch.device("cuda" if torch.cuda.is_available() else "cpu")
         return torch.device(self.device)
+
+    def check(self, adapter: AdapterConfig) -> None:
+        """Raises UserError where a run with that adapter cannot happen in this way."""
+        if self.shard and adapter.trains and not adapter.trains_in_place:
+            raise UserError("--shard", f"splits weights that are trained, and {adapter.name} trains none; leave it out")
+        if self.shard and not self.uses_ray_train:
+            raise UserError("--shard", "splits the weights over workers, and there is one; use --num-workers 2 or more")

@@ -29,8 +29,9 @@ def run(
 
     The first row is that of `config`; a GRUN run has a further one for each other of `gate_thresholds`, all from
     one trained module. What is in the results already is not computed again, and what the run is measured with is
-    made before it where it is not there.
+    made before it where it is not there. Raises UserError, before anything is done, where `execution` cannot do it.
     """
+    execution.check(config.adapter)
     configs = at_thresholds(config, gate_thresholds)
     found = {each.run_key: store.read_run(execution.folder, each.run_key) for each in configs}
     missing = [each for each in configs if found[each.run_key] is None]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig
@@ -16,11 +18,11 @@ from bench.models.cache import cache_dir
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.progress import Progress, quiet
-from bench.results.storage import Location
+from bench.results.storage import Damaged, Location
 from bench.runs.execution import Execution
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
-from grun.model.forward import Adapted, CausalLM
+from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts import PromptTemplate
 
 DEFAULT_CACHE_GB = 20.0
@@ -85,26 +87,38 @@ class Subject:
 
     def attached(self) -> Adapted:
         """The model with a fresh adapter on."""
-        return self._cached(self.config.adapter.attach(self.model, self.config.seed))
+        return self._equipped(self.config.adapter.attach(self.model, self.config.seed))
 
     def loaded(self, module: Location) -> Adapted:
-        """The model with what an earlier run trained. module: the folder that was saved."""
-        with module.read_folder() as local:
-            return self._cached(self.config.adapter.load(self.model, local))
+        """The model with what an earlier run trained. module: the folder that was saved.
 
-    def _cached(self, adapted: Adapted) -> Adapted:
-        """With the node's prefix caches behind it, where the adapter leaves the model frozen."""
+        Raises Damaged where that is proven not to be what was saved; it is set aside then, and never deleted.
+        """
+        model = self.model
+        try:
+            with module.read_folder() as local:
+                return self._equipped(self.config.adapter.load(model, local))
+        except (Damaged, SafetensorError, FileNotFoundError) as error:
+            aside = module.set_aside()
+            raise Damaged(str(module), f"is damaged, and kept as {aside.name}; train it again") from error
+
+    def _equipped(self, adapted: Adapted) -> Adapted:
+        """With the node's prefix caches behind it where the adapter leaves the model frozen, else as memory allows."""
         if isinstance(adapted, EditedModel) and self.execution.engine == "auto":
             max_bytes = int(_max_cache_gb() * 1e9)
-            adapted.use_prefix_caching(
-                PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
-            )
+            caching = PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
+            adapted.use_prefix_caching(caching)
+        if isinstance(adapted, PlainModel) and self.execution.gradient_checkpointing and self.config.adapter.trains:
+            adapted.checkpoint_gradients()
         return adapted
 
 
 def _max_cache_gb() -> float:
     text = os.environ.get("GRUN_BENCH_CACHE_GB", "")
     try:
-        return float(text) if text else DEFAULT_CACHE_GB
+        gigabytes = float(text) if text else DEFAULT_CACHE_GB
     except ValueError:
-        raise UserError("GRUN_BENCH_CACHE_GB", f"{text!r} is not a number of gigabytes") from None
+        gigabytes = math.nan
+    if not 0 <= gigabytes < math.inf:
+        raise UserError("GRUN_BENCH_CACHE_GB", f"{text!r} is not a number of gigabytes; write one, such as 20")
+    return gigabytes

@@ -5,19 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-from safetensors import SafetensorError
 
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig
 from bench.files import write_yaml
-from bench.results.storage import Location
+from bench.results.storage import Damaged, Location
 from bench.runs.execution import Execution
 from bench.runs.subject import Subject
-from grun.model.forward import Adapted, PlainModel
+from grun.model.forward import Adapted
 from grun.sharding import shard
 from grun.targets.target import ForgetSet
 from grun.training.checkpoints import Checkpoints
@@ -51,9 +49,8 @@ def train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str
     if (folder / TRAINING).exists():
         try:
             return subject.loaded(folder), json.loads((folder / TRAINING).read())
-        except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-            logger.warning("%s is damaged (%s); training again", folder, type(error).__name__)
-            folder.remove()
+        except Damaged as error:
+            logger.warning("%s; training again", error)
             subject = dataclasses.replace(subject)  # its model is half another one by now
     return _train(subject, workers, folder)
 
@@ -67,8 +64,6 @@ def _train(subject: Subject, workers: Workers, folder: Location) -> tuple[Adapte
         return subject.attached(), {"trainable_parameters": 0, "train_seconds": 0.0}
     plan, reference = plan_of(config, subject, subject.benchmark, workers)
     adapted = subject.attached()
-    if execution.gradient_checkpointing and isinstance(adapted, PlainModel):
-        adapted.checkpoint_gradients()
     checkpoints = Checkpoints(
         checkpoint_of(config, execution), every_seconds=CHECKPOINT_SECONDS, writes=workers.is_first, log=logger.warning
     )
@@ -86,19 +81,12 @@ def _train(subject: Subject, workers: Workers, folder: Location) -> tuple[Adapte
         "train_seconds": done.seconds,
         "num_steps": done.steps,
     }
-    if execution.save_module and workers.is_first:
-        with folder.written_folder(last=TRAINING) as scratch:
-            _save_module(config, adapted, trained, subject.source, scratch)
-    elif execution.save_module and workers.sharded:  # the first one needs every other's part
-        with tempfile.TemporaryDirectory() as unused:
-            _save_module(config, adapted, trained, subject.source, Path(unused))
+    if execution.save_module and (workers.is_first or workers.sharded):  # the first one needs every other's part
+        with folder.written_folder(last=TRAINING) if workers.is_first else TemporaryDirectory() as scratch:
+            save(adapted, config.adapter, subject.source, Path(scratch))
+            write_yaml(Path(scratch) / "run.yaml", config.to_dict())
+            (Path(scratch) / TRAINING).write_text(json.dumps(trained))
     return adapted, trained
-
-
-def _save_module(config: RunConfig, adapted: Adapted, trained: dict[str, Any], source: str, folder: Path) -> None:
-    save(adapted, config.adapter, source, folder)
-    write_yaml(folder / "run.yaml", config.to_dict())
-    (folder / TRAINING).write_text(json.dumps(trained))
 
 
 def plan_of(

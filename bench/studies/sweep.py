@@ -52,6 +52,8 @@ def sweep(
     with study_locks([study.study for study in studies], execution.folder), connected(log):
         placement = place(pool, execution)
         worker = placement.worker
+        for study in studies:
+            worker.check(study.run({}).adapter)
         prepare_references(studies, worker, log)
         search = StudySearch(studies, execution.results, log, pool.time_budget)
         if search.num_trials_left == 0:
@@ -140,7 +142,7 @@ def prepare_references(studies: Sequence[SweepConfig], execution: Execution, log
         return
     log("preparing target and retain models")
     tasks = Tasks(execution, log)
-    alone = replace(execution, num_workers=1, ray_train="auto")
+    alone = replace(execution, num_workers=1, ray_train="auto", shard=False)
     for each in missing:
         tasks.add(_prepare, each, alone)
     tasks.wait()

@@ -163,8 +163,10 @@ def open_or_build(
     with FileLock(root / f"{key}.lock"):
         try:
             return PrefixCache(folder, layout, first_layer)
-        except (OSError, ValueError, KeyError):
+        except (FileNotFoundError, ValueError, KeyError):  # not there, or not what was written
             shutil.rmtree(folder, ignore_errors=True)
+        except OSError as error:
+            raise CannotServe(f"the prefix cache cannot be read from {root} ({error.strerror})") from error
         scratch = folder.with_name(f".tmp-{os.getpid()}-{key}")
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()

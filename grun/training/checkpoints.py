@@ -58,7 +58,7 @@ class Checkpoints:
             states = [{name: tensors[f"{name}.{place}"] for name in STATE} for place in range(len(parameters))]
             if [value.shape for value in values] != [parameter.shape for parameter in parameters]:
                 raise ValueError("of another module")
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
+        except (SafetensorError, KeyError, ValueError) as error:
             self.log(f"{self.file} is damaged ({type(error).__name__}); training starts over")
             return None
         with torch.no_grad():
