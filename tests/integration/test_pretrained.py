@@ -2,11 +2,14 @@
 
 import importlib.util
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
+import torch
 
 from bench.benchmarks.authors import AuthorsConfig
 from bench.config import RunConfig, overlay, run_config
@@ -15,6 +18,7 @@ from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.run import run
+from grun.adapters.lora import LoraConfig
 from grun.errors import UserError
 from grun.model import forward
 from grun.model.forward import PlainModel
@@ -137,3 +141,32 @@ def test_sixteen_in_one_batch_are_sixteen_alone_on_smollm2(monkeypatch: pytest.M
         answer_likelihoods(PlainModel(model), examples, with_tokens=[False] * 16, batch_size=size) for size in (16, 1)
     )
     assert [each.nll for each in together] == pytest.approx([each.nll for each in alone], rel=1e-5)
+
+
+def test_what_peft_trained_is_part_of_the_model(target_folder: str, tmp_path: Path) -> None:
+    """Its updates are added to the base's weights, so that an adapter put on next finds them there.
+
+    Kept apart they were overwritten by LoRA's own, and the base answered. The logits are PEFT's to 1e-4.
+    """
+    base, tokenizer = load_pretrained(target_folder, "cpu")
+    base.name_or_path = target_folder
+    settings = peft.LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM", init_lora_weights=False)
+    trained = peft.get_peft_model(base, settings).eval()
+    trained.save_pretrained(str(tmp_path))
+    prompt = torch.tensor([tokenizer("Where was she born?").input_ids])
+    with torch.no_grad():
+        expected = trained(prompt).logits
+        without = trained.unload()(prompt).logits
+    merged, its_tokenizer = load_pretrained(str(tmp_path), "cpu")
+    assert its_tokenizer.get_vocab() == tokenizer.get_vocab(), "the base's, where there is none of its own"
+    with torch.no_grad():
+        found = LoraConfig().attach(merged, seed=0).model(prompt).logits
+    assert (expected - without).abs().max() > 0.01
+    assert torch.allclose(found, expected, atol=1e-4)
+
+
+def test_a_model_without_tokenizer_says_so(target_folder: str, tmp_path: Path) -> None:
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(Path(target_folder) / name, tmp_path)
+    with pytest.raises(UserError, match=r"model.name: '.*' has no tokenizer; put its tokenizer files there"):
+        load_pretrained(str(tmp_path), "cpu")

@@ -83,6 +83,29 @@ def test_rows_are_not_computed_twice(finished: Any, small_config: RunConfig) -> 
     assert {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")} == before
 
 
+def test_what_a_run_is_measured_with_is_made_before_it(small_config: RunConfig, tmp_path: Path) -> None:
+    """In an empty folder, for one run: retain model, target model, and only then the run itself."""
+    phases: list[str] = []
+    config = run_config(overlay(small_config.to_dict(), {"training.num_epochs": 1}))
+    rows = run(config, Execution(results=tmp_path), progress=lambda phase, done, total: phases.append(phase))
+    assert [row["method"] for row in rows] == ["grun+grad_ascent"]
+    assert store.scan_runs(tmp_path)["method"].to_list() == ["retain_model", "target_model", "grun+grad_ascent"]
+    first_step = next(place for place, phase in enumerate(phases) if phase.startswith("unlearn"))
+    assert phases[:first_step].count("evaluate world_facts") > phases[first_step:].count("evaluate world_facts") == 1
+
+
+def test_damaged_items_of_the_target_model_are_made_again(
+    finished: Any, small_config: RunConfig, tmp_path: Path, assert_same_metrics: Any
+) -> None:
+    """Its row is whole, so that nobody missed them: what is reused of them is there again."""
+    folder, rows = Path(shutil.copytree(finished[0], tmp_path / "r")), finished[1]
+    (folder / "items" / f"{rows[1]['run_key']}.parquet").write_bytes(b"PAR1 and then nothing")
+    (folder / "runs" / f"{rows[2]['run_key']}.parquet").unlink()
+    (again,) = run(small_config, Execution(results=folder))
+    assert_same_metrics(again, rows[2])
+    assert store.read_items(folder, rows[1]["run_key"]) is not None
+
+
 def test_a_new_threshold_needs_no_training(finished: Any, small_config: RunConfig) -> None:
     folder, rows = finished
     assert isinstance(small_config.adapter, GrunConfig)

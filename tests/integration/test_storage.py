@@ -25,7 +25,7 @@ from bench.files import write_yaml
 from bench.models.prepare import prepared_model
 from bench.results import store
 from bench.results.columns import ITEMS_SCHEMA, METRICS, RUNS_SCHEMA
-from bench.results.storage import Location, location
+from bench.results.storage import Damaged, Location, location
 from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
 from grun.errors import UserError
@@ -111,7 +111,13 @@ def test_a_folder_is_written_with_its_last_file_last(folder: Location) -> None:
             (scratch / "done.json").write_text(str(number))
             (scratch / "weights").write_bytes(b"w" * number)
     with place.read_folder() as local:
-        assert {file.name: file.read_bytes() for file in local.iterdir()} == {"done.json": b"2", "weights": b"ww"}
+        content = {file.name: file.read_bytes() for file in local.iterdir()}
+    assert content.pop("SHA256SUMS").decode().split() == [
+        # printf ww | sha256sum, printf 2 | sha256sum
+        *("b84ff8057ee3a7f87deac4ae29ac59292f02e6c28f987031648011018384d888", "weights"),
+        *("d4735e3a265e16eee03f59718b9b5d03019c07d8b6c51f90da3a666eec13ab35", "done.json"),
+    ]
+    assert content == {"done.json": b"2", "weights": b"ww"}
     place.remove()
     assert place.files() == []
 
@@ -125,6 +131,59 @@ def test_a_folder_whose_filling_failed_is_not_there(folder: Location) -> None:
     with pytest.raises(RuntimeError):
         fill()
     assert (folder / "module").files() == []
+
+
+@pytest.mark.parametrize(("name", "content"), [("weights", b"wv"), ("weights", None), ("done.json", b"{")])
+def test_a_damaged_folder_is_said_and_set_aside(folder: Location, name: str, content: bytes | None) -> None:
+    """One byte other than written, or a file missing; set aside twice, each time under a name of its own."""
+    place = folder / "module"
+    for number in (1, 2):
+        with place.written_folder(last="done.json") as scratch:
+            (scratch / "weights").write_bytes(b"ww")
+            (scratch / "done.json").write_text("{}")
+        if content is None:
+            (place / name).remove()
+        else:
+            (place / name).write(content)
+        with pytest.raises(Damaged, match=rf"module: is damaged \({name} is"), place.read_folder():
+            pass
+        kept = {file.name: file.read() for file in place.files()}
+        aside = place.set_aside()
+        assert aside.name == f"module.damaged-{number}"
+        assert {file.name: file.read() for file in aside.files()} == kept
+        assert place.files() == []
+
+
+def test_a_bucket_that_cannot_be_reached_is_not_an_empty_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that may well be there is not done again: one line, from each way of asking."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    monkeypatch.setenv("AWS_REGION", "us-east-1")
+    place = "s3://out-of-reach/r"
+    for ask in (store.read_run, store.read_items):
+        with pytest.raises(UserError, match=r"^s3://out-of-reach/r/\w+/key.parquet: cannot be reached \(") as error:
+            ask(place, "key")
+        assert len(str(error.value).splitlines()) == 1
+    with pytest.raises(UserError, match="cannot be reached"):
+        store.scan_runs(place)
+
+
+def test_a_file_that_cannot_be_read_is_not_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row whose disk hesitates is neither lost nor damaged, and is there again afterwards."""
+    store.create(tmp_path)
+    store.write_run(tmp_path, _row("key"))
+
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store.pq, "read_table", fail)
+        patch.setattr(Location, "read", fail)
+        for ask in (lambda: store.read_run(tmp_path, "key"), lambda: store.scan_runs(tmp_path)):
+            with pytest.raises(OSError, match="Input/output error"):
+                ask()
+    assert store.read_run(tmp_path, "key") is not None
+    (tmp_path / "runs" / "key.parquet").write_bytes(b"PAR1 and then nothing")
+    assert store.read_run(tmp_path, "key") is None, "this one is damaged"
 
 
 def test_rows_are_written_read_and_compacted(folder: Location) -> None:
@@ -266,6 +325,7 @@ def test_a_model_prepared_on_one_node_is_copied_by_the_next(
         assert made[-1].is_relative_to(tmp_path / node)
     assert steps == list(range(1, steps[-1] + 1)), "the second node trained nothing"
     files = [{file.name: file.read_bytes() for file in each.iterdir()} for each in made]
+    del files[1]["SHA256SUMS"]
     assert files[0] == files[1]
 
 

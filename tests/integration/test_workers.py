@@ -132,3 +132,20 @@ def test_a_runs_own_error_is_raised_as_it_is() -> None:
 def test_too_many_workers_are_refused_at_once(small_config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--num-workers: 4096 of 1 CPUs need 4096, and there are"):
         run(small_config, Execution(results=tmp_path, num_workers=4096))
+
+
+@pytest.mark.parametrize("adapter", ["lora", "grun", "reft"])
+def test_only_trained_weights_are_sharded(adapter: str, small_config: RunConfig, tmp_path: Path) -> None:
+    """LoRA used to be attached twice, and GRUN to end in a traceback: now it is refused before anything is done."""
+    config = run_config(overlay(small_config.to_dict(), {"adapter": adapter}))
+    with pytest.raises(UserError, match=f"--shard: splits weights that are trained, and {adapter} trains none"):
+        run(config, Execution(results=tmp_path, num_workers=2, shard=True))
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_worker_has_nothing_to_shard(small_config: RunConfig, tmp_path: Path) -> None:
+    """It used to die in torch.distributed, and to leave a failed row of the retain model."""
+    config = run_config(overlay(small_config.to_dict(), {"adapter": "full"}))
+    with pytest.raises(UserError, match="--shard: splits the weights over workers, and there is one"):
+        run(config, Execution(results=tmp_path, shard=True))
+    assert not list(tmp_path.iterdir())

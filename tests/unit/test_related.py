@@ -1,0 +1,78 @@
+"""What a run is measured with, and how what it works on is opened."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench.config import RunConfig, overlay, run_config
+from bench.models.cache import made_once
+from bench.runs import subject
+from bench.runs.execution import Execution
+from bench.runs.related import prerequisite, prerequisites
+from bench.runs.subject import Subject
+from grun.errors import UserError
+
+
+def _methods(config: RunConfig) -> list[str]:
+    return [each.method for each in prerequisites(config)]
+
+
+def test_each_run_is_measured_with_those_before_it() -> None:
+    """The retain model with nothing, the target model with the retain model, all else with both, in that order."""
+    config = run_config({"adapter": "lora"})
+    assert _methods(config) == ["retain_model", "target_model"]
+    assert _methods(prerequisite(config, "target_model")) == ["retain_model"]
+    assert _methods(prerequisite(config, "retain_model")) == []
+    assert prerequisites(config) == prerequisites(run_config({"adapter": "full", "training": {"num_epochs": 9}}))
+
+
+def test_without_a_retain_model_there_is_the_target_model() -> None:
+    known = {"model": "some/model", "model.fine_tuning.num_epochs": 0}
+    assert _methods(run_config(overlay({}, known))) == ["target_model"]
+    assert _methods(run_config(overlay({}, known | {"adapter": "none"}))) == []
+    named = run_config(overlay({}, known | {"model.retain_model": "another/model"}))
+    assert _methods(named) == ["retain_model", "target_model"]
+
+
+@pytest.mark.parametrize(("adapter", "in_place"), [("full", True), ("lora", False), ("grun", False), ("none", False)])
+def test_a_model_is_always_opened_in_the_dtype_it_is_trained_in(
+    adapter: str, in_place: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU only weights that are trained themselves are float32, also when a module is loaded for lm-eval."""
+    opened: list[Any] = []
+
+    def load_pretrained(name: str, device: Any, *, trained_in_place: bool) -> tuple[Any, Any]:
+        opened.append((name, str(device), trained_in_place))
+        return None, None
+
+    monkeypatch.setattr(subject, "load_pretrained", load_pretrained)
+    config = run_config({"adapter": adapter, "model": {"name": "m", "fine_tuning": {"num_epochs": 0}}})
+    assert Subject(config=config, execution=Execution(results=tmp_path, device="cpu")).model is None
+    assert opened == [("m", "cpu", in_place)]
+
+
+@pytest.mark.parametrize("size", ["nan", "-1", "inf", "many"])
+def test_a_cache_of_no_size_is_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRUN_BENCH_CACHE_GB", size)
+    with pytest.raises(UserError, match=f"GRUN_BENCH_CACHE_GB: '{size}' is not a number of gigabytes"):
+        subject._max_cache_gb()
+
+
+def test_a_full_cache_is_one_line_and_nothing_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path))
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        (folder / "half").write_text("x")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(UserError, match="GRUN_BENCH_CACHE: no space is left in"):
+        made_once(tmp_path / "models" / "m", make)
+    assert [each.name for each in (tmp_path / "models").iterdir()] == ["m.lock"]
+
+
+def test_a_cache_that_is_a_file_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "cache").write_text("")
+    with pytest.raises(UserError, match=r"GRUN_BENCH_CACHE: .*/cache.* is not writable; set it to a folder that is"):
+        made_once(tmp_path / "cache" / "models" / "m", lambda folder: folder.mkdir())
