@@ -3,7 +3,7 @@
 Every request has trained a gated edit of its own on the same layers. At inference all their gates read the same hidden
 state, and h' = h + Σ_k w_k(h) · Δ_k(h), where the combination says how the gates g_k become the weights w_k.
 
-Shapes: P edited positions, D hidden size, R rank, K requests, I and O a gate layer's inputs and outputs.
+Shapes: B prompts, T edited positions of each, D hidden size, R rank, K requests.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from grun.adapters.grun import GrunConfig
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import CausalLM
-from pyvene_custom.edits import GatedLoReFT
+from pyvene_custom.edits import LoReFT
+from pyvene_custom.gates import Gate
 
 Combination = Literal["sum", "scaled", "top_1"]
 """sum: w = g. scaled: w = g · (0.6 n + 0.6), n the sum of the gates, as GRUN's own code. top_1: w = g of the most
@@ -40,7 +41,7 @@ class CombinedEdit(nn.Module):
     difference_KRD: Tensor
     bias_KR: Tensor
 
-    def __init__(self, edits: Mapping[str, GatedLoReFT], combination: Combination, gate_threshold: float) -> None:
+    def __init__(self, edits: Mapping[str, LoReFT], combination: Combination, gate_threshold: float) -> None:
         """edits: by request, in the order of the gate logits. They share rank and gate function.
 
         Raises UserError where they do not.
@@ -50,61 +51,46 @@ class CombinedEdit(nn.Module):
         self.combination = combination
         self.gate_threshold = gate_threshold
         members = list(edits.values())
-        gates = [[part for part in edit.gate if isinstance(part, nn.Linear)] for edit in members]
-        shapes = {
-            (edit.rotation.weight.shape, *(part.weight.shape for part in gate))
-            for edit, gate in zip(members, gates, strict=True)
-        }
-        if len(shapes) > 1:
-            raise UserError("requests", "their modules differ in rank or gate function; combine those of one config")
-        with torch.no_grad():
-            rotation_KRD = torch.stack([edit.rotation.weight for edit in members])
-            source_KRD = torch.stack([edit.learned_source.weight for edit in members])
-            self.register_buffer("rotation_KRD", rotation_KRD)
-            self.register_buffer("difference_KRD", source_KRD - rotation_KRD)
-            self.register_buffer("bias_KR", torch.stack([edit.learned_source.bias for edit in members]))
-            self.num_gate_layers = len(gates[0])
-            for level, parts in enumerate(zip(*gates, strict=True)):
-                self.register_buffer(f"gate_weight_KOI_{level}", torch.stack([part.weight for part in parts]))
-                self.register_buffer(f"gate_bias_KO_{level}", torch.stack([part.bias for part in parts]))
+        gates = [cast(Gate, edit.gate) for edit in members]
+        try:
+            self.gates = gates[0].stack(gates)
+            with torch.no_grad():
+                rotation_KRD = torch.stack([edit.rotation.weight for edit in members])
+                source_KRD = torch.stack([edit.learned_source.weight for edit in members])
+        except (ValueError, RuntimeError):
+            raise UserError(
+                "requests", "their modules differ in rank or gate function; combine those of one config"
+            ) from None
+        self.register_buffer("rotation_KRD", rotation_KRD)
+        self.register_buffer("difference_KRD", source_KRD - rotation_KRD)
+        self.register_buffer("bias_KR", torch.stack([edit.learned_source.bias.detach() for edit in members]))
 
-    def gate_logit(self, h_PD: Tensor) -> Tensor:
-        """How open each request's gate is, before the sigmoid: [P, K], float32."""
-        h_PD = h_PD.to(self.rotation_KRD.dtype)
-        weight_KOI, bias_KO = self._gate_layer(0)
-        x_PKO = (h_PD @ weight_KOI.flatten(0, 1).T).view(len(h_PD), *bias_KO.shape) + bias_KO
-        for level in range(1, self.num_gate_layers):
-            weight_KOI, bias_KO = self._gate_layer(level)
-            x_PKO = torch.einsum("pki,koi->pko", torch.relu(x_PKO), weight_KOI) + bias_KO
-        return x_PKO[..., 0]
-
-    def is_applied(self, gate_PK: Tensor) -> Tensor:
-        """Which requests' edits are applied at these gates: bool [P, K]."""
-        is_open_PK = gate_PK >= self.gate_threshold
+    def weight(self, gate_BK: Tensor) -> Tensor:
+        """How much of each request's edit is applied at these gates: [B, K]; 0 where none of it is."""
+        weight_BK = gate_BK * (gate_BK >= self.gate_threshold)
         if self.combination == "top_1":
-            is_first_PK = torch.zeros_like(is_open_PK).scatter(1, gate_PK.argmax(dim=1, keepdim=True), True)
-            return is_open_PK & is_first_PK
-        return is_open_PK
-
-    def forward(self, h_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """The edited hidden states [P, D], in h's own dtype, and the gate logits [P, K]."""
-        logit_PK = self.gate_logit(h_PD)
-        gate_PK = torch.sigmoid(logit_PK)
-        is_applied_PK = self.is_applied(gate_PK)
-        if not is_applied_PK.any():
-            return h_PD, logit_PK
-        weight_PK = gate_PK * is_applied_PK
+            first_B1 = gate_BK.argmax(dim=1, keepdim=True)
+            return torch.zeros_like(weight_BK).scatter(1, first_B1, weight_BK.gather(1, first_B1))
         if self.combination == "scaled":
-            weight_PK = weight_PK * (0.6 * weight_PK.sum(dim=1, keepdim=True) + 0.6)
-        used = is_applied_PK.any(dim=0).nonzero()[:, 0]  # of all K requests, those that some prompt needs
-        h32_PD = h_PD.to(self.rotation_KRD.dtype)
-        source_PKR = (h32_PD @ self.difference_KRD[used].flatten(0, 1).T).view(len(h_PD), len(used), -1)
-        source_PKR = (source_PKR + self.bias_KR[used]) * weight_PK[:, used, None]
-        edited_PD = (h32_PD + source_PKR.flatten(1) @ self.rotation_KRD[used].flatten(0, 1)).to(h_PD.dtype)
-        return torch.where(is_applied_PK.any(dim=1, keepdim=True), edited_PD, h_PD), logit_PK
+            return weight_BK * (0.6 * weight_BK.sum(dim=1, keepdim=True) + 0.6)
+        return weight_BK
 
-    def _gate_layer(self, level: int) -> tuple[Tensor, Tensor]:
-        return self.get_buffer(f"gate_weight_KOI_{level}"), self.get_buffer(f"gate_bias_KO_{level}")
+    def read(self, h_BD: Tensor) -> tuple[Tensor, Tensor]:
+        """See `pyvene_custom.edits.Edit`."""
+        logit_BK = self.gates.logit(h_BD)
+        return self.weight(torch.sigmoid(logit_BK)), logit_BK
+
+    def edited(self, h_BTD: Tensor, weight_BK: Tensor) -> Tensor:
+        """See `pyvene_custom.edits.Edit`."""
+        is_applied_BK = weight_BK > 0
+        if not is_applied_BK.any():
+            return h_BTD
+        used = is_applied_BK.any(dim=0).nonzero()[:, 0]  # of all K requests, those that some prompt needs
+        h32_BTD = h_BTD.to(self.rotation_KRD.dtype)
+        source_BTKR = (h32_BTD @ self.difference_KRD[used].flatten(0, 1).T).unflatten(2, (len(used), -1))
+        source_BTKR = (source_BTKR + self.bias_KR[used]) * weight_BK[:, None, used, None]
+        edited_BTD = (h32_BTD + source_BTKR.flatten(2) @ self.rotation_KRD[used].flatten(0, 1)).to(h_BTD.dtype)
+        return torch.where(is_applied_BK.any(dim=1)[:, None, None], edited_BTD, h_BTD)
 
 
 def combine(
@@ -121,7 +107,7 @@ def combine(
     return base.with_edits(
         {
             layer: CombinedEdit(
-                {request: cast(GatedLoReFT, module.edits[str(layer)]) for request, module in modules.items()},
+                {request: cast(LoReFT, module.edits[str(layer)]) for request, module in modules.items()},
                 combination,
                 gate_threshold,
             )

@@ -1,23 +1,17 @@
-"""LoReFT and gated LoReFT: how a hidden state is edited. Plain torch.
+"""How a hidden state is edited: LoReFT, behind a gate or without one.
 
-Shapes: P edited positions, D hidden size, R rank. Everything before D is a batch dimension.
+Shapes: B prompts, T edited positions of each, D hidden size, R rank, K requests.
 """
 
 from __future__ import annotations
 
-from itertools import pairwise
-from typing import Literal
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-GateFunction = Literal["linear", "mlp_3", "mlp_5"]
-GATE_HIDDEN_WIDTHS: dict[str, tuple[int, ...]] = {
-    "linear": (),
-    "mlp_3": (256, 64),
-    "mlp_5": (1024, 512, 256, 64),
-}
+from pyvene_custom.gates import GateFunction, new_gate
 
 
 class _OrthonormalRows(nn.Module):
@@ -35,57 +29,57 @@ class _OrthonormalRows(nn.Module):
         return rows_RD
 
 
-class LoReFT(nn.Module):
-    """h' = h + Rᵀ(W h + b − R h), the rows of R orthonormal. Eq. 2 of arXiv 2404.03592."""
+class Edit(Protocol):
+    """What may be done to one layer's output; a `torch.nn.Module`, of one request or of K together."""
 
-    def __init__(self, *, hidden_size: int, rank: int) -> None:
+    def read(self, h_BD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """How much of the edit each prompt gets, [B, K], and the gate logits [B, K], None without a gate.
+
+        h_BD: the layer's output at the prompts' last tokens.
+        """
+
+    def edited(self, h_BTD: Tensor, weight_BK: Tensor) -> Tensor:
+        """T positions of each prompt with so much of the edit in, in h's own dtype; a weight of 0 leaves every bit."""
+
+
+class LoReFT(nn.Module):
+    """h' = h + g · Rᵀ(W h + b − R h), the rows of R orthonormal, g = sigmoid(gate(h)), or 1 without a gate.
+
+    Eq. 2 of arXiv 2404.03592; the gate: GRUN, arXiv 2502.17823.
+    """
+
+    def __init__(self, *, hidden_size: int, rank: int, gate_function: GateFunction | None) -> None:
         super().__init__()
         self.rotation = nn.Linear(hidden_size, rank, bias=False)
         nn.init.orthogonal_(self.rotation.weight)
         parametrize.register_parametrization(self.rotation, "weight", _OrthonormalRows())
         self.learned_source = nn.Linear(hidden_size, rank)
-
-    def difference(self, h_PD: Tensor) -> Tensor:
-        """What a full edit adds, in float32: [P, D]."""
-        rotation_RD = self.rotation.weight
-        h_PD = h_PD.to(rotation_RD.dtype)
-        return (self.learned_source(h_PD) - h_PD @ rotation_RD.T) @ rotation_RD
-
-    def forward(self, h_PD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The edited hidden states [P, D], in h's own dtype, and None for the gate it has not."""
-        return (h_PD + self.difference(h_PD)).to(h_PD.dtype), None
-
-
-class GatedLoReFT(LoReFT):
-    """h' = h + g(h) · Rᵀ(W h + b − R h), g = sigmoid(gate(h)). GRUN, arXiv 2502.17823.
-
-    gate_threshold applies at inference only: where g is below it the edit is skipped, so h' is h bit for bit.
-    """
-
-    def __init__(self, *, hidden_size: int, rank: int, gate_function: GateFunction) -> None:
-        super().__init__(hidden_size=hidden_size, rank=rank)
-        widths = (hidden_size, *GATE_HIDDEN_WIDTHS[gate_function], 1)
-        layers: list[nn.Module] = []
-        for inputs, outputs in pairwise(widths):
-            layers += [nn.Linear(inputs, outputs), nn.ReLU()]
-        self.gate = nn.Sequential(*layers[:-1])
+        self.gate = None if gate_function is None else new_gate(gate_function, hidden_size)
         self.gate_threshold = 0.0
+        """Inference only: where the gate is below it, the edit is skipped."""
         self.forced_open: bool | None = None
         """Inference only: treat every prompt's gate as open, or as shut, whatever the threshold. None: neither."""
 
-    def gate_logit(self, h_PD: Tensor) -> Tensor:
-        """How open the gate is, before the sigmoid: [P, 1], float32."""
-        return self.gate(h_PD.to(self.learned_source.weight.dtype))
+    def difference(self, h_BTD: Tensor) -> Tensor:
+        """What a full edit adds, in float32: [B, T, D]."""
+        rotation_RD = self.rotation.weight
+        h_BTD = h_BTD.to(rotation_RD.dtype)
+        return (self.learned_source(h_BTD) - h_BTD @ rotation_RD.T) @ rotation_RD
 
-    def forward(self, h_PD: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The edited hidden states [P, D], in h's own dtype, and the gate logits [P, 1]."""
-        logit_P1 = self.gate_logit(h_PD)
-        gate_P1 = torch.sigmoid(logit_P1)
-        edited_PD = (h_PD + gate_P1 * self.difference(h_PD)).to(h_PD.dtype)
+    def read(self, h_BD: Tensor) -> tuple[Tensor, Tensor | None]:
+        """See `Edit`."""
+        if self.gate is None:
+            return torch.ones((len(h_BD), 1), device=h_BD.device), None
+        logit_B1 = self.gate.logit(h_BD)
+        gate_B1 = torch.sigmoid(logit_B1)
         if self.training or self.forced_open:
-            return edited_PD, logit_P1
+            return gate_B1, logit_B1
         if self.forced_open is False:
-            return h_PD, logit_P1
-        if self.gate_threshold > 0:
-            edited_PD = torch.where(gate_P1 >= self.gate_threshold, edited_PD, h_PD)
-        return edited_PD, logit_P1
+            return torch.zeros_like(gate_B1), logit_B1
+        return gate_B1 * (gate_B1 >= self.gate_threshold), logit_B1
+
+    def edited(self, h_BTD: Tensor, weight_BK: Tensor) -> Tensor:
+        """See `Edit`."""
+        weight_B11 = weight_BK[:, None]
+        edited_BTD = (h_BTD + weight_B11 * self.difference(h_BTD)).to(h_BTD.dtype)
+        return edited_BTD if self.training else torch.where(weight_B11 > 0, edited_BTD, h_BTD)

@@ -1,25 +1,23 @@
-"""An edit as a pyvene intervention; the gate travels in its InterventionOutput."""
+"""An edit as a pyvene intervention on a layer's whole output."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
+from pyvene_custom.editing import Editing
 from pyvene_custom.quiet import pyvene
 
 
 class EditIntervention(pyvene.SourcelessIntervention, pyvene.TrainableIntervention):
-    """Applies an edit (of pyvene_custom.edits, or several combined) to what pyvene selects."""
+    """Leaves to the pass under way what becomes of its layer's output."""
 
-    def __init__(self, edit: nn.Module) -> None:
-        super().__init__()
-        self.edit = edit
+    def __init__(self, layer: int, edit: nn.Module) -> None:
+        super().__init__(keep_last_dim=True)
+        self.layer = layer
+        self.edit = edit  # its weights are pyvene's to train and to list
+        self.editing: Editing | None = None
 
-    def forward(self, base: Tensor, source: None = None, subspaces: None = None) -> Any:
-        """base: hidden states [B, D], the one position's; `latent` holds the gate logits [B, 1], None without a gate.
-
-        `source` and `subspaces` are pyvene's, unused.
-        """
-        edited, gate_logit = self.edit(base)
-        return pyvene.InterventionOutput(output=edited, latent=gate_logit)
+    def forward(self, base: Tensor, source: None = None, subspaces: None = None) -> Tensor:
+        """base: hidden states [B, L, D]. `source` and `subspaces` are pyvene's, unused."""
+        assert self.editing is not None, "GatedModel says which pass it is"
+        return self.editing(self.layer, base)

@@ -173,7 +173,7 @@ def _applied(
         assert logits is not None, "requests' modules have gates"
         gates_BK = torch.sigmoid(logits)
         by_layer = gates_BK.split([len(edit.requests) for edit in edits], dim=1)
-        is_applied = [edit.is_applied(gates).tolist() for edit, gates in zip(edits, by_layer, strict=True)]
+        is_applied = [(edit.weight(gates) > 0).tolist() for edit, gates in zip(edits, by_layer, strict=True)]
         for row, at in enumerate(batch):
             applied = frozenset(
                 (layer, request)

@@ -17,10 +17,10 @@ from bench.benchmarks import SPLITS
 from bench.evaluation.score import score
 from bench.results.columns import REQUEST_METRICS, STATE_METRICS, ItemRow
 from bench.sequential.request import Request
-from bench.speed.contenders import through_hooks
 from grun.data import Example, collate
 from grun.engine.edited import EditedModel
 from grun.model.forward import model_inputs
+from grun.model.hooks import through_hooks
 
 SOFT_GATE_IS_SHUT = 0.5
 """At gate threshold 0 no gate is ever quite shut: below this one it is called so."""
@@ -67,7 +67,7 @@ def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) ->
     batch = collate([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts], device=adapted.device)
 
     def edited() -> Any:
-        return through_hooks(adapted, batch)[0]
+        return through_hooks(adapted.model, batch, adapted.editing(batch.edited_position_B))
 
     def bare() -> Any:
         return adapted.model(**model_inputs(batch))

@@ -5,19 +5,18 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bench.config import RunConfig, overlay, run_config
 from grun.adapters.grun import GrunConfig
-from grun.data import Batch, Example, collate
+from grun.data import Example, collate
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.model.forward import Adapted, AnswerOutput, CausalLM, Generated, Tally, model_inputs
+from grun.model.hooks import through_hooks
 from grun.model.layers import Layer
-from grun.model.patching import decoder_layers, output_tensor, with_output_tensor
+from grun.model.patching import decoder_layers
 
 EDITED = ("pyvene", "hooks", "engine")
 """GRUN three ways: the whole model through pyvene, through bare forward hooks, and the engine."""
@@ -67,12 +66,16 @@ class WholeModel:
             with torch.no_grad():
                 self.edited.model(**model_inputs(forget))
         batch = collate(examples, device=self.device)
-        outputs, gate_logit_BK = through_hooks(self.edited, batch) if self.hooks else self.edited.through_pyvene(batch)
+        editing = self.edited.editing(batch.edited_position_B)
+        if self.hooks:
+            outputs = through_hooks(self.edited.model, batch, editing)
+        else:
+            outputs = self.edited.through_pyvene(batch, editing)
         return AnswerOutput(
             logits_NV=outputs.logits[batch.predicts_answer_BL],
             label_N=batch.label_N,
             row_N=batch.row_N,
-            gate_logit_BK=gate_logit_BK,
+            gate_logit_BK=editing.gate_logit_BK(),
         )
 
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
@@ -86,30 +89,6 @@ class WholeModel:
     def train(self, mode: bool) -> None:
         """See `grun.model.forward.Adapted`."""
         self.edited.train(mode)
-
-
-def through_hooks(edited: EditedModel, batch: Batch) -> tuple[Any, Tensor]:
-    """The whole model on a batch, edited by torch's forward hooks: (its own output, gate logits)."""
-    rows_B = torch.arange(len(batch), device=edited.device)
-    gates: list[Tensor] = []
-
-    def edit_output(edit: nn.Module, module: nn.Module, args: Any, output: Any) -> Any:
-        hidden_BLD = output_tensor(output).clone()
-        edited_BD, gate_logit_B1 = edit(hidden_BLD[rows_B, batch.edited_position_B])
-        gates.append(gate_logit_B1)
-        hidden_BLD[rows_B, batch.edited_position_B] = edited_BD
-        return with_output_tensor(output, hidden_BLD)
-
-    layers = decoder_layers(edited.model)
-    handles = [
-        layers[int(layer)].register_forward_hook(partial(edit_output, edit)) for layer, edit in edited.edits.items()
-    ]
-    try:
-        outputs = edited.model(**model_inputs(batch))
-    finally:
-        for handle in handles:
-            handle.remove()
-    return outputs, torch.cat(gates, dim=1)
 
 
 def best_ratio(

@@ -15,8 +15,8 @@ from grun.declared import declares
 from grun.engine.edited import EditedModel, attach_edits
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
-from pyvene_custom.checkpoint import load_edits, save_edits
-from pyvene_custom.edits import GatedLoReFT, GateFunction
+from pyvene_custom.edits import LoReFT
+from pyvene_custom.gates import GateFunction
 
 
 @declares(Adapter)
@@ -48,29 +48,17 @@ class GrunConfig:
 
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh gated edit on each layer."""
-        adapted = attach_edits(
-            model,
-            self.layers,
-            seed,
-            lambda size: GatedLoReFT(hidden_size=size, rank=self.rank, gate_function=self.gate_function),
-        )
+        adapted = attach_edits(model, self.layers, rank=self.rank, gate_function=self.gate_function, seed=seed)
         set_gate_threshold(adapted, self.gate_threshold)
         return adapted
 
-    def unload(self, adapted: EditedModel) -> CausalLM:
-        """The model without the edits. It was never touched."""
-        return adapted.model
-
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write gates and edits (safetensors)."""
-        save_edits(folder, adapted.edits)
+        adapted.save(folder)
 
     def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the gates and edits saved in `folder`, bit for bit, at this config's threshold."""
-        adapted = self.attach(model, seed=0)
-        load_edits(folder, adapted.edits)
-        adapted.train(False)
-        return adapted
+        return self.attach(model, seed=0).loaded(folder)
 
 
 def set_gate_threshold(adapted: EditedModel, gate_threshold: float) -> None:
@@ -92,7 +80,5 @@ def gates_forced(adapted: EditedModel, is_open: Sequence[bool]) -> Iterator[None
             edit.forced_open = None
 
 
-def _gated(adapted: EditedModel) -> list[GatedLoReFT]:
-    edits = list(adapted.edits.values())
-    assert all(isinstance(edit, GatedLoReFT) for edit in edits)
-    return cast(list[GatedLoReFT], edits)
+def _gated(adapted: EditedModel) -> list[LoReFT]:
+    return cast(list[LoReFT], list(adapted.edits.values()))

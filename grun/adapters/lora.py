@@ -50,14 +50,6 @@ class LoraConfig:
             torch.manual_seed(seed)
             return PlainModel(peft.get_peft_model(model, config))
 
-    def unload(self, adapted: PlainModel) -> CausalLM:
-        """The model without the updates, as it was."""
-        return adapted.model.unload()
-
-    def merge(self, adapted: PlainModel) -> CausalLM:
-        """The model with the updates added to its weights, for use without PEFT."""
-        return adapted.model.merge_and_unload()
-
     def save(self, adapted: PlainModel, folder: Path) -> None:
         """Write the updates in PEFT's own format (safetensors)."""
         adapted.model.save_pretrained(str(folder))

@@ -13,8 +13,6 @@ from grun.declared import declares
 from grun.engine.edited import EditedModel, attach_edits
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
-from pyvene_custom.checkpoint import load_edits, save_edits
-from pyvene_custom.edits import LoReFT
 
 
 @declares(Adapter)
@@ -38,19 +36,12 @@ class ReftConfig:
 
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh edit on each layer."""
-        return attach_edits(model, self.layers, seed, lambda size: LoReFT(hidden_size=size, rank=self.rank))
-
-    def unload(self, adapted: EditedModel) -> CausalLM:
-        """The model without the edits. It was never touched."""
-        return adapted.model
+        return attach_edits(model, self.layers, rank=self.rank, gate_function=None, seed=seed)
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write the edits (safetensors)."""
-        save_edits(folder, adapted.edits)
+        adapted.save(folder)
 
     def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the edits saved in `folder`, bit for bit."""
-        adapted = self.attach(model, seed=0)
-        load_edits(folder, adapted.edits)
-        adapted.train(False)
-        return adapted
+        return self.attach(model, seed=0).loaded(folder)

@@ -8,8 +8,7 @@ Shapes: B sequences, K edited layers, D hidden size.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import takewhile
@@ -39,7 +38,10 @@ from grun.model.forward import (
     model_inputs,
 )
 from grun.model.layers import Layer, Layers, layer_indices
-from grun.model.patching import patched
+from pyvene_custom.checkpoint import load_edits, save_edits
+from pyvene_custom.editing import Editing
+from pyvene_custom.edits import LoReFT
+from pyvene_custom.gates import GateFunction
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
@@ -130,63 +132,54 @@ class EditedModel:
                 f"layer {at} lies below the first edited layer, {self.layers[0]}; use that or above",
             )
         if self._caches and all(self._home(example) for example in examples):
-            run = partial(later_layers.answer_output, self.model, self._edits(), self._caches, hidden_layer=at)
-            return in_groups(examples, lambda example: len(example.answer_ids), self.device, run)
-        return in_groups(examples, len, self.device, partial(self._plain_output, hidden_layer=at))
+            return in_groups(
+                examples, lambda example: len(example.answer_ids), self.device, partial(self._engine_output, at)
+            )
+        return in_groups(examples, len, self.device, partial(self._plain_output, at))
 
-    def _plain_output(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
+    def _engine_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
+        return later_layers.answer_output(self.model, self.editing(None, hidden_layer), self._caches, examples)
+
+    def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
         batch = collate(examples, device=self.device)
+        editing = self.editing(batch.edited_position_B, hidden_layer)
         with (
             head_at(self.model, batch.predicts_answer_BL) as head_inputs,
             layer_output(self.model, hidden_layer) as hidden,
-            self._edit_output(hidden_layer) as edited,
         ):
-            outputs, gate_logit_BK = self.through_pyvene(batch)
-        if edited:  # pyvene edits what the layer gave
-            rows_B = torch.arange(len(batch), device=self.device)
-            hidden[0] = hidden[0].index_put((rows_B, batch.edited_position_B), edited[0])
+            outputs = self.through_pyvene(batch, editing)
+        if editing.kept_BLD is not None:
+            hidden = [editing.kept_BLD]  # pyvene edits what the layer gave
         return AnswerOutput(
             logits_NV=outputs.logits[0],
             label_N=batch.label_N,
             row_N=batch.row_N,
             head_input_ND=head_inputs[0],
             hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
-            gate_logit_BK=gate_logit_BK,
+            gate_logit_BK=editing.gate_logit_BK(),
         )
 
-    @contextlib.contextmanager
-    def _edit_output(self, layer: int | None) -> Iterator[list[Tensor]]:
-        """Yields a list that gets what the edit at a layer puts in; it stays empty where there is none."""
-        seen: list[Tensor] = []
-        edit = self._edits().get(-1 if layer is None else layer)
-        if edit is None:
-            yield seen
-            return
-        run = edit.forward
+    def editing(self, prompt_end_B: Tensor | None, kept_layer: int | None = None) -> Editing:
+        """A pass of these edits; see `Editing`."""
+        return Editing(self._edits(), prompt_end_B, kept_layer)
 
-        def record(hidden: Tensor) -> tuple[Tensor, Tensor | None]:
-            edited, gate_logit = run(hidden)
-            seen.append(edited)
-            return edited, gate_logit
-
-        with patched([(edit, record)]):
-            yield seen
-
-    def through_pyvene(self, batch: Batch) -> tuple[Any, Tensor | None]:
-        """The whole model on a batch: (its own output, gate logits [B, K] or None)."""
-        return self._plain()(model_inputs(batch), batch.edited_position_B)
+    def through_pyvene(self, batch: Batch, editing: Editing) -> Any:
+        """The whole model on a batch: its own output."""
+        return self._plain()(model_inputs(batch), editing)
 
     @torch.no_grad()
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """See `grun.model.forward.Adapted`."""
         cache = self._cache_of(prompts)
         if cache is not None:
-            return later_layers.generate(self.model, self._edits(), cache, prompts, max_new_tokens)
+            return later_layers.generate(self.model, self.editing(None), cache, prompts, max_new_tokens)
         inputs = left_padded(prompts, self.model)
         length = inputs["input_ids"].shape[1]
         ends = eos_ids(self.model)
-        sequences_BL, gate_logit_BK = self._plain().generate(
+        editing = self.editing(torch.full((len(prompts),), length - 1, device=self.device))
+        sequences_BL = self._plain().generate(
             inputs,
+            editing,
             generation_config=GenerationConfig(
                 do_sample=False,  # whatever sampling the model's own defaults ask for
                 max_new_tokens=max_new_tokens,
@@ -195,15 +188,25 @@ class EditedModel:
             ),
         )
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in sequences_BL[:, length:].tolist()]
-        return Generated(answers=answers, gate_logit_BK=gate_logit_BK)
+        return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())
 
     @torch.no_grad()
     def prompt_gates(self, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Gate logits of some prompts, [B, K], at the thresholds in force; None where the edits have no gates."""
         cache = self._cache_of(prompts)
         if cache is not None:
-            return later_layers.gate_logits(self.model, self._edits(), cache, prompts)
+            return later_layers.gate_logits(self.model, self.editing(None), cache, prompts)
         return self.answer_output([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts]).gate_logit_BK
+
+    def save(self, folder: Path) -> None:
+        """Write gates and edits (safetensors)."""
+        save_edits(folder, self.edits)
+
+    def loaded(self, folder: Path) -> EditedModel:
+        """This very model with the gates and edits saved in `folder`, bit for bit, in evaluation mode."""
+        load_edits(folder, self.edits)
+        self.train(False)
+        return self
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """See `grun.model.forward.Adapted`."""
@@ -214,7 +217,7 @@ class EditedModel:
         self.model.eval()
         self.edits.train(mode)
 
-    def _edits(self) -> dict[int, nn.Module]:
+    def _edits(self) -> dict[int, Any]:
         return {layer: self.edits[str(layer)] for layer in self.layers}
 
     def _plain(self) -> GatedModel:
@@ -235,20 +238,22 @@ class EditedModel:
     def _check(self, cache: PrefixCache, examples: Sequence[Example]) -> None:
         """Without edits the later layers must give the likelihoods the cache was built with."""
         few = examples[:2]
-        output = later_layers.answer_output(self.model, {}, [cache], few)
+        output = later_layers.answer_output(self.model, Editing({}), [cache], few)
         nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(few))
         for nll, example in zip(nll_B.tolist(), few, strict=True):
             check_same_nll(self.model, nll, cache.reference_nll(example))
 
 
-def attach_edits(model: CausalLM, layers: Layers, seed: int, new_edit: Callable[[int], nn.Module]) -> EditedModel:
-    """Freeze the model and put a fresh edit on each layer.
-
-    new_edit: hidden size → edit; its random initial values come from `seed` alone.
-    """
+def attach_edits(
+    model: CausalLM, layers: Layers, *, rank: int, gate_function: GateFunction | None, seed: int
+) -> EditedModel:
+    """Freeze the model and put a fresh edit on each layer; its random initial values come from `seed` alone."""
     config = model.config.get_text_config()
     indices = layer_indices(layers, config.num_hidden_layers)
     model.requires_grad_(False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return EditedModel(model, {index: new_edit(config.hidden_size) for index in indices})
+        edits = {
+            index: LoReFT(hidden_size=config.hidden_size, rank=rank, gate_function=gate_function) for index in indices
+        }
+    return EditedModel(model, edits)

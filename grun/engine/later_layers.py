@@ -9,8 +9,7 @@ tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,21 +20,18 @@ from grun.engine.prefix_cache import PrefixBatch, PrefixCache, assemble, filled_
 from grun.model.forward import AnswerOutput, Generated, eos_ids, head_at
 from grun.model.greedy import decode
 from grun.model.patching import decoder_layers, output_tensor, patched, with_output_tensor
-
-Edit = Callable[[Tensor], tuple[Tensor, Tensor | None]]
-"""Hidden states [B, D] → (edited ones, gate logits [B, 1] or None)."""
+from pyvene_custom.editing import Editing
 
 
 def answer_output(
     model: Any,
-    edits: Mapping[int, Edit],
+    editing: Editing,
     caches: Sequence[PrefixCache],
     examples: Sequence[Example],
-    hidden_layer: int | None = None,
 ) -> AnswerOutput:
-    """Answer logits and gates. Each example is in one of the caches, which share their first layer.
+    """Answer logits, gates, and the output of the layer that the pass keeps, the first edited one or a later one.
 
-    hidden_layer: also return this layer's output; the first edited one or a later one.
+    Each example is in one of the caches, which share their first layer.
     """
     first_layer = caches[0].first_layer
     homes = [next(cache for cache in caches if example in cache) for example in examples]
@@ -46,42 +42,37 @@ def answer_output(
         model.device,
     )
     kv = filled_cache(batch, first_kept=first_layer + 1)
-    seen = _Seen(hidden_layer)
-    logits_NV, head_input_ND = _run(model, edits, first_layer, batch, kv, seen)
+    logits_NV, head_input_ND = _run(model, editing, first_layer, batch, kv)
     return AnswerOutput(
         logits_NV=logits_NV,
         label_N=batch.label_N,
         row_N=batch.row_N,
         head_input_ND=head_input_ND,
-        hidden_ND=None if seen.hidden_BTD is None else seen.hidden_BTD[batch.is_token_BT],
-        gate_logit_BK=seen.gate_logit_BK(),
+        hidden_ND=None if editing.kept_BLD is None else editing.kept_BLD[batch.is_token_BT],
+        gate_logit_BK=editing.gate_logit_BK(),
     )
 
 
 @torch.no_grad()
-def gate_logits(
-    model: Any, edits: Mapping[int, Edit], cache: PrefixCache, prompts: Sequence[tuple[int, ...]]
-) -> Tensor | None:
+def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
     """Gates of some prompts, [B, K], from their last tokens alone; None where the edits have none."""
     batch = _prompt_batch(cache, prompts, model.device)
-    seen = _Seen()
-    _run(model, edits, cache.first_layer, batch, filled_cache(batch, first_kept=cache.first_layer + 1), seen)
-    return seen.gate_logit_BK()
+    _run(model, editing, cache.first_layer, batch, filled_cache(batch, first_kept=cache.first_layer + 1))
+    return editing.gate_logit_BK()
 
 
 @torch.no_grad()
 def generate(
     model: Any,
-    edits: Mapping[int, Edit],
+    editing: Editing,
     cache: PrefixCache,
     prompts: Sequence[tuple[int, ...]],
     max_new_tokens: int,
 ) -> Generated:
     """Greedy answers. The prompts' keys and values come from the cache, which was built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
-    seen = _Seen()
     kv = filled_cache(batch, first_kept=cache.first_layer + 1)
-    logits_BV, _ = _run(model, edits, cache.first_layer, batch, kv, seen)
+    logits_BV, _ = _run(model, editing, cache.first_layer, batch, kv)
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
     whole_BP2LHd = left_padded([cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts])
     for layer in range(cache.first_layer + 1):
@@ -99,7 +90,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         eos_ids=eos_ids(model),
     )
-    return Generated(answers=answers, gate_logit_BK=seen.gate_logit_BK())
+    return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())
 
 
 def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
@@ -114,15 +105,14 @@ def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device
 
 def _run(
     model: Any,
-    edits: Mapping[int, Edit],
+    editing: Editing,
     first_layer: int,
     batch: PrefixBatch,
     kv: Any,
-    seen: _Seen,
 ) -> tuple[Tensor, Tensor]:
     """Logits [tokens, V] at every token of the batch, one after another, and what the head made them of."""
     layers = decoder_layers(model)
-    replacements = _replacements(layers, edits, first_layer, batch.hidden_BTD, seen)
+    replacements = _replacements(layers, editing, first_layer, batch.hidden_BTD)
     with patched(replacements), head_at(model, batch.is_token_BT) as head_inputs:
         outputs = model(
             inputs_embeds=batch.hidden_BTD,  # only their shape is used: the first layer's replacement ignores them
@@ -136,51 +126,26 @@ def _run(
 
 def _replacements(
     layers: nn.ModuleList,
-    edits: Mapping[int, Edit],
+    editing: Editing,
     first_layer: int,
     hidden_BTD: Tensor,
-    seen: _Seen,
 ) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """What the layers do instead: pass on, hand out the cached output, or edit their own."""
-
-    def edited(layer: int, hidden: Tensor) -> Tensor:
-        if layer in edits:
-            at_edit_BD, gate_logit_B1 = edits[layer](hidden[:, 0])
-            hidden = torch.cat([at_edit_BD[:, None], hidden[:, 1:]], dim=1)
-            seen.gates.append(gate_logit_B1)
-        if layer == seen.hidden_layer:
-            seen.hidden_BTD = hidden
-        return hidden
 
     def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return hidden_states
 
     def hand_out(*args: Any, **kwargs: Any) -> Tensor:
-        return edited(first_layer, hidden_BTD)
+        return editing(first_layer, hidden_BTD)
 
     for layer in layers[:first_layer]:
         yield layer, pass_on
     yield layers[first_layer], hand_out
     for index in range(first_layer + 1, len(layers)):
-        if index in edits or index == seen.hidden_layer:
+        if editing.concerns(index):
 
             def run_and_edit(*args: Any, _run: Any = layers[index].forward, _layer: int = index, **kwargs: Any) -> Any:
                 output = _run(*args, **kwargs)
-                return with_output_tensor(output, edited(_layer, output_tensor(output)))
+                return with_output_tensor(output, editing(_layer, output_tensor(output)))
 
             yield layers[index], run_and_edit
-
-
-@dataclass
-class _Seen:
-    """What a pass leaves behind besides its logits."""
-
-    hidden_layer: int | None = None
-    hidden_BTD: Tensor | None = None
-    gates: list[Tensor | None] = field(default_factory=list)
-    """Layer by layer."""
-
-    def gate_logit_BK(self) -> Tensor | None:
-        """One column a layer; None where the edits have no gates."""
-        present = [gate for gate in self.gates if gate is not None]
-        return torch.cat(present, dim=1) if present else None

@@ -51,7 +51,7 @@ def test_the_gates_are_reported_by_layer(fresh_target: Fresh, small_benchmark: B
     assert gates.shape == (len(examples), 2)
     rows = torch.arange(len(examples))
     at_edit = hidden.hidden_states[2][rows, batch.edited_position_B]  # the output of block 1
-    expected = adapted.edits["1"].gate_logit(at_edit)[:, 0]
+    expected = adapted.edits["1"].gate.logit(at_edit)[:, 0]
     torch.testing.assert_close(gates[:, 0], expected)
     generated = adapted.generate([example.prompt_ids for example in examples], 3)
     torch.testing.assert_close(generated.gate_logit_BK, gates, rtol=1e-4, atol=1e-4)
@@ -82,7 +82,7 @@ def test_earlier_positions_are_untouched(fresh_target: Fresh, small_benchmark: B
         base = model(**inputs).logits
         adapted = GrunConfig(layers=(1, 3)).attach(model, 0)
         adapted.train(False)
-        edited = adapted._plain()(inputs, batch.edited_position_B)[0].logits
+        edited = adapted._plain()(inputs, adapted.editing(batch.edited_position_B)).logits
     assert torch.equal(edited[:, :edited_at], base[:, :edited_at])
     assert not torch.allclose(edited[:, edited_at], base[:, edited_at])
 

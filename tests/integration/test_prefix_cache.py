@@ -24,6 +24,7 @@ from grun.engine import later_layers
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.model.forward import PlainModel, prepare_for_answers
 from grun.prompts import PromptTemplate
+from pyvene_custom.editing import Editing
 
 EXAMPLES = [Example(prompt_ids=(3, 4 + i, 5), answer_ids=(6, 7 + i % 3, 1)) for i in range(6)]
 ROOM = 10**9
@@ -177,7 +178,7 @@ def test_shut_gates_are_the_base_model_bit_for_bit(tmp_path: Path) -> None:
     """On either path: below the threshold the logits are those of the same path without edits."""
     engine, plain = _edited(tmp_path)[0], GrunConfig(layers=(1, 3)).attach(_llama(), seed=0)
     cache = engine._caches[0]
-    base_engine = later_layers.answer_output(engine.model, {}, [cache], EXAMPLES).logits_NV
+    base_engine = later_layers.answer_output(engine.model, Editing({}), [cache], EXAMPLES).logits_NV
     base_plain = PlainModel(plain.model).answer_output(EXAMPLES).logits_NV
     for adapted, base in ((engine, base_engine), (plain, base_plain)):
         adapted.train(False)

@@ -188,18 +188,21 @@ def test_a_request_taken_back_is_answered_again(
 @torch.no_grad()
 def _logits(adapted: EditedModel, prompt: tuple[int, ...]) -> torch.Tensor:
     inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
-    outputs, _ = adapted._plain()(inputs, torch.tensor([len(prompt) - 1]))
+    outputs = adapted._plain()(inputs, adapted.editing(torch.tensor([len(prompt) - 1])))
     return outputs.logits
 
 
-def test_decoding_costs_nothing(modules: tuple[EditedModel, dict[str, EditedModel]], config: RunConfig) -> None:
+def test_decoding_costs_nothing(
+    modules: tuple[EditedModel, dict[str, EditedModel]], config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The stacked edit runs once a layer and answer, at the last prompt token, however long the answer is."""
     base, loaded = modules
     _, _, template = _load(config)
     adapted = combine(base, loaded, "sum", 0.0)
     calls: list[int] = []
     for edit in adapted.edits.values():
-        edit.register_forward_hook(lambda *ignored: calls.append(1))
+        run = edit.edited
+        monkeypatch.setattr(edit, "edited", lambda *args, _run=run: calls.append(1) or _run(*args))
     adapted.generate([template.prompt_ids("Where was Birgit Karlsen born?")], 40)
     assert len(calls) == len(adapted.layers)
     edited, bare = prefill_seconds(adapted, [template.prompt_ids("Who?")] * 4)

@@ -5,7 +5,8 @@ import torch
 
 from grun.errors import UserError
 from grun.model.layers import layer_indices
-from pyvene_custom.edits import GatedLoReFT, LoReFT
+from pyvene_custom.edits import LoReFT
+from pyvene_custom.gates import GateFunction, new_gate
 
 
 @pytest.mark.parametrize(
@@ -28,9 +29,20 @@ def test_a_layer_beyond_the_model_is_named() -> None:
         layer_indices((3, 40), 32)
 
 
-def _edit(hidden_size: int = 16, rank: int = 4) -> GatedLoReFT:
+def _edit(hidden_size: int = 16, rank: int = 4) -> LoReFT:
     torch.manual_seed(0)
-    return GatedLoReFT(hidden_size=hidden_size, rank=rank, gate_function="linear")
+    return LoReFT(hidden_size=hidden_size, rank=rank, gate_function="linear")
+
+
+def _edited(edit: LoReFT, h_BD: torch.Tensor) -> torch.Tensor:
+    """Each prompt's hidden state, edited as far as its own gate is open."""
+    return edit.edited(h_BD[:, None], edit.read(h_BD)[0])[:, 0]
+
+
+def _gates(edit: LoReFT, h_BD: torch.Tensor) -> torch.Tensor:
+    logit_B1 = edit.read(h_BD)[1]
+    assert logit_B1 is not None
+    return torch.sigmoid(logit_B1)[:, 0]
 
 
 def test_edit_replaces_the_subspace() -> None:
@@ -45,39 +57,39 @@ def test_edit_replaces_the_subspace() -> None:
 
 def test_half_open_gate_edits_half() -> None:
     """A gate with zero weights is 1/2 everywhere: h' = h + edit / 2."""
-    edit, h = _edit(), torch.randn(2, 1, 16)
+    edit, h = _edit(), torch.randn(2, 16)
     with torch.no_grad():
         for parameter in edit.gate.parameters():
             parameter.zero_()
-    torch.testing.assert_close(edit(h)[0], h + 0.5 * edit.difference(h))
-    assert torch.sigmoid(edit(h)[1]).flatten().tolist() == [0.5, 0.5]
+    torch.testing.assert_close(_edited(edit, h), h + 0.5 * edit.difference(h))
+    assert _gates(edit, h).tolist() == [0.5, 0.5]
 
 
 def test_threshold_shuts_the_gate_exactly_and_only_at_inference() -> None:
-    edit, h = _edit(), torch.randn(64, 1, 16)
-    gates = torch.sigmoid(edit.gate_logit(h)).flatten()
+    edit, h = _edit(), torch.randn(64, 16)
+    gates = _gates(edit, h)
     edit.gate_threshold = gates.median().item()
     shut = gates < edit.gate_threshold
     assert 0 < shut.sum() < 64
     edit.eval()
-    edited = edit(h)[0]
+    edited = _edited(edit, h)
     assert torch.equal(edited[shut], h[shut])
     assert not torch.equal(edited[~shut], h[~shut])
     edit.train()
-    assert not torch.isclose(edit(h)[0], h).all(dim=-1).any(), "training never thresholds"
+    assert not torch.isclose(_edited(edit, h), h).all(dim=-1).any(), "training never thresholds"
     edit.eval()
     edit.forced_open = False
-    assert torch.equal(edit(h)[0], h)
+    assert torch.equal(_edited(edit, h), h)
     edit.forced_open = True
-    everything, edit.forced_open, edit.gate_threshold = edit(h)[0], None, 0.0
-    assert torch.equal(everything, edit(h)[0]), "an open gate is the soft gate"
+    everything, edit.forced_open, edit.gate_threshold = _edited(edit, h), None, 0.0
+    assert torch.equal(everything, _edited(edit, h)), "an open gate is the soft gate"
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 def test_rotation_stays_orthonormal_and_alive(weight_decay: float) -> None:
     """The reference's parametrisation turns R into zeros after one step of AdamW with weight decay."""
     torch.manual_seed(0)
-    edit = LoReFT(hidden_size=32, rank=4)
+    edit = LoReFT(hidden_size=32, rank=4, gate_function=None)
     optimizer = torch.optim.AdamW(edit.parameters(), lr=1e-2, weight_decay=weight_decay)
     before = edit.rotation.weight.detach().clone()
     h, wanted = torch.randn(8, 32), torch.randn(8, 32)
@@ -94,7 +106,7 @@ def test_rotation_stays_orthonormal_and_alive(weight_decay: float) -> None:
 
 def test_rotation_is_the_same_for_a_scaled_parameter() -> None:
     """Weight decay only scales the parameter, and the map does not see scale."""
-    edit = LoReFT(hidden_size=12, rank=3)
+    edit = LoReFT(hidden_size=12, rank=3, gate_function=None)
     raw = edit.rotation.parametrizations.weight.original
     before = edit.rotation.weight.detach().clone()
     with torch.no_grad():
@@ -103,7 +115,7 @@ def test_rotation_is_the_same_for_a_scaled_parameter() -> None:
 
 
 @pytest.mark.parametrize(("gate_function", "num_linear"), [("linear", 1), ("mlp_3", 3), ("mlp_5", 5)])
-def test_gate_functions(gate_function: str, num_linear: int) -> None:
-    edit = GatedLoReFT(hidden_size=8, rank=2, gate_function=gate_function)  # type: ignore[arg-type]
-    assert sum(isinstance(layer, torch.nn.Linear) for layer in edit.gate) == num_linear
-    assert edit.gate_logit(torch.randn(3, 8)).shape == (3, 1)
+def test_gate_functions(gate_function: GateFunction, num_linear: int) -> None:
+    gate = new_gate(gate_function, 8)
+    assert sum(isinstance(layer, torch.nn.Linear) for layer in gate.modules()) == num_linear
+    assert gate.logit(torch.randn(3, 8)).shape == (3, 1)

@@ -1,0 +1,59 @@
+"""One pass of an edited model: gates are read where each prompt ends, and the edit is put in there.
+
+Shapes: B prompts, L columns of the pass, D hidden size, K gates of all edited layers, in the order of the layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from pyvene_custom.edits import Edit
+
+
+class Editing:
+    """What happens to the layers' outputs in one pass, and in those that decode the prompts' answers after it."""
+
+    def __init__(
+        self, edits: Mapping[int, Edit], prompt_end_B: Tensor | None = None, kept_layer: int | None = None
+    ) -> None:
+        """edits: by layer. prompt_end_B: column of each prompt's last token; None: the first one.
+
+        kept_layer: whose output to keep.
+        """
+        self._edits, self._prompt_end_B, self._kept_layer = edits, prompt_end_B, kept_layer
+        self.layers = tuple(sorted(edits))
+        self._weights: dict[int, Tensor] = {}
+        self._logits: list[Tensor] = []
+        self.kept_BLD: Tensor | None = None
+        """The kept layer's output, its edit in."""
+
+    def __call__(self, layer: int, hidden_BLD: Tensor) -> Tensor:
+        """A layer's output with its edit in; the layers are met from the bottom up."""
+        if layer in self._edits and layer not in self._weights:
+            hidden_BLD = self._edit(layer, hidden_BLD)
+        if layer == self._kept_layer:
+            self.kept_BLD = hidden_BLD
+        return hidden_BLD
+
+    def concerns(self, layer: int) -> bool:
+        """Whether anything is done with a layer's output."""
+        return layer in self._edits or layer == self._kept_layer
+
+    def gate_logit_BK(self) -> Tensor | None:
+        """What the gates said at the end of each prompt; None where the edits have none."""
+        return torch.cat(self._logits, dim=1) if self._logits else None
+
+    def _edit(self, layer: int, hidden_BLD: Tensor) -> Tensor:
+        edit, end_B = self._edits[layer], self._prompt_end_B
+        rows_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
+        at_end_BD = hidden_BLD[:, 0] if end_B is None else hidden_BLD[rows_B, end_B]
+        self._weights[layer], logit_BK = edit.read(at_end_BD)
+        if logit_BK is not None:
+            self._logits.append(logit_BK)
+        edited_B1D = edit.edited(at_end_BD[:, None], self._weights[layer])
+        if end_B is None:
+            return torch.cat([edited_B1D, hidden_BLD[:, 1:]], dim=1)
+        return hidden_BLD.index_put((rows_B, end_B), edited_B1D[:, 0])
