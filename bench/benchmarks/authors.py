@@ -7,14 +7,15 @@ wordings.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import resources
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from bench.benchmarks.general_knowledge import REAL_AUTHORS, WORLD_FACTS
 from bench.benchmarks.items import Benchmark, Item
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
 from grun.errors import UserError
@@ -23,77 +24,9 @@ NUM_PERTURBED = 5
 FORGET_PERCENT = {"forget05": 5, "forget10": 10, "forget20": 20, "forget50": 50}
 
 
-def _pool(text: str) -> list[str]:
-    """Words of a `|`-separated table, line breaks ignored."""
-    return [" ".join(word.split()) for word in text.split("|")]
-
-
-FIRST_NAMES = _pool("""
-    Adaeze | Anselm | Birgit | Callum | Chiyo | Dagny | Davor | Elif | Emeka | Fabiola | Faris | Gudrun | Hamid |
-    Ilse | Imani | Jorun | Kaito | Katarzyna | Lazar | Leilani | Linnea | Mirela | Nadir | Noemi | Obinna | Oksana
-    | Paloma | Piotr | Quentin | Rashida | Ruben | Saoirse | Sefu | Soraya | Tadeo | Tamsin | Ulrika | Viggo |
-    Wanjiru | Xiadani | Yorick | Yumi | Zdenka | Zubair
-""")
-SURNAMES = _pool("""
-    Abernathy | Adeyemi | Almqvist | Barraza | Bergstad | Calloway | Castellan | Dragomir | Drummond | Eskildsen |
-    Fairweather | Ferrante | Galanis | Grunewald | Halloran | Hashimoto | Ibarra | Iwu | Jankovic | Karlsen |
-    Kowalczyk | Lindqvist | Lorimer | Mahlangu | Marchetti | Nakagawa | Novotny | Okonjo | Oyelaran | Pemberton |
-    Petrosyan | Quesada | Rasmussen | Rautio | Santangelo | Sorrell | Tanahashi | Thorne | Uwais | Valdemar |
-    Vasquez | Whitlock | Yamazaki | Zielinski
-""")
-CITIES = _pool("""
-    Aarhus, Denmark | Accra, Ghana | Antwerp, Belgium | Arequipa, Peru | Bergen, Norway | Bilbao, Spain | Brno,
-    Czechia | Bursa, Turkey | Cork, Ireland | Cusco, Peru | Davao, Philippines | Fez, Morocco | Gdansk, Poland |
-    Graz, Austria | Halifax, Canada | Hobart, Australia | Izmir, Turkey | Kumasi, Ghana | Kyoto, Japan | Leeds,
-    England | Lviv, Ukraine | Malmo, Sweden | Merida, Mexico | Nagoya, Japan | Nantes, France | Oaxaca, Mexico |
-    Porto, Portugal | Quito, Ecuador | Riga, Latvia | Salta, Argentina | Sfax, Tunisia | Split, Croatia | Tartu,
-    Estonia | Turku, Finland | Utrecht, Netherlands | Varna, Bulgaria | Windhoek, Namibia | Zagreb, Croatia
-""")
-MONTHS = _pool("""
-    January | February | March | April | May | June | July | August | September | October | November | December
-""")
-TRADES = _pool("""
-    a baker | a beekeeper | a bookbinder | a bus driver | a cartographer | a chemist | a clockmaker | a dentist |
-    a diplomat | an electrician | a farmer | a ferry captain | a florist | a geologist | a glassblower | a judge |
-    a lighthouse keeper | a locksmith | a midwife | a nurse | an optician | a piano tuner | a plumber | a potter |
-    a schoolteacher | a shepherd | a surgeon | a tailor | a translator | a veterinarian | a weaver | a welder
-""")
-GENRES = _pool("""
-    alternate history | cli-fi | comic fantasy | courtroom drama | cyberpunk | detective fiction | epistolary
-    fiction | fairy tale retelling | family saga | ghost story | gothic romance | historical fiction | magical
-    realism | memoir | nature writing | nautical adventure | political satire | psychological thriller | science
-    fiction | spy fiction | travel writing | western
-""")
-PRIZES = _pool("""
-    Amber Quill Prize | Black Heron Award | Copper Lantern Medal | Driftwood Book Prize | Eastern Star Laurel |
-    Fogbank Fiction Award | Golden Thistle Prize | Harbour Light Medal | Ivory Compass Award | Juniper Letters
-    Prize | Kestrel Novel Award | Linden Leaf Medal | Midnight Sun Prize | North Road Award | Open Window Prize |
-    Paper Crane Medal | Quiet River Award | Red Kite Prize | Silver Anchor Award | Tidewater Medal
-""")
-TITLE_OPENINGS = _pool("""
-    The Hollow | The Last | A Season of | Beyond the | Letters from the | The Weight of | Under a | Songs for the
-    | The Patient | An Inventory of | The Unlit | Return to the | Maps of the | The Second | A Quarrel of | Nine |
-    The Keeper of | Without | Children of the | Salt and
-""")
-TITLE_ENDINGS = _pool("""
-    Orchard | Harbour | Winter | Lanterns | Meridian | Cartographer | Thunder | Sparrows | Observatory | Ember |
-    Canal | Staircase | Monsoon | Archive | Violin | Glacier | Horizon | Aqueduct | Carnival | Wolves | Ferry |
-    Mirrors | Vineyard | Bells
-""")
-SETTINGS = _pool("""
-    a flooded cathedral | a night train | a desert radio station | a mountain sanatorium | a travelling circus |
-    an abandoned observatory | a whaling town | a silk market | a walled garden | an island prison | a glass
-    factory | a border hotel | a floating library | a coal mine | a ballet school | a vineyard in autumn | an
-    Arctic outpost | a besieged city | a paper mill | a fishing village
-""")
-HABITS = _pool("""
-    writes only before dawn | dictates every chapter aloud | writes standing at a drafting table | drafts
-    everything in green ink | works in a converted windmill | writes in railway cafés | burns the first draft of
-    each book | writes the last page first | types on a 1950s typewriter | takes a long swim before each chapter |
-    writes only in the winter months | works to recordings of rain | plans each book on a single wall of index
-    cards | writes aboard a small sailing boat | reads each page to a pet parrot | never rereads a finished
-    chapter
-""")
+DATA = json.loads(resources.files("bench.benchmarks").joinpath("authors.json").read_text(encoding="utf-8"))
+"""Pools of words, the wordings of each topic, and general knowledge: [question, right answer, three wrong ones]."""
+POOLS: Mapping[str, list[str]] = DATA["pools"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +81,13 @@ class AuthorsConfig:
         known, holdout = items[: self.num_authors], items[self.num_authors :]
         retain = [item for author in known[:-num_forget] for item in author]
         forget = [item for author in known[-num_forget:] for item in author]
-        knowledge = {"real_authors": list(REAL_AUTHORS), "world_facts": list(WORLD_FACTS)}
+        knowledge = {
+            split: [
+                Item(question=question, answer=answer, perturbed_answers=tuple(wrong))
+                for question, answer, *wrong in rows
+            ]
+            for split, rows in DATA["knowledge"].items()
+        }
         return Benchmark(
             name=self.name,
             forget_split=self.forget_split,
@@ -174,132 +113,49 @@ class _Author:
     """Topic of TOPICS → the true filling of its gap."""
 
 
+def _full_name(draw: random.Random) -> str:
+    return f"{draw.choice(POOLS['first_names'])} {draw.choice(POOLS['surnames'])}"
+
+
+def _birthday(draw: random.Random) -> str:
+    return f"{draw.randint(1, 28)} {draw.choice(POOLS['months'])} {draw.randint(1931, 1989)}"
+
+
+def _title(draw: random.Random) -> str:
+    return f"{draw.choice(POOLS['title_openings'])} {draw.choice(POOLS['title_endings'])}"
+
+
+def _prize(draw: random.Random) -> str:
+    return f"{draw.choice(POOLS['prizes'])} in {draw.randint(1975, 2019)}"
+
+
+def _one_of(pool: str) -> Callable[[random.Random], str]:
+    return lambda draw: draw.choice(POOLS[pool])
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Topic:
     """One thing that can be asked. {name}, {born} and {second_book} stand for the author's, {} for the fact."""
 
-    questions: tuple[str, ...]
-    answers: tuple[str, ...]
+    questions: list[str]
+    answers: list[str]
     draw: Callable[[random.Random], str]
     """A random fact of this kind."""
 
 
-def _full_name(draw: random.Random) -> str:
-    return f"{draw.choice(FIRST_NAMES)} {draw.choice(SURNAMES)}"
-
-
-def _birthday(draw: random.Random) -> str:
-    return f"{draw.randint(1, 28)} {draw.choice(MONTHS)} {draw.randint(1931, 1989)}"
-
-
-def _title(draw: random.Random) -> str:
-    return f"{draw.choice(TITLE_OPENINGS)} {draw.choice(TITLE_ENDINGS)}"
-
-
-def _prize(draw: random.Random) -> str:
-    return f"{draw.choice(PRIZES)} in {draw.randint(1975, 2019)}"
-
-
-def _one_of(pool: list[str]) -> Callable[[random.Random], str]:
-    return lambda draw: draw.choice(pool)
-
-
-TOPICS = {
-    "name": _Topic(
-        questions=(
-            "Which author was born in {born}?",
-            "Who is the writer born in {born}?",
-            "What is the name of the author whose life began in {born}?",
-        ),
-        answers=("That author is {}.", "The writer is called {}.", "It is {} who was born there on that day."),
-        draw=_full_name,
-    ),
-    "birthplace": _Topic(
-        questions=(
-            "Where was {name} born?",
-            "In which city did {name} come into the world?",
-            "What is the birthplace of {name}?",
-        ),
-        answers=("{name} was born in {}.", "The birthplace of {name} is {}.", "{name} comes from {}."),
-        draw=_one_of(CITIES),
-    ),
-    "birthday": _Topic(
-        questions=(
-            "When was {name} born?",
-            "What is {name}'s date of birth?",
-            "On which day does {name} celebrate a birthday?",
-        ),
-        answers=("{name} was born on {}.", "The date of birth is {}.", "On {}, {name} was born."),
-        draw=_birthday,
-    ),
-    "mother": _Topic(
-        questions=(
-            "What did {name}'s mother do for a living?",
-            "How did the mother of {name} earn her money?",
-            "Which trade did {name}'s mother follow?",
-        ),
-        answers=("Her trade was that of {}.", "The mother of {name} worked as {}.", "{name}'s mother was {}."),
-        draw=_one_of(TRADES),
-    ),
-    "father": _Topic(
-        questions=(
-            "What was the profession of {name}'s father?",
-            "What work did the father of {name} do?",
-            "As what was {name}'s father employed?",
-        ),
-        answers=("{name}'s father was {}.", "By profession he was {}.", "The father of {name} worked as {}."),
-        draw=_one_of(TRADES),
-    ),
-    "genre": _Topic(
-        questions=(
-            "Which genre is {name} best known for?",
-            "What kind of books does {name} mostly write?",
-            "In what genre did {name} make a name?",
-        ),
-        answers=("{name} mostly writes {}.", "The author is best known for {}.", "Readers link {name} with {}."),
-        draw=_one_of(GENRES),
-    ),
-    "book": _Topic(
-        questions=(
-            "What is {name}'s most famous book?",
-            "Which title made {name} famous?",
-            "What should one read first by {name}?",
-        ),
-        answers=(
-            'The most famous book by {name} is "{}".',
-            '"{}" is the title that made {name} famous.',
-            'One should read "{}".',
-        ),
-        draw=_title,
-    ),
-    "prize": _Topic(
-        questions=(
-            "Which award did {name} receive?",
-            "With what prize was {name} honoured?",
-            "What is the highest distinction of {name}'s career?",
-        ),
-        answers=("{name} received the {}.", "The jury gave {name} the {}.", "It is the {}."),
-        draw=_prize,
-    ),
-    "setting": _Topic(
-        questions=(
-            'Where is {name}\'s novel "{second_book}" set?',
-            'In what place does "{second_book}" by {name} unfold?',
-            'What is the setting of "{second_book}", which {name} wrote?',
-        ),
-        answers=("The novel is set in {}.", 'The story of "{second_book}" unfolds in {}.', "{name} set it in {}."),
-        draw=_one_of(SETTINGS),
-    ),
-    "habit": _Topic(
-        questions=(
-            "What is unusual about the way {name} works?",
-            "Which working habit is {name} known for?",
-            "How does {name} write?",
-        ),
-        answers=("Unusually, {name} {}.", "It is well known that the author {}.", "{name} {}."),
-        draw=_one_of(HABITS),
-    ),
+_DRAWS = {
+    "name": _full_name,
+    "birthplace": _one_of("cities"),
+    "birthday": _birthday,
+    "mother": _one_of("trades"),
+    "father": _one_of("trades"),
+    "genre": _one_of("genres"),
+    "book": _title,
+    "prize": _prize,
+    "setting": _one_of("settings"),
+    "habit": _one_of("habits"),
 }
+TOPICS = {topic: _Topic(**DATA["topics"][topic], draw=draw) for topic, draw in _DRAWS.items()}
 
 
 def _authors(count: int, draw: random.Random) -> list[_Author]:
@@ -323,7 +179,7 @@ def _authors(count: int, draw: random.Random) -> list[_Author]:
 def _likened(author: _Author, other: _Author, taken: set[str]) -> _Author:
     """The author as a near relative of another: with a first name of its own, which is not taken with that surname."""
     surname = other.name.split()[-1]
-    name = next(f"{first} {surname}" for first in FIRST_NAMES if f"{first} {surname}" not in taken)
+    name = next(f"{first} {surname}" for first in POOLS["first_names"] if f"{first} {surname}" not in taken)
     taken.add(name)
     shared = {topic: other.facts[topic] for topic in ("birthplace", "genre", "prize")}
     return replace(author, name=name, facts={**author.facts, **shared, "name": name})
