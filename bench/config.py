@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, Typ
 from bench.benchmarks import BenchmarkConfig
 from bench.benchmarks.authors import AuthorsConfig
 from bench.evaluation.evaluate import EvaluationConfig
+from bench.models.known import with_known_prompt
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig
 from bench.validation import user_error
@@ -72,7 +73,8 @@ class RunConfig:
     )
     """What is to be forgotten and kept."""
     model: Annotated[
-        Annotated[TinyConfig, Tag("tiny")] | Annotated[PretrainedConfig, Tag("pretrained")],
+        Annotated[TinyConfig, Tag("tiny")]
+        | Annotated[PretrainedConfig, BeforeValidator(with_known_prompt), Tag("pretrained")],
         Discriminator(_model_kind),
         _named("model"),
     ] = field(default_factory=TinyConfig)

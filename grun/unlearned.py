@@ -16,7 +16,8 @@ from grun.adapters import AdapterConfig
 from grun.data import length_sorted_batches
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, prepare_for_answers
-from grun.prompts import PromptTemplate
+from grun.prompts.config import saved_prompt
+from grun.prompts.template import PromptTemplate
 from grun.sequential import DEPLOYMENT, load_deployment
 
 DESCRIPTION = "adapter.json"
@@ -43,8 +44,8 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     if (folder / DEPLOYMENT).exists():
         if model is None:
             model, tokenizer = _base(folder, str(folder))
-        prepare_for_answers(model, tokenizer)
-        return UnlearnedModel(load_deployment(folder, model.eval()), PromptTemplate.of(tokenizer))
+        template = _ready(folder, model, tokenizer)
+        return UnlearnedModel(load_deployment(folder, model.eval()), template)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in description["adapter"].items()}
@@ -53,9 +54,15 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
         raise UserError(str(folder), f"holds no trained module ({type(error).__name__})") from error
     if model is None:
         model, tokenizer = _base(folder, description["base"])
-    prepare_for_answers(model, tokenizer)
-    adapted = config.load(model.eval(), folder)
-    return UnlearnedModel(adapted, PromptTemplate.of(tokenizer))
+    template = _ready(folder, model, tokenizer)
+    return UnlearnedModel(config.load(model.eval(), folder), template)
+
+
+def _ready(folder: Path, model: CausalLM, tokenizer: Any) -> PromptTemplate:
+    """The model is asked as it was when it was trained."""
+    template = PromptTemplate.of(tokenizer, saved_prompt(folder))
+    prepare_for_answers(model, template)
+    return template
 
 
 def _base(folder: Path, name: str) -> tuple[CausalLM, Any]:

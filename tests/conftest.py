@@ -33,7 +33,7 @@ from bench.runs.execution import Execution
 from bench.runs.run import run_prerequisites
 from bench.studies.journal import study_storage
 from bench.studies.search import INTERRUPTED
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 TOFU = Path(__file__).parents[2] / "shared" / "data" / "tofu"
 

@@ -10,7 +10,7 @@ from grun.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's declarations are read where no model code is imported
     from grun.data import Example
-    from grun.prompts import PromptTemplate
+    from grun.prompts.template import PromptTemplate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted
 from grun.model.likelihood import answer_likelihoods
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 from grun.sequential import combined_edits
 from grun.workers import ALONE, Workers
 
@@ -264,7 +264,7 @@ def _measure(
     asked = []
     for question in questions:
         own = question.answers[0][1].answer_ids
-        knows = all(rows[question.index]["token_is_argmax"]) and own[-1] == template.tokenizer.eos_token_id
+        knows = all(rows[question.index]["token_is_argmax"]) and own[-1] == template.end_id
         if question.is_asked and knows and not decode_all:
             rows[question.index]["generation"] = template.text(own[:-1][: config.max_new_tokens])
         elif question.is_asked:

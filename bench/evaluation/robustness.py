@@ -23,7 +23,7 @@ from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.losses import token_nll
 from grun.model.forward import Adapted, PlainModel
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 from grun.workers import ALONE, Workers
 
 

@@ -29,7 +29,7 @@ from grun.data import Example, epoch_batches
 from grun.errors import UserError
 from grun.losses import token_nll
 from grun.model.forward import CausalLM, PlainModel, prepare_for_answers
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 from grun.settings import plain_data
 from grun.training.recipe import learning_rate_share
 
@@ -120,11 +120,11 @@ def _build(
     tokenizer: Any
     if isinstance(config, TinyConfig):
         model, tokenizer = new_tiny_model(config, texts)
-        prepare_for_answers(model, tokenizer)
+        prepare_for_answers(model, PromptTemplate.of(tokenizer, config.prompt))
         model.to(device)
     else:
-        model, tokenizer = load_pretrained(config.name, device, trained_in_place=True)
-    template = PromptTemplate.of(tokenizer)
+        model, tokenizer = load_pretrained(config.name, device, trained_in_place=True, prompt=config.prompt)
+    template = PromptTemplate.of(tokenizer, config.prompt)
     fine_tune(model, [item.lesson(template) for item in lessons], config.fine_tuning, progress)
     with quiet_transformers():
         model.save_pretrained(folder)

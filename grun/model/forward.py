@@ -18,6 +18,7 @@ from grun.data import Batch, Example, answer_labels, collate, padding_groups
 from grun.model.greedy import decode
 from grun.model.layers import Layer, layer_index
 from grun.model.patching import decoder_layers, output_tensor, patched
+from grun.prompts.template import PromptTemplate
 
 CausalLM = Any
 """A `transformers` causal LM, or a PEFT model around one; neither is typed in a way that would help."""
@@ -206,12 +207,14 @@ def generate(model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens
     )
 
 
-def prepare_for_answers(model: CausalLM, tokenizer: Any) -> None:
+def prepare_for_answers(model: CausalLM, template: PromptTemplate) -> None:
     """Make sure the model knows which tokens end an answer and which one pads; call it once after loading."""
-    own = model.generation_config
+    own, tokenizer = model.generation_config, template.tokenizer
     known = [] if own.eos_token_id is None else eos_ids(model)
-    own.eos_token_id = sorted({*known, tokenizer.eos_token_id})
-    own.pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    eos = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    own.eos_token_id = sorted({*known, *eos, template.end_id})
+    pads = [tokenizer.pad_token_id, tokenizer.eos_token_id, template.end_id]
+    own.pad_token_id = next(token for token in pads if token is not None)
 
 
 def eos_ids(model: CausalLM) -> list[int]:

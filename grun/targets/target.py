@@ -8,7 +8,7 @@ from typing import Protocol
 
 from grun.data import Example
 from grun.model.forward import CausalLM
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 
 class ForgetItem(Protocol):

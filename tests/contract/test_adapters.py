@@ -14,7 +14,7 @@ from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.model import forward
 from grun.model.forward import PlainModel
 from grun.model.likelihood import answer_likelihoods
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 from grun.retain_losses.ce import CeConfig
 from grun.training.plan import plan_steps
 from grun.training.recipe import Recipe, TrainingConfig

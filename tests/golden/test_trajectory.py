@@ -22,7 +22,7 @@ from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
 from grun.forget_losses.rmu import RmuConfig
 from grun.model.forward import prepare_for_answers
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 from grun.retain_losses.ce import CeConfig
 from grun.retain_losses.kl import KlConfig
 from grun.retain_losses.rmu_mse import RmuMseConfig
@@ -54,8 +54,8 @@ def test_trajectory(name: str) -> None:
     pairs = [item.pair for item in [*benchmark.forget_set, *benchmark.retain_set]]
     tiny = TinyConfig(num_layers=2, hidden_size=32, vocab_size=500)
     model, tokenizer = new_tiny_model(tiny, [text for pair in pairs for text in pair])
-    prepare_for_answers(model, tokenizer)
     template = PromptTemplate.of(tokenizer)
+    prepare_for_answers(model, template)
     recipe = Recipe(
         forget_loss=forget_loss,
         retain_loss=retain_loss,

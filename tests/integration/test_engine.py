@@ -32,6 +32,7 @@ from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.losses import gate_bce, sequence_sum, token_nll
 from grun.model.forward import PlainModel, prepare_for_answers
+from grun.prompts.template import PromptTemplate
 from grun.training.reference import Reference
 
 VOCABULARY = 97
@@ -67,6 +68,7 @@ CONFIGS = {
 class _Tokenizer:
     eos_token_id = 1
     pad_token_id = 0
+    chat_template = None
 
 
 def _model(family: str) -> Any:
@@ -77,7 +79,7 @@ def _model(family: str) -> Any:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
-    prepare_for_answers(model, _Tokenizer())
+    prepare_for_answers(model, PromptTemplate.of(_Tokenizer()))
     return model
 
 

@@ -11,7 +11,7 @@ from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.reft import ReftConfig
 from grun.data import Example, collate
 from grun.model.forward import PlainModel
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
 

@@ -16,7 +16,7 @@ from bench.runs.execution import Execution
 from bench.runs.run import run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.model.forward import PlainModel
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install -e '.[lm-eval]'")
 QUIZ = [

@@ -23,7 +23,7 @@ from grun.data import Example
 from grun.engine import later_layers
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.model.forward import PlainModel, prepare_for_answers
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 from pyvene_custom.editing import Editing
 
 EXAMPLES = [Example(prompt_ids=(3, 4 + i, 5), answer_ids=(6, 7 + i % 3, 1)) for i in range(6)]
@@ -33,6 +33,7 @@ ROOM = 10**9
 class _Tokenizer:
     eos_token_id = 1
     pad_token_id = 0
+    chat_template = None
 
 
 def _llama(dtype: torch.dtype = torch.float32) -> Any:
@@ -56,7 +57,7 @@ def _ready(model: Any) -> Any:
         for parameter in model.parameters():  # larger than at birth, so that positions and keys matter
             if parameter.ndim > 1:
                 parameter.mul_(5.0)
-    prepare_for_answers(model.eval(), _Tokenizer())
+    prepare_for_answers(model.eval(), PromptTemplate.of(_Tokenizer()))
     return model
 
 

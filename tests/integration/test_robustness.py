@@ -22,7 +22,7 @@ from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig
 from grun.model.forward import PlainModel
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
 

@@ -34,7 +34,7 @@ from bench.sequential.studies import SequentialConfig, _best
 from grun.adapters.grun import GrunConfig
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted, PlainModel
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
 from grun.unlearned import load
 

@@ -17,7 +17,7 @@ from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
 from grun.errors import UserError
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_passage_is_cut_at_four_fifths() -> None:
         def __call__(self, text: str, **kwargs: Any) -> Any:
             return type("Ids", (), {"input_ids": [int(word) for word in text.split()]})
 
-    template = PromptTemplate(tokenizer=Words(), style="plain")
+    template = PromptTemplate.of(Words())
     example = template.passage(" ".join(map(str, range(10))))
     assert (example.prompt_ids, example.answer_ids) == (tuple(range(8)), (8, 9))
     long = template.passage(" ".join(map(str, range(600))))

@@ -19,7 +19,7 @@ from bench.benchmarks.questions import QuestionsConfig
 from bench.benchmarks.tofu import TofuConfig
 from bench.benchmarks.wmdp import WmdpConfig
 from grun.errors import UserError
-from grun.prompts import PromptTemplate
+from grun.prompts.template import PromptTemplate
 
 
 def test_authors_stay_as_they_are() -> None:
@@ -233,7 +233,7 @@ def test_a_passage_of_one_token_is_named(load: Any) -> None:
 
     (item,) = load("corpora", '["字"]').forget_set
     with pytest.raises(UserError, match=r"the passage '字' is a single token, with no beginning; leave it out"):
-        item.example(PromptTemplate(tokenizer=Characters(), style="plain"))
+        item.example(PromptTemplate.of(Characters()))
 
 
 def test_repeats_are_said(load: Any, caplog: pytest.LogCaptureFixture) -> None:

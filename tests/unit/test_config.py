@@ -8,6 +8,7 @@ import pytest
 from bench.config import overlay, run_config
 from grun.errors import UserError
 from grun.model.layers import layer_indices
+from grun.prompts.config import PromptConfig
 
 
 def test_default_config_survives_json() -> None:
@@ -125,6 +126,9 @@ def test_method_names() -> None:
             "evaluation.robustness.relearn_step: unknown key; did you mean relearn_steps?",
         ),
         ({"model": {"fine_tuning": {"epochs": 1}}}, "model.fine_tuning.epochs: unknown key; did you mean num_epochs?"),
+        ({"model": {"prompt": {"date": "today"}}}, "model.prompt.date: must be like '10 Apr 2025' (got 'today')"),
+        ({"model": {"prompt": {"systm": "x"}}}, "model.prompt.systm: unknown key; did you mean system?"),
+        ({"model": {"prompt": {"max_tokens": 0}}}, "model.prompt.max_tokens: must be greater than or equal to 1"),
         ({"adapter": {"layers": []}}, "adapter.layers: must have at least 1 item"),
     ],
 )
@@ -133,3 +137,26 @@ def test_errors_name_the_field_and_the_fix(data: Any, message: str) -> None:
         run_config(data)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_known_model_is_asked_as_it_was_taught_and_the_prompt_is_in_the_key() -> None:
+    """open-unlearning's models have its system prompt and date; a setting of one's own lies over what is known."""
+    taught = {"style": "chat", "system": "You are a helpful assistant.", "date": "10 Apr 2025"}
+    name = "open-unlearning/tofu_Llama-3.2-1B-Instruct_full"
+    known = run_config({"model": name})
+    assert taught.items() <= known.to_dict()["model"]["prompt"].items()
+    assert run_config(json.loads(known.to_json())) == known
+    other = run_config(overlay({"model": name}, {"model.prompt.date": "26 Jul 2024"}))
+    assert other.model.prompt == PromptConfig(**{**taught, "date": "26 Jul 2024"})
+    assert len({known.run_key, other.run_key, run_config({"model": "/tofu_Llama-3.2-1B-Instruct_full"}).run_key}) == 3
+    assert run_config({"model": "mistralai/Mistral-7B-v0.1"}).model.prompt == PromptConfig(style="plain")
+    for own in ("tiny", "smollm2"):
+        assert "prompt" not in run_config({"model": own}).to_dict()["model"], "keys of before stay"
+
+
+def test_each_setting_of_a_prompt_makes_a_key_of_its_own() -> None:
+    prompts = [{"style": "plain"}, {"text": "{question} {answer}"}, {"system": "Be brief."}, {"turn_end": "</s>"}]
+    prompts += [{"date": "10 Apr 2025"}, {"examples": [["Who?", "Ada"]]}, {"max_tokens": 9}]
+    configs = [run_config({"model": {"name": "gpt2", "prompt": prompt}}) for prompt in (None, *prompts)]
+    assert len({config.train_key for config in configs}) == len(configs)
+    assert all(run_config(json.loads(config.to_json())) == config for config in configs)

@@ -42,7 +42,7 @@ def test_a_model_is_always_opened_in_the_dtype_it_is_trained_in(
     """On a GPU only weights that are trained themselves are float32, also when a module is loaded for lm-eval."""
     opened: list[Any] = []
 
-    def load_pretrained(name: str, device: Any, *, trained_in_place: bool) -> tuple[Any, Any]:
+    def load_pretrained(name: str, device: Any, *, trained_in_place: bool, prompt: Any) -> tuple[Any, Any]:
         opened.append((name, str(device), trained_in_place))
         return None, None
 

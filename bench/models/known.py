@@ -1,0 +1,33 @@
+"""Models of the hub whose prompts are known: what each was taught with, so that it is asked in the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+PLAIN = {"style": "plain"}
+KNOWN_PROMPTS: Mapping[str, Mapping[str, Any]] = {
+    # open-unlearning's TOFU models, fine-tuned and unlearned: its configs/model, as changed in its pull request 101.
+    "open-unlearning/*tofu_Llama-3*-Instruct*": {
+        "style": "chat",
+        "system": "You are a helpful assistant.",
+        "date": "10 Apr 2025",
+    },
+    # TOFU's own: config/model_config.yaml of its repository. No blank stands before the answer.
+    "locuslab/tofu_ft_llama2-7b": {"style": "plain", "text": "[INST] {question} [/INST]{answer}"},
+    "locuslab/tofu_ft_phi-1.5": PLAIN,
+    # The base models that GRUN's authors fine-tune (arXiv 2502.17823).
+    "meta-llama/Llama-3.1-8B": PLAIN,
+    "mistralai/Mistral-7B-v0.1": PLAIN,
+}
+"""Name, or a pattern of names → settings of a PromptConfig."""
+
+
+def with_known_prompt(model: Any) -> Any:
+    """A model's settings, as given by the user, over what is known of how it is asked."""
+    if not isinstance(model, Mapping):
+        return model
+    known = next((own for name, own in KNOWN_PROMPTS.items() if fnmatchcase(str(model.get("name")), name)), None)
+    given = model.get("prompt") or {}
+    return {**model, "prompt": {**known, **given}} if known and isinstance(given, Mapping) else model
