@@ -7,10 +7,9 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Annotated, Any, get_args
 
-from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from bench.benchmarks import BenchmarkConfig
 from bench.benchmarks.authors import AuthorsConfig
@@ -18,7 +17,7 @@ from bench.evaluation.evaluate import EvaluationConfig
 from bench.models.known import with_known_prompt
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig
-from bench.validation import user_error
+from bench.validation import validated
 from grun.adapters import AdapterConfig
 from grun.adapters.grun import GrunConfig
 from grun.errors import UserError
@@ -100,8 +99,6 @@ class RunConfig:
     seed: int = 0
     """Seed of the adapter's initial values, of the order of the items and of the refusals."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
-
     @property
     def method(self) -> str:
         """`adapter+forget_loss`, or the model's own role where nothing is trained."""
@@ -140,18 +137,9 @@ class RunConfig:
 
 def run_config(data: Mapping[str, Any]) -> RunConfig:
     """Validate plain data; what is left out takes its default. Raises UserError naming the first bad field."""
-    try:
-        config = _validator().validate_python(dict(data))
-    except ValidationError as error:
-        raise user_error(error, RunConfig) from None
+    config = validated(RunConfig, data)
     _check_pairs(config)
     return dataclasses.replace(config, training=config.training.resolved(config.forget_loss))
-
-
-@cache
-def _validator() -> TypeAdapter[RunConfig]:
-    """Made once: pydantic takes tens of milliseconds to build it."""
-    return TypeAdapter(RunConfig)
 
 
 def _check_pairs(config: RunConfig) -> None:

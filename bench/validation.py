@@ -1,4 +1,4 @@
-"""pydantic's complaints as one line that names the dotted field and the fix."""
+"""Plain data as one of our dataclasses: checked by pydantic, its complaints as one line, its fields described."""
 
 from __future__ import annotations
 
@@ -6,21 +6,49 @@ import dataclasses
 import difflib
 import re
 import types
-from collections.abc import Iterable
-from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from pydantic import Tag, ValidationError
+from pydantic import ConfigDict, Tag, TypeAdapter, ValidationError
 
 from grun.errors import UserError
 
+Kind = TypeVar("Kind")
 
-def user_error(error: ValidationError, root: type, prefix: str = "") -> UserError:
-    """pydantic's first complaint about a `root` as one line: the dotted field, what it must be, what it is."""
-    first, *others = error.errors(include_url=False)
-    path, _ = _followed(root, first["loc"])
-    messages = [_message(first, root)]
-    messages += [_message(other, root) for other in others if _followed(root, other["loc"])[0] == path]
-    return UserError(prefix + path, " or ".join(dict.fromkeys(messages)) + f" (got {_short(first['input'])})")
+
+def validated(kind: type[Kind], data: Mapping[str, Any], spelled: Callable[[str], str] = str) -> Kind:
+    """Plain data as a `kind`; what is left out takes its default.
+
+    spelled: how the user writes a dotted field. Raises UserError naming the first bad one: what it must be, what it is.
+    """
+    try:
+        valid: Kind = _adapter(kind).validate_python(dict(data))  # type: ignore[arg-type]
+        return valid
+    except ValidationError as error:
+        first, *others = error.errors(include_url=False)
+        path, _ = _followed(kind, first["loc"])
+        messages = [_message(first, kind)]
+        messages += [_message(other, kind) for other in others if _followed(kind, other["loc"])[0] == path]
+        problem = " or ".join(dict.fromkeys(messages)) + f" (got {_short(first['input'])})"
+        raise UserError(spelled(path), problem) from None
+
+
+def schemas(kind: type) -> dict[str, Any]:
+    """JSON schemas of a dataclass and of all that its fields refer to, by name.
+
+    The docstring under a field is its `description`.
+    """
+    found: dict[str, Any] = _adapter(kind, use_attribute_docstrings=True).json_schema()["$defs"]
+    return found
+
+
+@cache
+def _adapter(kind: Any, use_attribute_docstrings: bool = False) -> TypeAdapter[Any]:
+    """Made once: pydantic takes tens of milliseconds to build it, and more to find docstrings. Refuses unknown keys."""
+    # Only a union takes its configuration from outside; a dataclass alone would have to carry it itself.
+    either: Any = Union[kind, None]  # noqa: UP007
+    return TypeAdapter(either, config=ConfigDict(extra="forbid", use_attribute_docstrings=use_attribute_docstrings))
 
 
 def _message(error: Any, root: type) -> str:
@@ -32,9 +60,9 @@ def _message(error: Any, root: type) -> str:
     return re.sub(r"^\w+ should", "must", str(error["msg"])).replace("Field required", "is required")
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
+def unknown_key(key: str, known: Sequence[str]) -> str:
     """What is wrong with a key that is none of the known ones."""
-    close = difflib.get_close_matches(key, known := list(known), n=1)
+    close = difflib.get_close_matches(key, known, n=1)
     if close:
         return f"unknown key; did you mean {close[0]}?"
     return f"unknown key; known are {', '.join(known)}" if known else "unknown key; leave it out"

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 from annotated_types import MinLen
-from pydantic import AfterValidator, BeforeValidator, Strict, TypeAdapter, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Strict
 from pydantic_core import PydanticCustomError
 
 from bench.benchmarks.items import Item
-from bench.validation import unknown_key, user_error
+from bench.validation import unknown_key, validated
 from grun.errors import UserError
 
 FIELD = "benchmark.data_dir"
@@ -63,18 +63,12 @@ def read_rows(
     Raises UserError with the file, the line, the field and the fix where one is not what `kind` says, or there is none.
     """
     where, noun, found = _from_folder(Path(data_dir).expanduser() / f"{part}.json") if data_dir else _from_hub(hub)
-    checked = TypeAdapter(kind)
     rows = []
     for number, row in found:
         try:
-            rows.append(checked.validate_python(_mapping(kind, row, closed)))
-        except ValidationError as error:
-            problem = user_error(error, kind)
+            rows.append(validated(kind, _mapping(kind, row, closed)))
         except UserError as error:
-            problem = error
-        else:
-            continue
-        raise UserError(FIELD, f"{where}, {noun} {number}: {problem}")
+            raise UserError(FIELD, f"{where}, {noun} {number}: {error}") from None
     if not rows:
         raise UserError(FIELD, f"{where} is empty; write at least one row with {_names(kind)}")
     return rows

@@ -25,25 +25,25 @@ class Execution:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     engine: Literal["auto", "plain"] = "auto"
-    """auto: the prefix-cache engine, where it serves the model; plain: everything through pyvene, nothing reused."""
-    num_threads: int | None = None
-    """torch's CPU threads; None: leave them as they are."""
+    """plain: all through pyvene, nothing reused, as a check; auto: the prefix cache where it serves."""
+    num_threads: Annotated[int, Ge(1)] | None = None
+    """torch's CPU threads; None: as torch has it, in a pool a worker's CPUs."""
     save_module: bool = True
     """Keep what was trained under RESULTS/modules."""
     num_workers: Annotated[int, Ge(1)] = 1
-    """Processes that train and evaluate a run together, through Ray Train."""
+    """Processes that share a run, through Ray Train."""
     ray_train: Literal["auto", "always"] = "auto"
-    """auto: a run of one worker skips Ray Train, whose start takes most of a minute."""
+    """always: for one worker too, as a check (it takes a minute to start)."""
     cpus_per_worker: Annotated[int, Ge(1)] = 1
     """CPUs that a worker asks Ray for."""
     gpus_per_worker: Annotated[float, Ge(0)] = 0.0
-    """GPUs likewise."""
+    """GPUs likewise; fractions share one."""
     accumulation_steps: Annotated[int, Ge(1)] = 1
-    """Passes that each worker cuts its part of a step into, to use less memory."""
+    """Passes that a worker cuts a step into, for memory."""
     gradient_checkpointing: bool = False
-    """Full fine-tuning and LoRA: compute activations again on the way back, to use less memory."""
+    """full, lora: compute activations again on the way back, for memory."""
     shard: bool = False
-    """Full fine-tuning: each worker holds only its part of the weights (FSDP2), for models that fit no GPU whole."""
+    """full: each worker holds a part of the weights (FSDP2)."""
 
     @property
     def folder(self) -> Location:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 
 import optuna
 from annotated_types import Ge, MinLen
-from pydantic import ConfigDict
 
 from bench.cluster.connect import connected
 from bench.config import RunConfig, overlay
@@ -59,8 +58,6 @@ class SequentialConfig:
     """So many requests."""
     seed: int = 0
     """Seed of the search."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     @property
     def search(self) -> SweepConfig:

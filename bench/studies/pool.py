@@ -29,7 +29,7 @@ class Pool:
     time_budget: Annotated[float, Gt(0)] | None = None
     """Minutes after which no trial is begun; None: none are too many."""
     cpus_per_worker: Annotated[int, Ge(1)] = 1
-    """CPUs, and torch threads, of each worker of a trial."""
+    """CPUs of each worker of a trial."""
     gpus_per_worker: Annotated[float, Ge(0)] | None = None
     """GPUs of each, fractions allowed; None: one where the cluster has any."""
 
@@ -75,7 +75,7 @@ def place(pool: Pool, execution: Execution) -> Placement:
         )
     worker = replace(
         execution,
-        num_threads=pool.cpus_per_worker,
+        num_threads=execution.num_threads or pool.cpus_per_worker,
         cpus_per_worker=pool.cpus_per_worker,
         gpus_per_worker=gpus_per_worker,
         device="cuda" if gpus_per_worker else execution.device,

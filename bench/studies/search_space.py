@@ -8,7 +8,6 @@ from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, MaxLen, MinLen
-from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.config import RunConfig, overlay, run_config
 from bench.files import read_yaml
@@ -23,7 +22,7 @@ from bench.studies.parameters import (
     Parameter,
     parameter_name,
 )
-from bench.validation import user_error
+from bench.validation import validated
 from grun.errors import UserError
 
 Study = TypeVar("Study")
@@ -56,8 +55,6 @@ class SweepConfig:
     """Optuna's sampler."""
     seed: int = 0
     """Seed of the sampler."""
-
-    __pydantic_config__ = ConfigDict(extra="forbid")
 
     def sample(self, trial: Any) -> dict[str, Any]:
         """Dotted key → value, for one Optuna trial (or a FixedTrial, to read its parameters back)."""
@@ -129,10 +126,7 @@ def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None
 
 def read_as(kind: type[Study], path: str) -> Study:
     """A YAML file as one of the dataclasses that describe studies. Raises UserError naming the file and the field."""
-    try:
-        return TypeAdapter(kind).validate_python(read_yaml(path))
-    except ValidationError as error:
-        raise user_error(error, kind, f"{path}: ") from None
+    return validated(kind, read_yaml(path), lambda field: f"{path}: {field}")
 
 
 def _split(path: str, config: SweepConfig) -> list[SweepConfig]:

@@ -119,11 +119,38 @@ def test_damaged_rows_are_left_out_and_counted(folder: Path, tmp_path: Path, cap
 
 
 def test_keys_lists_the_chosen_adapters_settings(capsys: Captured) -> None:
-    with pytest.raises(SystemExit):
-        main(["keys", "--adapter", "lora"])
+    """Value, bounds and meaning of each; the keys of what is off by default, too."""
+    main(["keys", "--adapter", "lora", "--adapter.r", "16", "--forget-loss", "npo"])
     printed = capsys.readouterr().out
     assert "--adapter.alpha" in printed
     assert "--adapter.gate-weight" not in printed
+    assert "--adapter.gate_weight" not in printed
+    lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.startswith("--")}
+    assert lines["--adapter.r"] == [*("16", "whole", "number", "≥", "1"), *("Rank", "of", "the", "updates.")]
+    assert lines["--adapter.dropout"][:6] == ["0.05", "number", "≥", "0,", "<", "1"]
+    assert lines["--adapter"][:9] == ["lora", "full", "or", "grun", "or", "lora", "or", "none", "or"]
+    assert lines["--training.retain_weight"][0] == "1.0", "npo's own"
+    assert lines["--evaluation.robustness"][:3] == ["null", "null", "or"]
+    assert lines["--evaluation.robustness.quantize"][:4] == ["false", "true", "or", "false"]
+
+
+def test_keys_lists_every_setting_there_is(capsys: Captured) -> None:
+    """All leaves of the config, whichever is chosen; each can be given back as it is shown."""
+    for model in ("tiny", "some/model"):
+        main(["keys", "--model", model, "--evaluation.robustness", "{}"])
+        shown = {
+            line.split()[0].removeprefix("--") for line in capsys.readouterr().out.splitlines() if line[:2] == "--"
+        }
+        config = run_config({"model": model, "evaluation": {"robustness": {}}}).to_dict()
+        leaves = {key.removesuffix(".name") for key in _leaves(config)}
+        assert shown == leaves
+
+
+def _leaves(config: dict[str, Any], above: str = "") -> list[str]:
+    found = []
+    for key, value in config.items():
+        found += _leaves(value, f"{above}{key}.") if isinstance(value, dict) else [f"{above}{key}"]
+    return found
 
 
 def _space(tmp_path: Path, **changes: Any) -> str:

@@ -41,8 +41,7 @@ def test_the_sweep_gets_the_options_it_was_given(sent: dict[str, Any]) -> None:
     given = ("--results", "s3://b/r", "--gpus-per-worker", "0", "--num-trials", "3", "--shard")
     assert _main("submit", "c.yaml", SPACE, *given) == 7
     assert sent["cluster"] == "c.yaml"
-    sweep = vars(cli._parser().parse_args(["sweep", SPACE, *sent["options"]]))
-    assert sweep == vars(cli._parser().parse_args(["sweep", SPACE, *given]))
+    assert cli.parsed(["sweep", SPACE, *sent["options"]]) == cli.parsed(["sweep", SPACE, *given])
 
 
 def test_search_spaces_are_sent_with_the_settings_laid_in(sent: dict[str, Any], tmp_path: Path) -> None:

@@ -1,0 +1,52 @@
+"""Commands of `grun-bench`, a file each. A new one is written as a file and named in `GROUPS`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections.abc import Mapping
+from typing import Protocol
+
+from bench.cli.commands import (
+    benchmark,
+    compact,
+    evaluate,
+    export,
+    keys,
+    pareto,
+    prepare,
+    report,
+    rescore,
+    seeds,
+    sequential,
+    submit,
+    sweep,
+    train,
+)
+from bench.cli.parser import Parser
+
+
+class Command(Protocol):
+    """What a file here has. Its name is the command's, its docstring the help.
+
+    It imports what takes time only when it runs, so that every help text and every error in the words comes at once.
+    """
+
+    __name__: str
+    __doc__: str | None
+    EXAMPLE: str
+    """A command line that shows what it is for."""
+
+    def arguments(self, parser: Parser) -> None:
+        """Add its arguments to an empty parser."""
+
+    def run(self, options: Namespace) -> None:
+        """Do it. Raises UserError where something in the user's hands is wrong."""
+
+
+GROUPS: Mapping[str, tuple[Command, ...]] = {
+    "one run": (prepare, train, evaluate, keys),
+    "many runs": (sweep, submit, seeds, sequential),
+    "what they found": (pareto, report, export),
+    "upkeep": (rescore, compact, benchmark),
+}
+"""As `grun-bench --help` lists them."""

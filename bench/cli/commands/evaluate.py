@@ -1,0 +1,80 @@
+"""Evaluate a trained module again: at other gate thresholds, under attack, by lm-eval."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.table import Table
+
+from bench.cli import options as shared
+from bench.cli.parser import Parser, positive
+from bench.cli.tables import console, number, print_rows, progress
+from grun.errors import UserError
+
+if TYPE_CHECKING:
+    from bench.config import RunConfig
+    from bench.runs.execution import Execution
+
+EXAMPLE = "grun-bench evaluate results/mine/modules/<train_key> --gate-thresholds 0.3 0.6"
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("module", metavar="MODULE", help="a folder under RESULTS/modules")
+    shared.settings(parser)
+    shared.gate_thresholds(parser)
+    shared.robustness(parser)
+    harness = parser.add_argument_group("lm-evaluation-harness")
+    harness.add_argument("--lm-eval", nargs="+", metavar="TASK", help="also run these of its tasks")
+    harness.add_argument("--lm-eval-include", type=Path, metavar="DIR", help="folder with further task files")
+    harness.add_argument("--lm-eval-limit", type=positive, metavar="N", help="only so many items a task")
+    shared.where_it_runs(parser)
+
+
+def run(options: Namespace) -> None:
+    from bench.results.storage import location
+
+    module = location(options.module)
+    execution = shared.execution(options, module.parent.parent)
+    from bench.config import overlay, run_config
+    from bench.files import read_yaml
+    from bench.runs.run import run
+    from bench.runs.training import TRAINING
+
+    if not (module / TRAINING).exists():
+        raise UserError("MODULE", f"{module} holds no trained module; give a folder under RESULTS/modules")
+    with module.read_folder() as local:
+        config = run_config(overlay(read_yaml(local / "run.yaml"), shared.attacked(options)))
+    if config.train_key != module.name:
+        raise UserError("MODULE", "only evaluation keys and adapter.gate_threshold can change without training again")
+    with progress() as shown:
+        rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=shown)
+    print_rows(rows)
+    if options.lm_eval:
+        _lm_eval(options, config, execution)
+
+
+def _lm_eval(options: Namespace, config: RunConfig, execution: Execution) -> None:
+    """lm-eval's tasks on the module, at the config's own gate threshold."""
+    from bench.evaluation.harness import UnlearnedLM, run_lm_eval
+    from bench.runs.subject import Subject
+
+    subject = Subject(config=config, execution=execution)
+    model = UnlearnedLM(
+        subject.loaded(execution.folder / "modules" / config.train_key),
+        subject.tokenizer,
+        max_length=subject.model.config.get_text_config().max_position_embeddings,
+        batch_size=config.evaluation.batch_size,
+    )
+    found = run_lm_eval(model, options.lm_eval, include=options.lm_eval_include, limit=options.lm_eval_limit)
+    file = execution.folder / "lm_eval" / f"{config.run_key}.json"
+    file.write((json.dumps(found, indent=1) + "\n").encode())
+    table = Table("task", "metric", "value")
+    for task, metrics in found["results"].items():
+        for name, value in metrics.items():
+            if isinstance(value, float):
+                table.add_row(task, name, number(value))
+    console.print(table)
+    console.print(f"every item is in {file}")

@@ -1,0 +1,57 @@
+"""List the settings of the chosen benchmark, model, adapter and forget loss."""
+
+from __future__ import annotations
+
+import json
+from argparse import Namespace
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.table import Table
+
+from bench.cli import options as shared
+from bench.cli.parser import Parser, allowed
+from bench.cli.tables import console
+
+EXAMPLE = "grun-bench keys --adapter lora --forget-loss npo"
+
+
+def arguments(parser: Parser) -> None:
+    shared.config_file(parser)
+
+
+def run(options: Namespace) -> None:
+    config = shared.run_config(options, options.settings)
+    from bench.config import RunConfig
+    from bench.validation import schemas
+
+    table = Table("setting", "value", "allowed", "meaning", box=None, padding=(0, 2, 0, 0))
+    table.columns[0].no_wrap = True
+    for key, *cells in _lines(schemas(RunConfig), "RunConfig", config.to_dict(), ""):
+        table.add_row(f"--{key}", *cells)
+    console.print(table, markup=False)
+
+
+def _lines(
+    kinds: Mapping[str, Any], kind: str, chosen: Mapping[str, Any], above: str
+) -> Iterator[tuple[str, str, str, str]]:
+    """(key, value, what is allowed, meaning) of each field; where one of several configs is chosen, of its fields.
+
+    kinds: schemas by name. kind: one of them. chosen: the settings made in it. above: what its keys begin with.
+    """
+    for name, field in kinds[kind]["properties"].items():
+        if name == "name":  # said by whoever holds it
+            continue
+        key, value, meaning = above + name, chosen.get(name, field.get("default")), field.get("description", "")
+        holders = (field, *field.get("oneOf", ()), *field.get("anyOf", ()))
+        inner = [each["$ref"].rpartition("/")[2] for each in holders if "$ref" in each]
+        if not inner:
+            yield key, value if isinstance(value, str) else json.dumps(value), allowed(field), " ".join(meaning.split())
+            continue
+        by_name = {kinds[each]["properties"].get("name", {}).get("const", "any other name"): each for each in inner}
+        config = by_name[value["name"] if value and value.get("name") in by_name else [*by_name][-1]]
+        if len(inner) > 1:
+            yield key, value["name"], " or ".join(by_name), f"{meaning} {kinds[config]['description']}"
+        elif value is None:
+            yield key, "null", "null or {}", meaning
+        yield from _lines(kinds, config, value or {}, f"{key}.")

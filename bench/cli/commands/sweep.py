@@ -1,0 +1,31 @@
+"""Search: one study a file, all with equal budgets; a sweep that was cut off goes on."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+
+from bench.cli import options as shared
+from bench.cli.parser import Parser, positive
+from bench.cli.tables import log, print_methods
+
+EXAMPLE = "grun-bench sweep search_spaces/demo_*.yaml --results results/mine --num-trials 10"
+
+
+def arguments(parser: Parser) -> None:
+    parser.add_argument("files", nargs="+", metavar="FILE", help="search_spaces/*.yaml")
+    shared.settings(parser)
+    shared.results(parser)
+    parser.add_argument("--num-trials", type=positive, metavar="N", help="trainings a study, not the files' own number")
+    shared.pool(parser)
+
+
+def run(options: Namespace) -> None:
+    execution, pool = shared.execution(options), shared.pool_of(options)
+    from bench.reports.comparison import compare
+    from bench.studies.search_space import read_studies
+
+    studies = [study for file in options.files for study in read_studies(file, options.settings, options.num_trials)]
+    from bench.studies.sweep import sweep  # Ray, and seconds of imports: only once the files are known to be good
+
+    sweep(studies, execution, pool, log)
+    print_methods(compare(options.results, dict(studies[0].objectives)))

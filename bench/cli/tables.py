@@ -1,0 +1,128 @@
+"""What commands print: tables, lines, and how far something is."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from bench.progress import Progress
+    from bench.reports.comparison import Comparison
+
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
+    """A line a run, with those of its benchmark's headlines that any of them has."""
+    from bench.benchmarks import HEADLINES
+
+    shown = [name for name in HEADLINES if any(row[name] is not None for row in rows)]
+    table = Table("method", "gate threshold", *(name.replace("_", " ") for name in shown), "run_key")
+    for row in rows:
+        values = [row["gate_threshold"], *(row[name] for name in shown)]
+        table.add_row(row["method"], *map(number, values), row["run_key"])
+    console.print(table)
+
+
+def print_front(comparison: Comparison) -> None:
+    """A line for each point of each method's front."""
+    names = list(comparison.objectives)
+    table = Table("method", *(name.replace("_", " ") for name in names), "gate threshold", "run_key", title="Fronts")
+    on_front = {row["run_key"] for row in comparison.front}
+    for summary in comparison.methods:
+        for row in summary.front:
+            recommended = summary.recommended is not None and row["run_key"] == summary.recommended["run_key"]
+            marks = ("*" if row["run_key"] in on_front else "") + ("k" if recommended else "")
+            cells = [number(row[name]) for name in names]
+            table.add_row(row["method"], *cells, number(row["gate_threshold"]), f"{row['run_key']} {marks}")
+    for row in _references(comparison):
+        table.add_row(row["method"], *(number(row[name]) for name in names), "", "")
+    console.print(table)
+    console.print("* on the front of all methods; k knee of its own method's front, the balanced choice\n")
+
+
+def print_methods(comparison: Comparison) -> None:
+    """A line a method, and what its columns mean."""
+    table = Table("method", "runs", "failed", "hypervolume", "best forget ROUGE-L", "utility", title="Methods")
+    for heading in ("retain ROUGE-L", "trainable", "train s"):
+        table.add_column(heading, justify="right")
+    scores = ("forget_rouge_l_recall", comparison.utility, "retain_rouge_l_recall")
+    for summary in comparison.methods:
+        cells = ["none keeps it", "", "", "", ""]
+        if summary.best is not None:
+            cells = [number(summary.best[name]) for name in scores]
+            cells += [f"{summary.best['trainable_parameters']:,}", f"{summary.best['train_seconds']:.1f}"]
+        counts = [str(summary.num_runs), str(summary.num_failed), number(summary.hypervolume)]
+        table.add_row(summary.method, *counts, *cells)
+    for row in _references(comparison):
+        table.add_row(row["method"], "", "", "", *(number(row[name]) for name in scores), "", "")
+    console.print(table)
+    corner = zip(comparison.objectives, comparison.reference_point, strict=True)
+    console.print(
+        f"best: least forget ROUGE-L among runs with at least 95 % of the target's {comparison.utility}\n"
+        f"hypervolume of all runs {number(comparison.hypervolume) or None}, "
+        f"reference point {', '.join(f'{name} {number(value) or None}' for name, value in corner)}"
+    )
+    if comparison.num_damaged:
+        console.print(f"{comparison.num_damaged} damaged files were left out; the same sweep does their runs again")
+
+
+def print_sequences(last_states: Sequence[Mapping[str, Any]]) -> None:
+    """A line a sequence and way to combine its modules. last_states: rows of `bench.results.requests.last_states`."""
+    headings = ("forget ROUGE-L", "log10 quality", "utility", "retain ROUGE-L", "gates open")
+    table = Table("study", "method", "combination", "requests", title="After the last request")
+    for heading in (*headings, "parameters", "train s"):
+        table.add_column(heading, justify="right")
+    for row in last_states:
+        scores = (row["requested_rouge_l_recall"], row["log10_requested_quality"], row["utility"])
+        how = "" if row["combination"] is None else f"{row['combination']} at {row['gate_threshold']:.2f}"
+        table.add_row(
+            row["study"] + (" *" if row["is_own_variant"] else ""),
+            row["method"],
+            how,
+            str(row["request_index"]),
+            *map(number, (*scores, row["retain_rouge_l_recall"], row["retain_gate_open_share"])),
+            f"{row['added_parameters']:,}",
+            f"{row['mean_train_seconds']:.1f}",
+        )
+    console.print(table)
+    console.print(
+        "* as it was tuned; the others are the same modules used otherwise. ROUGE-L and quality: of all requests.\n"
+        "gates open: share of retain prompts that open a gate; train s: mean of a request"
+    )
+
+
+def _references(comparison: Comparison) -> list[dict[str, Any]]:
+    return [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
+
+
+def number(value: float | None) -> str:
+    """Three digits, or nothing where there is no value."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def log(line: str) -> None:
+    """A line as it is, however long."""
+    console.print(line, soft_wrap=True, markup=False)
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Progress]:
+    """A bar for the phase under way on a terminal, a line for each finished phase elsewhere."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task("", total=None)
+
+        def progress(phase: str, done: int, total: int) -> None:
+            bars.update(task, description=phase, completed=done, total=total)
+            if done == total and not console.is_terminal:
+                console.print(f"{phase}: {done} of {total}", markup=False)
+
+        yield progress
