@@ -49,9 +49,10 @@ def _lines(
             yield key, value if isinstance(value, str) else json.dumps(value), allowed(field), " ".join(meaning.split())
             continue
         by_name = {kinds[each]["properties"].get("name", {}).get("const", "any other name"): each for each in inner}
-        config = by_name[value["name"] if value and value.get("name") in by_name else [*by_name][-1]]
+        settings = {"name": value} if isinstance(value, str) else value or {}
+        config = by_name.get(settings.get("name"), inner[-1])
         if len(inner) > 1:
-            yield key, value["name"], " or ".join(by_name), f"{meaning} {kinds[config]['description']}"
+            yield key, settings["name"], " or ".join(by_name), f"{meaning} {kinds[config]['description']}"
         elif value is None:
             yield key, "null", "null or {}", meaning
-        yield from _lines(kinds, config, value or {}, f"{key}.")
+        yield from _lines(kinds, config, settings, f"{key}.")
