@@ -13,7 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from bench.benchmarks import BenchmarkConfig
 from bench.benchmarks.authors import AuthorsConfig
-from bench.evaluation.evaluate import EvaluationConfig
+from bench.evaluation.asking import EvaluationConfig
 from bench.models.known import with_known_prompt
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig

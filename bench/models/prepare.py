@@ -27,11 +27,11 @@ from bench.models.pretrained import (
 from bench.results.storage import Damaged, Location, location
 from grun.data import Example, epoch_batches
 from grun.errors import UserError
-from grun.losses import token_nll
 from grun.model.forward import CausalLM, PlainModel, prepare_for_answers
 from grun.prompts.template import PromptTemplate
 from grun.settings import plain_data
 from grun.training.recipe import learning_rate_share
+from grun.training.teach import teach
 
 StartFrom = Literal["target_model", "retain_model"]
 logger = logging.getLogger(__name__)
@@ -150,12 +150,7 @@ def fine_tune(
     plain.train(True)
     batches = epoch_batches(len(examples), config.batch_size, config.num_epochs, config.seed)
     for step, rows in enumerate(batches, start=1):
-        output = plain.answer_output([examples[row] for row in rows])
-        loss = token_nll(output.logits_NV, output.label_N).mean()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
+        teach(plain, [examples[row] for row in rows], optimizer)
         schedule.step()
         progress(step, num_steps)
     plain.train(False)

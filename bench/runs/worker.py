@@ -6,7 +6,9 @@ import time
 from collections.abc import Mapping, Sequence
 
 from bench.config import RunConfig
-from bench.evaluation.evaluate import evaluate, evaluate_thresholds, evenly_spread
+from bench.evaluation.asking import Asking
+from bench.evaluation.evaluate import evaluate, evenly_spread
+from bench.evaluation.reuse import evaluate_thresholds
 from bench.evaluation.robustness import attack
 from bench.models.prepare import StartFrom
 from bench.progress import Progress, quiet
@@ -71,8 +73,16 @@ def _measure(
 ) -> list[list[Row]]:
     """Item rows of each config, those of the attacks behind the others."""
     adapted.train(False)
-    curve = _evaluated(configs, subject, adapted, known, workers)
-    robustness = subject.config.evaluation.robustness
+    asking = Asking(
+        adapted=adapted,
+        template=subject.template,
+        config=subject.config.evaluation,
+        progress=subject.progress,
+        workers=workers,
+        decode_all=subject.execution.engine == "plain",
+    )
+    curve = _evaluated(configs, subject, asking, known)
+    robustness = asking.config.robustness
     if robustness is None:
         return curve
     forget = subject.benchmark.evaluation.get("forget")
@@ -80,40 +90,24 @@ def _measure(
         raise UserError(
             "evaluation.robustness", f"{subject.benchmark.name} asks nothing of its forget set; leave it out"
         )
-    asked = evenly_spread(len(forget), subject.config.evaluation.max_items_per_split)
+    numbered = [(at, forget[at]) for at in evenly_spread(len(forget), asking.config.max_items_per_split)]
     for each, rows in zip(configs, curve, strict=True):
         if each.adapter.is_gated and isinstance(adapted, EditedModel):
             set_gate_threshold(adapted, each.adapter.gate_threshold)
-        rows += attack(
-            adapted,
-            subject.template,
-            [(index, forget[index]) for index in asked],
-            robustness,
-            learning_rate=each.model.fine_tuning.learning_rate,
-            max_new_tokens=each.evaluation.max_new_tokens,
-            batch_size=each.evaluation.batch_size,
-            progress=subject.progress,
-            workers=workers,
-        )
+        rows += attack(asking, numbered, robustness, each.model.fine_tuning.learning_rate)
     return curve
 
 
-def _evaluated(
-    configs: Sequence[RunConfig], subject: Subject, adapted: Adapted, known: Known, workers: Workers
-) -> list[list[Row]]:
+def _evaluated(configs: Sequence[RunConfig], subject: Subject, asking: Asking, known: Known) -> list[list[Row]]:
     """Item rows of each config without attacks."""
-    splits, settings, progress = subject.benchmark.evaluation, subject.config.evaluation, subject.progress
-    plain = subject.execution.engine == "plain"
+    splits, adapted = subject.benchmark.evaluation, asking.adapted
     if not isinstance(adapted, EditedModel) or not subject.config.adapter.is_gated:
-        return [evaluate(adapted, subject.template, splits, settings, progress, workers=workers, decode_all=plain)]
+        return [evaluate(asking, splits)]
     thresholds = [each.adapter.gate_threshold for each in configs if each.adapter.is_gated]
-    if not plain:
-        base = known[subject.config.start_from]
-        return evaluate_thresholds(
-            adapted, subject.template, splits, settings, thresholds, base, progress, workers=workers
-        )
+    if not asking.decode_all:
+        return evaluate_thresholds(asking, splits, thresholds, known[subject.config.start_from])
     curve = []
     for gate_threshold in thresholds:
         set_gate_threshold(adapted, gate_threshold)
-        curve.append(evaluate(adapted, subject.template, splits, settings, progress, workers=workers, decode_all=True))
+        curve.append(evaluate(asking, splits))
     return curve

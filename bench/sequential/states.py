@@ -16,8 +16,9 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any, Literal
 
-from bench.evaluation.evaluate import Applied, evaluate, evaluate_combined
-from bench.progress import quiet
+from bench.evaluation.asking import Asking
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.reuse import Applied, evaluate_combined
 from bench.results import store
 from bench.results.columns import REQUESTS_SCHEMA, ItemRow
 from bench.results.requests import read_requests, write_requests
@@ -145,9 +146,7 @@ class _Study:
             started = time.perf_counter()
             present = {request.name: modules[request.name] for request in self.requests[:size]}
             adapted = combine(self.base, present, variant.combination, variant.gate_threshold)
-            rows = evaluate_combined(
-                adapted, template, self.benchmark.evaluation, self.config.evaluation, known[variant.combination], quiet
-            )
+            rows = evaluate_combined(self._asking(adapted), self.benchmark.evaluation, known[variant.combination])
             cost = {
                 "train_seconds": seconds[self.requests[size - 1].name],
                 "eval_seconds": time.perf_counter() - started,
@@ -170,7 +169,7 @@ class _Study:
         folders = [self._weights(size) for size in range(len(self.requests) + 1)]
         # Only the last weights are kept: of the last whole state, or of a later one that was not measured yet.
         begun = next((size for size in range(missing[0], 0, -1) if (folders[size] / TRAINING).exists()), 0)
-        end, template = missing[-1], self.subject.template
+        end = missing[-1]
         plans = [
             plan_of(self.config, self.subject, replace(self.benchmark, forget_set=request.items))
             for request in self.requests[begun:end]  # before an adapter is on: the reference model is the target model
@@ -185,13 +184,16 @@ class _Study:
                 continue
             started = time.perf_counter()
             adapted.train(False)
-            rows = evaluate(adapted, template, self.benchmark.evaluation, self.config.evaluation, quiet)
+            rows = evaluate(self._asking(adapted), self.benchmark.evaluation)
             cost = {
                 "train_seconds": self._train_seconds(folders[size]),
                 "eval_seconds": time.perf_counter() - started,
                 "added_parameters": sum(p.numel() for p in adapted.trainable_parameters()),
             }
             self._write(variant, size, rows, cost, adapted)
+
+    def _asking(self, adapted: Adapted) -> Asking:
+        return Asking(adapted=adapted, template=self.subject.template, config=self.config.evaluation)
 
     def _module(self, request: Request) -> Location:
         return self.execution.folder / "modules" / self.sequence.module_key(request)

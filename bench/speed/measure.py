@@ -21,7 +21,9 @@ import torch
 
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluation.evaluate import evaluate, evaluate_thresholds
+from bench.evaluation.asking import Asking
+from bench.evaluation.evaluate import evaluate
+from bench.evaluation.reuse import evaluate_thresholds
 from bench.progress import Progress, quiet
 from bench.runs import costs
 from bench.runs.execution import Execution
@@ -194,14 +196,18 @@ class _Bench:
         naive.edits.load_state_dict(adapted.edits.state_dict())
         naive.train(False)
         splits, settings = self.data.evaluation, self.config.evaluation
-        base_s, base = _timed(lambda: evaluate(PlainModel(self.model), self.template, splits, settings, quiet))
+
+        def asking(model: Adapted, decode_all: bool = False) -> Asking:
+            return Asking(adapted=model, template=self.template, config=settings, decode_all=decode_all)
+
+        base_s, base = _timed(lambda: evaluate(asking(PlainModel(self.model)), splits))
 
         def reused(*thresholds: float) -> list[list[Record]]:
-            return evaluate_thresholds(adapted, self.template, splits, settings, thresholds, base, quiet)
+            return evaluate_thresholds(asking(adapted), splits, thresholds, base)
 
         def plainly(threshold: float) -> list[Record]:
             set_gate_threshold(naive, threshold)
-            return evaluate(naive, self.template, splits, settings, quiet, decode_all=True)
+            return evaluate(asking(naive, decode_all=True), splits)
 
         first_s, (soft,) = _timed(lambda: reused(0.0))
         # The threshold that shuts every gate off the forget set, whatever it does to the forget set itself.

@@ -8,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
-from bench.benchmarks.items import Benchmark
+from bench.benchmarks.items import Benchmark, Item
 from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluation.robustness import RobustnessConfig, attack
+from bench.evaluation.asking import Asking, EvaluationConfig, RobustnessConfig
+from bench.evaluation.robustness import attack
+from bench.evaluation.score import score
 from bench.metrics.rouge import rouge_l
 from bench.results import store
 from bench.runs.execution import Execution
@@ -21,7 +24,8 @@ from bench.runs.run import run
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig
-from grun.model.forward import PlainModel
+from grun.errors import UserError
+from grun.model.forward import Generated, PlainModel, prepare_for_answers
 from grun.prompts.template import PromptTemplate
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
@@ -29,16 +33,8 @@ Fresh = Callable[[], tuple[Any, PromptTemplate]]
 
 def _attack(adapted: Any, template: PromptTemplate, benchmark: Benchmark, **settings: Any) -> dict[str, list[Any]]:
     adapted.train(False)
-    rows = attack(
-        adapted,
-        template,
-        list(enumerate(benchmark.forget_set)),
-        RobustnessConfig(relearn_items=4, **settings),
-        learning_rate=3e-3,
-        max_new_tokens=40,
-        batch_size=8,
-        progress=lambda phase, done, total: None,
-    )
+    asking = Asking(adapted=adapted, template=template, config=EvaluationConfig(max_new_tokens=40, batch_size=8))
+    rows = attack(asking, list(enumerate(benchmark.forget_set)), RobustnessConfig(relearn_items=4, **settings), 3e-3)
     by_split: dict[str, list[Any]] = {}
     for row in rows:
         by_split.setdefault(row["split"], []).append(row)
@@ -85,6 +81,40 @@ def test_the_prefix_attack_asks_for_the_rest(fresh_target: Fresh, small_benchmar
     for row, item in zip(rows, small_benchmark.forget_set, strict=True):
         assert item.answer.endswith(row["answer"])
         assert 0 < len(row["answer"]) < len(item.answer)
+
+
+def test_what_never_comes_back_is_zero_and_not_missing(
+    fresh_target: Fresh, small_benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A model that answers nothing at all, relearned at any rate: six rows, ROUGE-L 0."""
+    model, template = fresh_target()
+    monkeypatch.setattr(PlainModel, "generate", lambda self, prompts, _: Generated(answers=[[]] * len(prompts)))
+    rows = _attack(PlainModel(model), template, small_benchmark)["forget_relearned"]
+    assert len(rows) == 6
+    assert score(rows, None, 0.0) == {"forget_relearned_rouge_l_recall": 0.0}
+
+
+def test_an_answer_of_one_token_has_no_rest(fresh_target: Fresh) -> None:
+    """Given away it is whole, and what is left could never come back: such items are out, and so is the score."""
+    model, template = fresh_target()
+    short, long = Item(question="Which?", answer="a"), Item(question="Where?", answer="a b c")
+    assert len(short.example(template).answer_ids) == 2, "the token and the EOS"
+    asking = Asking(adapted=PlainModel(model), template=template, config=EvaluationConfig(max_new_tokens=4))
+    config = RobustnessConfig(prefix_share=0.01)
+    rows = attack(asking, [(0, short), (1, long)], config, 1e-3)
+    assert [row["item_index"] for row in rows if row["split"] == "forget_prefix_attack"] == [1]
+    rows = attack(asking, [(0, short)], config, 1e-3)
+    assert "forget_prefix_attack_rouge_l_recall" not in score(rows, None, 0.0)
+
+
+def test_quantisation_that_rounds_nothing_is_refused(fresh_target: Fresh, small_benchmark: Benchmark) -> None:
+    """GPT-2's layers are none of torch's linear ones."""
+    _, template = fresh_target()
+    sizes = {"vocab_size": len(template.tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(**sizes))
+    prepare_for_answers(model, template.tokenizer)
+    with pytest.raises(UserError, match=r"quantize: no layer of a GPT2LMHeadModel can be rounded; leave it out"):
+        _attack(PlainModel(model), template, small_benchmark, quantize=True)
 
 
 def test_shallow_unlearning_comes_back(fresh_target: Fresh, small_benchmark: Benchmark) -> None:

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluation.evaluate import EvaluationConfig, evaluate
+from bench.evaluation.asking import Asking, EvaluationConfig
+from bench.evaluation.evaluate import evaluate
 from bench.evaluation.score import score
 from bench.results import store
 from bench.results.columns import METRICS
@@ -194,9 +195,8 @@ def test_answers_that_follow_from_the_likelihoods_are_those_decoded(
     rows = {}
     for decode_all in (False, True):
         decoded.clear()
-        rows[decode_all] = evaluate(
-            PlainModel(model), template, small_benchmark.evaluation, config, lambda *phase: None, decode_all=decode_all
-        )
+        asking = Asking(adapted=PlainModel(model), template=template, config=config, decode_all=decode_all)
+        rows[decode_all] = evaluate(asking, small_benchmark.evaluation)
         assert (sum(decoded) == len(rows[decode_all])) == decode_all
     assert rows[False] == rows[True]
     lost = [not all(row["token_is_argmax"]) for row in rows[True] if row["split"] != "holdout"]

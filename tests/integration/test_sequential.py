@@ -16,12 +16,12 @@ import torch
 
 from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
+from bench.evaluation.asking import Asking
 from bench.evaluation.evaluate import evaluate
 from bench.files import write_yaml
 from bench.models.cache import cache_dir
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
-from bench.progress import quiet
 from bench.results import store
 from bench.results.requests import read_requests, scan_requests, write_requests
 from bench.runs.execution import Execution
@@ -147,7 +147,8 @@ def test_what_is_reused_is_what_would_be_measured(
     config, benchmark = sequence.config, sequence.config.benchmark.load()
     adapted = combine(base, loaded, variant.combination, variant.gate_threshold).on_plain_path()
     _, _, template = _load(config)
-    rows = evaluate(adapted, template, benchmark.evaluation, config.evaluation, quiet)
+    asking = Asking(adapted=adapted, template=template, config=config.evaluation)
+    rows = evaluate(asking, benchmark.evaluation)
     key = sequence.state_key(sequence.requests(), variant)
     stored = store.read_items(execution.folder, key)
     assert stored is not None

@@ -14,8 +14,6 @@ EXCEPTIONS = {
     "bench/benchmarks": "pools of words are data",
     "bench/cli/main.py": "to be split into commands",
     "bench/cli/main.py:_parser": "to be derived from the dataclasses",
-    "bench/evaluation/evaluate.py": "to be split",
-    "bench/evaluation/evaluate.py:_measure": "to be split",
     "bench/runs/run.py": "to be split",
     "bench/runs/run.py:_train_or_load": "to be split",
     "bench/sequential/states.py": "to be split",

@@ -1,0 +1,59 @@
+"""A model on the table and how it is asked: which items, how many at once, how long its answers may be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from annotated_types import Ge, Gt, Lt, MinLen
+
+from bench.progress import Progress, quiet
+from grun.model.forward import Adapted
+from grun.prompts.template import PromptTemplate
+from grun.workers import ALONE, Workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class RobustnessConfig:
+    """Which attacks, and how hard."""
+
+    prefix_share: Annotated[float, Gt(0), Lt(1)] = 0.3
+    """Share of the answer's tokens that the prefix attack gives away, at least one."""
+    relearn_items: Annotated[int, Ge(1)] = 10
+    """Forget items that the attacker has, at most half of them; the others' answers are what must not come back."""
+    relearn_steps: Annotated[int, Ge(1)] = 10
+    """Steps on all of them at once, of every weight, the adapter left on."""
+    relearn_learning_rates: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] | None = None
+    """AdamW's learning rates, each tried; the one that brings most back counts. None: model.fine_tuning's and a tenth
+    of it."""
+    quantize: bool = False
+    """Also ask with weights in 8 and in 4 bits; needs optimum-quanto, see `pip install 'grun-bench[quantize]'`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """How much is evaluated; none of it changes what a score means."""
+
+    batch_size: Annotated[int, Ge(1)] = 64
+    """Sequences a forward pass."""
+    max_new_tokens: Annotated[int, Ge(1)] = 200
+    """Length at which a generation is cut."""
+    max_items_per_split: Annotated[int, Ge(2)] | None = None
+    """Evaluate only so many items of each split, evenly spread over it. None: all."""
+    robustness: RobustnessConfig | None = None
+    """Also attack the model, and measure what comes back of the forget set. None: no attacks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking:
+    """Who is asked, and how."""
+
+    adapted: Adapted
+    template: PromptTemplate
+    config: EvaluationConfig
+    progress: Progress = quiet
+    """Told of `evaluate <split>`, items done, items of the split; and of attacks."""
+    workers: Workers = ALONE
+    """They share out the items of each split; every one gets all rows."""
+    decode_all: bool = False
+    """Also decode the answers that follow from the likelihoods, as a check of those that do."""
