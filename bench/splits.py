@@ -1,14 +1,14 @@
 """What is evaluated, and what is measured of it: kinds of splits and metrics with their bounds, as plain data.
 
 A benchmark declares its splits (`bench/benchmarks`); the columns of `runs` are these splits times the metrics of their
-kinds, and the scores of a whole run (`bench.results.columns`).
+kinds (`bench.metrics.table`), and the scores of a whole run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 Direction = Literal["max", "min"]
 
@@ -31,6 +31,21 @@ class Split:
     """The split that membership inference is to tell this one from."""
 
 
+Rows = Sequence[Mapping[str, Any]]
+"""Rows of `items`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class About:
+    """What the scores of a split depend on beside its rows."""
+
+    split: Split
+    gate_threshold: float
+    """At or above it a gate is open."""
+    texts: tuple[str, ...] = ()
+    """Questions and answers of all that was evaluated: how the benchmark itself writes."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Metric:
     """A number that models are told apart by."""
@@ -47,31 +62,10 @@ class Metric:
     """Whether the other way is better of what is to be forgotten."""
     instead: str | None = None
     """What to optimise in place of a metric that is no objective."""
+    of: Callable[[Rows, About], float | None] | None = None
+    """Makes it of a split's rows, None where they do not allow it. None: it is of a whole run."""
 
 
-_GATES = {
-    "gate_mean": Metric(heading="mean gate", better="min"),
-    "gate_open_share": Metric(heading="share of prompts that open a gate", better="min"),
-}
-SPLIT_METRICS: Mapping[str, Mapping[str, Metric]] = {
-    "attack": {
-        "rouge_l_recall": Metric(heading="ROUGE-L"),
-        "gate_shut_share": Metric(heading="share of prompts that open no gate"),
-    },
-    "question": {
-        "probability": Metric(heading="probability"),
-        "rouge_l_recall": Metric(heading="ROUGE-L"),
-        "truth_ratio": Metric(heading="truth ratio", turns=False),
-        "truth_ratio_arithmetic": Metric(heading="arithmetic truth ratio", turns=False),
-        "truth_ratio_grun": Metric(heading="GRUN's truth ratio"),
-        "exact_memorization": Metric(heading="EM"),
-        "extraction_strength": Metric(heading="ES"),
-        **_GATES,
-    },
-    "choice": {"accuracy": Metric(heading="accuracy"), **_GATES},
-    "text": {"rouge_l_f1": Metric(heading="ROUGE-L F1"), **_GATES},
-}
-"""Kind of split → metric → what it is."""
 QUESTION_SPLITS: Mapping[str, Split] = {
     "forget": Split(kind="question", role="forgotten", strangers="holdout"),
     "retain": Split(kind="question", role="kept", in_utility=True),
@@ -111,16 +105,3 @@ COSTS: Mapping[str, Metric] = {
     "peak_memory_gb": Metric(heading="peak GB", high=None, better="min"),
 }
 """What a run takes."""
-
-
-def scores_of(splits: Mapping[str, Split]) -> dict[str, Metric]:
-    """Every score of these splits, by column name, each with its own heading and better way."""
-    found = {}
-    for split, what in splits.items():
-        for name, metric in SPLIT_METRICS[what.kind].items():
-            better = metric.better
-            if metric.turns and what.role == "forgotten":
-                better = "min" if better == "max" else "max"
-            heading = f"{split.replace('_', ' ')} {metric.heading}"
-            found[f"{split}_{name}"] = replace(metric, heading=heading, better=better)
-    return found

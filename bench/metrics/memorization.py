@@ -1,6 +1,11 @@
 """How much of an answer the model can still give word for word, as open-unlearning measures it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from bench.metrics.rows import have
+from bench.splits import About, Metric, Rows
 
 
 def exact_memorization(is_argmax: Sequence[bool]) -> float:
@@ -17,3 +22,21 @@ def extraction_strength(is_argmax: Sequence[bool]) -> float:
     misses = [place for place, right in enumerate(is_argmax) if not right]
     k = misses[-1] + 1 if misses else 0
     return 1.0 - k / len(is_argmax)
+
+
+def _mean(measure: Callable[[Sequence[bool]], float], rows: Rows) -> float | None:
+    if not have(rows, "token_is_argmax"):
+        return None
+    return float(np.mean([measure(row["token_is_argmax"]) for row in rows]))
+
+
+def _exact(rows: Rows, about: About) -> float | None:
+    return _mean(exact_memorization, rows)
+
+
+def _strength(rows: Rows, about: About) -> float | None:
+    return _mean(extraction_strength, rows)
+
+
+EXACT_MEMORIZATION = Metric(heading="EM", of=_exact)
+EXTRACTION_STRENGTH = Metric(heading="ES", of=_strength)

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.metrics import Floats
+from bench.metrics.rows import column, lists
+from bench.splits import About, Metric, Rows
 
 
 def probability(nll: Floats, num_tokens: Floats) -> Floats:
@@ -21,3 +23,14 @@ def multiple_choice_probability(answer: Floats, wrong: Sequence[Floats]) -> Floa
     total = np.array([right + others.sum() for right, others in zip(answer, wrong, strict=True)])
     chance = np.array([1.0 / (1 + len(others)) for others in wrong])
     return np.where(total > 0, answer / np.where(total > 0, total, 1.0), chance)
+
+
+def _of_rows(rows: Rows, about: About) -> float:
+    right = probability(column(rows, "answer_nll"), column(rows, "answer_tokens"))
+    if about.split.among_answers:
+        wrong = map(probability, lists(rows, "wrong_nll"), lists(rows, "wrong_tokens"))
+        right = multiple_choice_probability(right, list(wrong))
+    return float(right.mean())
+
+
+PROBABILITY = Metric(heading="probability", of=_of_rows)

@@ -3,6 +3,10 @@
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from bench.splits import About, Metric, Rows
+
 
 class RougeL(NamedTuple):
     """Longest common subsequence of words, as a share, in 0..1."""
@@ -25,3 +29,15 @@ def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
 
     return RougeScorer(["rougeL"], use_stemmer=True)
+
+
+def _recall(rows: Rows, about: About) -> float:
+    return float(np.mean([rouge_l(row["answer"], row["generation"]).recall for row in rows]))
+
+
+def _f1(rows: Rows, about: About) -> float:
+    return float(np.mean([rouge_l(row["answer"], row["generation"]).f1 for row in rows]))
+
+
+ROUGE_L_RECALL = Metric(heading="ROUGE-L", of=_recall)
+ROUGE_L_F1 = Metric(heading="ROUGE-L F1", of=_f1)

@@ -6,12 +6,13 @@ Kept as a logarithm: R itself overflows on a model that gradient ascent has wrec
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import logsumexp
 
 from bench.metrics import Floats
+from bench.metrics.rows import column, have, lists
+from bench.splits import About, Metric, Rows
 
 
 def log_truth_ratio(
@@ -29,6 +30,8 @@ def log_truth_ratio_arithmetic(
     right_nll: Floats, right_tokens: Floats, wrong_nll: Sequence[Floats], wrong_tokens: Sequence[Floats]
 ) -> Floats:
     """The same with the arithmetic mean of the wrong answers' probabilities."""
+    from scipy.special import logsumexp  # half a second of imports
+
     wrong = [logsumexp(-nll / tokens) - math.log(len(nll)) for nll, tokens in zip(wrong_nll, wrong_tokens, strict=True)]
     return np.array(wrong) + right_nll / right_tokens
 
@@ -41,3 +44,40 @@ def forget_truth_ratio(log_ratio: Floats) -> float:
 def retain_truth_ratio(log_ratio: Floats) -> float:
     """mean max(0, 1 − R), in 0..1: high where the right answer is far likelier than the wrong ones."""
     return float((1.0 - np.exp(np.minimum(log_ratio, 0.0))).mean())
+
+
+Definition = Callable[[Floats, Floats, Sequence[Floats], Sequence[Floats]], Floats]
+
+
+def of_rows(rows: Rows, definition: Definition = log_truth_ratio) -> Floats | None:
+    """log R of each row: [items]; None where items have no wrong answers."""
+    if not have(rows, "wrong_nll"):
+        return None
+    right = "answer" if rows[0]["paraphrase_nll"] is None else "paraphrase"
+    nll, num_tokens = column(rows, f"{right}_nll"), column(rows, f"{right}_tokens")
+    return definition(nll, num_tokens, lists(rows, "wrong_nll"), lists(rows, "wrong_tokens"))
+
+
+def _tofu(rows: Rows, about: About, definition: Definition) -> float | None:
+    """Of what is forgotten the one aggregate, of the rest the other."""
+    log_ratio = of_rows(rows, definition)
+    aggregate = forget_truth_ratio if about.split.role == "forgotten" else retain_truth_ratio
+    return None if log_ratio is None else aggregate(log_ratio)
+
+
+def _geometric(rows: Rows, about: About) -> float | None:
+    return _tofu(rows, about, log_truth_ratio)
+
+
+def _arithmetic(rows: Rows, about: About) -> float | None:
+    return _tofu(rows, about, log_truth_ratio_arithmetic)
+
+
+def _grun(rows: Rows, about: About) -> float | None:
+    log_ratio = of_rows(rows, log_truth_ratio_arithmetic)
+    return None if log_ratio is None else retain_truth_ratio(log_ratio)
+
+
+TRUTH_RATIO = Metric(heading="truth ratio", turns=False, of=_geometric)
+TRUTH_RATIO_ARITHMETIC = Metric(heading="arithmetic truth ratio", turns=False, of=_arithmetic)
+TRUTH_RATIO_GRUN = Metric(heading="GRUN's truth ratio", of=_grun)

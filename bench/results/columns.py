@@ -8,7 +8,8 @@ from typing import Any
 import pyarrow as pa
 
 from bench.benchmarks import SPLITS
-from bench.splits import COSTS, RUN_METRICS, Direction, Metric, scores_of
+from bench.metrics.table import scores_of
+from bench.splits import COSTS, RUN_METRICS, Direction, Metric
 from grun.errors import UserError
 
 Row = Mapping[str, Any]

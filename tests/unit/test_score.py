@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from bench.benchmarks import SPLITS
-from bench.evaluation import score as scoring
 from bench.evaluation.score import score
+from bench.metrics import rouge
 from bench.metrics.rouge import RougeL
 from bench.results import store
 from bench.results.columns import METRICS, SCORES, item_row
@@ -83,7 +83,7 @@ def test_rescoring_follows_a_changed_definition(tmp_path: Path, monkeypatch: pyt
     """2 of 3 words in order, then all: 5/6. Under another definition (1/4 for everything) the same rows give 1/4."""
     _folder(tmp_path, "the blue fern", "the red fern")
     assert store.scan_runs(tmp_path)["forget_rouge_l_recall"].to_list() == [pytest.approx(5 / 6)]
-    monkeypatch.setattr(scoring, "rouge_l", lambda answer, generation: RougeL(0.25, 0.25))
+    monkeypatch.setattr(rouge, "rouge_l", lambda answer, generation: RougeL(0.25, 0.25))
     assert rescore(tmp_path) == (1, 0)
     assert store.scan_runs(tmp_path)["forget_rouge_l_recall"].to_list() == [0.25]
 
