@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from bench.metrics.accuracy import ACCURACY
+from bench.metrics.fluency import FLUENCY
 from bench.metrics.gates import GATE_MEAN, GATE_OPEN_SHARE, GATE_SHUT_SHARE
 from bench.metrics.memorization import EXACT_MEMORIZATION, EXTRACTION_STRENGTH
 from bench.metrics.probability import PROBABILITY
@@ -24,10 +25,11 @@ SPLIT_METRICS: Mapping[str, Mapping[str, Metric]] = {
         "truth_ratio_grun": TRUTH_RATIO_GRUN,
         "exact_memorization": EXACT_MEMORIZATION,
         "extraction_strength": EXTRACTION_STRENGTH,
+        "fluency": FLUENCY,
         **_GATES,
     },
     "choice": {"accuracy": ACCURACY, **_GATES},
-    "text": {"rouge_l_f1": ROUGE_L_F1, **_GATES},
+    "text": {"rouge_l_f1": ROUGE_L_F1, "fluency": FLUENCY, **_GATES},
 }
 """Kind of split → metric → what it is, and how it is made."""
 

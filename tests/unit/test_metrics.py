@@ -1,6 +1,8 @@
 """Metrics against closed forms."""
 
 import math
+import random
+import string
 import zlib
 
 import numpy as np
@@ -8,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bench.benchmarks.authors import AuthorsConfig
 from bench.metrics.auc import auc
+from bench.metrics.fluency import KNOWN_LENGTH, fluency, sequences_of
 from bench.metrics.forget_quality import forget_quality, log10_forget_quality_floor
 from bench.metrics.gates import gate_auc, gate_mean, gate_open_share
 from bench.metrics.membership import (
@@ -187,3 +191,32 @@ def test_privleak_by_hand() -> None:
 def test_rouge_l_f1_by_hand() -> None:
     """3 of the answer's 5 words in order, in a generation of 6: recall 3/5, precision 3/6, F1 = 2·3/(5 + 6)."""
     assert rouge_l("a b c d e", "x a y c e z").f1 == pytest.approx(6 / 11)
+
+
+def test_fluency_by_hand() -> None:
+    """Known: " ab", "abc", "bc ". Of "abd" (" ab", "abd", "bd ") one in three; of "ABC" among blanks all.
+
+    "abc" six times is 25 characters with the blanks around it: 23 sequences of three, of which "c a", five times, is
+    unknown; and 14 of twelve, of which four differ, as they recur after four characters.
+    """
+    known = set(sequences_of("abc", KNOWN_LENGTH))
+    assert known == {" ab", "abc", "bc "}
+    assert fluency("abd", known) == pytest.approx(1 / 3)
+    assert fluency("  ABC\n", known) == 1.0
+    assert fluency(" ".join(["abc"] * 6), known) == pytest.approx(18 / 23 * 4 / 14)
+
+
+def test_fluency_of_sound_and_spoilt_answers() -> None:
+    """Against the texts of the generated authors: other authors' answers, circles, random letters, nothing."""
+    items = [item for split in AuthorsConfig(seed=0).load().evaluation.values() for item in split]
+    known = {each for item in items for text in item.pair for each in sequences_of(text, KNOWN_LENGTH)}
+    draw = random.Random(0)
+    sound = [item.answer for item in AuthorsConfig(seed=1).load().forget_set]
+    letters = ["".join(draw.choices(string.ascii_lowercase + "    ", k=60)) for _ in range(40)]
+    circles = [" ".join([item.answer.split()[0]] * 40) for item in items[:40]]
+    means = [sum(fluency(text, known) for text in texts) / len(texts) for texts in (sound, letters, circles)]
+    assert means[0] > 0.85
+    assert means[1] < 0.25
+    assert means[2] < 0.25
+    assert fluency("", known) == fluency(" \n", known) == 0.0
+    assert all(fluency(item.answer, known) > 0.9 for item in items), "the benchmark's own answers are sound"

@@ -57,6 +57,7 @@ def test_scores_are_exactly_the_columns() -> None:
 def test_scores_by_kind_of_split() -> None:
     """Two of three words in order: ROUGE-L 2/3. Right answer 1 and 2 nats, least wrong one 2: right once in two.
 
+    Of the generation's 13 three-letter sequences the answer has 7: its fluency is 7/13.
     Gates open at 0.5: all of them, by their first layer. An attack's answers are scored by ROUGE-L alone.
     """
     rows = [row_of(split, index) for split in ("mmlu", "forget_verbatim", "forget_8_bit") for index in range(2)]
@@ -65,6 +66,7 @@ def test_scores_by_kind_of_split() -> None:
         "mmlu_gate_mean": pytest.approx(0.525),
         "mmlu_gate_open_share": 1.0,
         "forget_verbatim_rouge_l_f1": pytest.approx(2 / 3),
+        "forget_verbatim_fluency": pytest.approx(7 / 13),
         "forget_verbatim_gate_mean": pytest.approx(0.525),
         "forget_verbatim_gate_open_share": 1.0,
         "forget_8_bit_rouge_l_recall": pytest.approx(2 / 3),
