@@ -12,6 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args, overload
 
+from safetensors import SafetensorError
+
 from grun.adapters import AdapterConfig
 from grun.data import length_sorted_batches
 from grun.errors import UserError
@@ -55,7 +57,12 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     if model is None:
         model, tokenizer = _base(folder, description["base"])
     template = _ready(folder, model, tokenizer)
-    return UnlearnedModel(config.load(model.eval(), folder), template)
+    try:
+        adapted = config.load(model.eval(), folder)
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(str(folder), f"cannot be loaded as {DESCRIPTION} describes it ({reason})") from error
+    return UnlearnedModel(adapted, template)
 
 
 def _ready(folder: Path, model: CausalLM, tokenizer: Any) -> PromptTemplate:

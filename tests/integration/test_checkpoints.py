@@ -16,7 +16,9 @@ from bench.runs import training
 from bench.runs.execution import Execution
 from bench.runs.run import run
 from grun.adapters.grun import GrunConfig
+from grun.errors import UserError
 from grun.training.checkpoints import Checkpoints
+from grun.unlearned import load
 
 
 class _CutOff(BaseException):
@@ -132,6 +134,17 @@ def test_a_damaged_module_is_set_aside_and_trained_again(
     assert_same_metrics(again, row)
     aside = module.with_name(f"{module.name}.damaged-1")
     assert {file.name: file.read_bytes() for file in aside.iterdir()} == found
+
+
+@pytest.mark.parametrize("damage", [_cut_short, _lost, _of_another_rank])
+def test_a_damaged_module_is_one_line_from_python_too(
+    damage: Callable[[Path], None], whole: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    module = Path(shutil.copytree(whole[0] / "modules" / whole[1]["train_key"], tmp_path / "m"))
+    damage(module)
+    with pytest.raises(UserError, match=r"/m: cannot be loaded as adapter.json describes it \(") as error:
+        load(module)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), torch.OutOfMemoryError("CUDA out of memory")])
