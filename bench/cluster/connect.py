@@ -12,6 +12,8 @@ from typing import Any
 import ray
 import yaml
 
+from grun.errors import UserError
+
 DRIVER = "tune_driver"
 """Resource of a process that only waits for its workers: it needs no CPU, but Ray wants it to need something."""
 DRIVERS = 1000
@@ -70,7 +72,10 @@ def connected(log: Callable[[str], None]) -> Iterator[None]:
     joined: dict[str, Any] = {
         "runtime_env": {"env_vars": {k: v for k, v in os.environ.items() if k.startswith(PASSED_ON)}}
     }
-    ray.init(log_to_driver=False, logging_level=logging.ERROR, **(joined if address else own))
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.ERROR, **(joined if address else own))
+    except (FileNotFoundError, NotADirectoryError, PermissionError) as error:
+        raise UserError("HOME", f"Ray cannot write {error.filename}; set HOME to a folder that is writable") from error
     try:
         yield
     finally:

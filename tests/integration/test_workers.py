@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -149,3 +150,12 @@ def test_one_worker_has_nothing_to_shard(small_config: RunConfig, tmp_path: Path
     with pytest.raises(UserError, match="--shard: splits the weights over workers, and there is one"):
         run(config, Execution(results=tmp_path, shard=True))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_home_that_ray_cannot_write_is_named() -> None:
+    """It keeps a token there, wherever our own cache may be."""
+    command = "from bench.cluster.connect import connected\nwith connected(print): pass"
+    there = os.environ | {"HOME": "/proc/nowhere"}
+    done = subprocess.run([sys.executable, "-c", command], env=there, capture_output=True, text=True, timeout=60)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("grun.errors.UserError: HOME: Ray cannot write /proc/nowhere"), done.stderr
