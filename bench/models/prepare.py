@@ -9,6 +9,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,22 +77,14 @@ def prepared_model(
     recipe = {"version": RECIPE_VERSION, "model": plain_data(model), "vocabulary": everything, "taught": taught}
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     texts = [text for pair in everything for text in pair]
-    return str(
-        made_once(
-            cache_dir() / "models" / digest,
-            lambda folder: _fetch_or_build(folder, digest, model, texts, lessons, progress),
-        )
-    )
+
+    def build(folder: Path) -> None:
+        _build(folder, model, texts, lessons, progress)
+
+    return str(made_once(cache_dir() / "models" / digest, partial(_fetch_or_build, digest, build)))
 
 
-def _fetch_or_build(
-    folder: Path,
-    digest: str,
-    config: ModelConfig,
-    texts: Sequence[str],
-    lessons: Sequence[Item],
-    progress: Callable[[int, int], None],
-) -> None:
+def _fetch_or_build(digest: str, build: Callable[[Path], None], folder: Path) -> None:
     """From another node's work where that is shared; else made here, and shared."""
     shared = shared_models()
     there = shared / digest if shared else None
@@ -102,10 +95,13 @@ def _fetch_or_build(
             return
         except Damaged as error:
             logger.warning("%s; it is kept as %s, and made again", error, there.set_aside().name)
-    _build(folder, config, texts, lessons, progress)
+    build(folder)
     if there is not None:
-        with there.written_folder(last=LAST_FILE) as copy:
-            shutil.copytree(folder, copy, dirs_exist_ok=True)
+        try:
+            with there.written_folder(last=LAST_FILE) as copy:
+                shutil.copytree(folder, copy, dirs_exist_ok=True)
+        except OSError as error:  # hours of training must not be lost for it
+            logger.warning("%s; the prepared model is on this node alone", error)
 
 
 def _build(
