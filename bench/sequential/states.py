@@ -130,12 +130,13 @@ class _Study:
         todo = [(variant, size) for variant in self.sequence.variants for size in self._sizes(variant)]
         if not todo:
             return
-        model, template = self.subject.model, self.subject.template
+        template = self.subject.template
         modules: dict[str, EditedModel] = {}
         seconds: dict[str, float] = {}
         for request in self.requests[: max(size for _, size in todo)]:
-            with self._module(request).read_folder() as folder:
-                modules[request.name] = self._adapter.load(model, folder)
+            module = self.subject.loaded(self._module(request))
+            assert isinstance(module, EditedModel)
+            modules[request.name] = module
             seconds[request.name] = self._train_seconds(self._module(request))
         base_items = self._reference_items("target_model") or ()
         base_rows = {(row["split"], row["item_index"], Applied()): row for row in base_items}
