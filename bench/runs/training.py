@@ -48,7 +48,10 @@ def train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str
     folder = module_of(subject.config, subject.execution)
     if (folder / TRAINING).exists():
         try:
-            return subject.loaded(folder), json.loads((folder / TRAINING).read())
+            adapted, trained = subject.loaded(folder), json.loads((folder / TRAINING).read())
+            if subject.execution.shard:
+                shard(subject.model, subject.device, workers)
+            return adapted, trained
         except Damaged as error:
             logger.warning("%s; training again", error)
             subject = dataclasses.replace(subject)  # its model is half another one by now

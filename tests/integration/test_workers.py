@@ -19,10 +19,13 @@ from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
+from bench.runs import training
 from bench.runs.execution import Execution
 from bench.runs.ray_train import own_error
 from bench.runs.run import run, run_prerequisites
+from bench.runs.subject import Subject
 from grun.errors import UserError
+from grun.workers import ALONE
 
 METHODS: dict[str, dict[str, Any]] = {
     "grun": {"forget_loss": "npo", "evaluation.robustness": {"relearn_items": 4, "relearn_steps": 2}},
@@ -150,6 +153,20 @@ def test_one_worker_has_nothing_to_shard(small_config: RunConfig, tmp_path: Path
     with pytest.raises(UserError, match="--shard: splits the weights over workers, and there is one"):
         run(config, Execution(results=tmp_path, shard=True))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_module_that_is_there_is_sharded_too(
+    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Evaluated again, what fits no GPU whole must be split again; it used to stay whole, on the CPU."""
+    config = run_config(overlay(small_config.to_dict(), {"adapter": "full", "training.num_epochs": 1}))
+    alone = Subject(config=config, execution=Execution(results=tmp_path))
+    training.train_or_load(alone, ALONE)
+    split: list[Any] = []
+    monkeypatch.setattr(training, "shard", lambda model, device, workers: split.append((model, str(device), workers)))
+    again = Subject(config=config, execution=Execution(results=tmp_path, shard=True, device="cpu"))
+    training.train_or_load(again, ALONE)
+    assert split == [(again.model, "cpu", ALONE)]
 
 
 def test_a_home_that_ray_cannot_write_is_named() -> None:
