@@ -180,5 +180,5 @@ def test_what_peft_trained_is_part_of_the_model(target_folder: str, tmp_path: Pa
 def test_a_model_without_tokenizer_says_so(target_folder: str, tmp_path: Path) -> None:
     for name in ("config.json", "model.safetensors"):
         shutil.copy(Path(target_folder) / name, tmp_path)
-    with pytest.raises(UserError, match=r"model.name: '.*' has no tokenizer; put its tokenizer files there"):
+    with pytest.raises(UserError, match=r"model.name: '.*' has weights and no tokenizer; put its tokenizer"):
         load_pretrained(str(tmp_path), "cpu")
