@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from bench.benchmarks.items import Benchmark, Item
-from bench.benchmarks.sources import Text, read_rows, say_repeats
+from bench.benchmarks.items import Benchmark, Item, say_repeats
+from bench.sources import Text, read_rows
 from bench.splits import Split
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
+from bench.sources import FIELD, say
 from grun.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's declarations are read where no model code is imported
@@ -73,3 +75,15 @@ class Benchmark:
     """What to evaluate, by the names of the splits that the config declares; it may have fewer of them."""
     requests: Sequence[Sequence[Item]] = field(default_factory=list)
     """The forget set in parts that may be asked to be forgotten one after another, such as one author each."""
+
+
+def say_repeats(forget_set: Sequence[Item], retain_set: Sequence[Item]) -> None:
+    """Items that are in a set more than once, or in both: they are kept, and counted out to the user."""
+    forget, retain = (Counter(item.pair for item in items) for items in (forget_set, retain_set))
+    for count, what in (
+        (len(forget.keys() & retain.keys()), "in the forget set and in the retain set too: forgotten and kept at once"),
+        (forget.total() - len(forget), "in the forget set more than once"),
+        (retain.total() - len(retain), "in the retain set more than once"),
+    ):
+        if count:
+            say(f"{FIELD}: {count} {'items are' if count > 1 else 'item is'} {what}")

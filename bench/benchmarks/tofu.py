@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item
-from bench.benchmarks.sources import HubPart, Kind, MaybeText, Text, Texts, read_rows
+from bench.sources import HubPart, Kind, MaybeText, Text, Texts, read_rows
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
 from grun.errors import UserError
 

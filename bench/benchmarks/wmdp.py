@@ -13,8 +13,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le, Len
 from pydantic import Strict
 
-from bench.benchmarks.items import Benchmark, Item
-from bench.benchmarks.sources import AnyText, HubPart, Text, read_rows, say, say_repeats
+from bench.benchmarks.items import Benchmark, Item, say_repeats
+from bench.sources import AnyText, HubPart, Text, read_rows, say
 from bench.splits import Split
 from grun.errors import UserError
 

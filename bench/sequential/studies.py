@@ -20,9 +20,9 @@ from bench.runs.related import prerequisite
 from bench.runs.rows import failed_row
 from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_chain
 from bench.sequential.states import Say, run_sequence, train_modules
-from bench.studies.parameters import Alternatives
+from bench.spaces.parameters import Alternatives
+from bench.spaces.search_space import SweepConfig, check_study, read_as
 from bench.studies.pool import Pool, place, study_locks
-from bench.studies.search_space import SweepConfig, check_study, read_as
 from bench.studies.sweep import prepare_references
 from bench.studies.tasks import Log, Tasks
 from grun.errors import UserError

@@ -36,11 +36,11 @@ from bench.cluster.connect import ENVIRONMENT
 from bench.config import run_config
 from bench.results import store
 from bench.runs.execution import Execution
+from bench.spaces.search_space import SweepConfig, read_studies
 from bench.speed.no_op import no_op, no_op_references, no_op_rows
 from bench.studies.journal import study_storage
 from bench.studies.pool import Pool
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, StudySearch
-from bench.studies.search_space import SweepConfig, read_studies
 from bench.studies.sweep import sweep
 
 SPACE = "search_spaces/demo_grun.yaml"

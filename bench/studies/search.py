@@ -23,8 +23,8 @@ from bench.results import store
 from bench.results.storage import Folder, is_full
 from bench.runs.related import at_thresholds
 from bench.runs.rows import Row, failed_row
+from bench.spaces.search_space import THRESHOLD, SweepConfig
 from bench.studies.journal import keep_journal, study_storage
-from bench.studies.search_space import THRESHOLD, SweepConfig
 from bench.studies.tasks import Log
 from grun.errors import UserError
 

@@ -13,9 +13,9 @@ from bench.reports.comparison import Comparison, MethodSummary
 from bench.results import store
 from bench.results.storage import Location
 from bench.runs.execution import Execution
-from bench.studies.parameters import Categorical
+from bench.spaces.parameters import Categorical
+from bench.spaces.search_space import SweepConfig
 from bench.studies.pool import Pool
-from bench.studies.search_space import SweepConfig
 from bench.studies.sweep import sweep
 
 Row = dict[str, Any]

@@ -20,15 +20,16 @@ from ray import tune
 from bench.cluster.connect import DRIVER, connected
 from bench.config import RunConfig, run_config
 from bench.results import store
+from bench.results.columns import SCORES
 from bench.results.storage import is_full
 from bench.runs.execution import Execution
 from bench.runs.related import has_retain_model, prerequisites
 from bench.runs.rows import Row, failed_row
 from bench.runs.run import run
 from bench.runs.subject import Subject
+from bench.spaces.search_space import SweepConfig
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.search import StudySearch
-from bench.studies.search_space import SweepConfig
 from bench.studies.tasks import Log, Tasks
 from grun.errors import UserError
 
@@ -60,33 +61,32 @@ def sweep(
             log("every study has used its budget; nothing to do (raise --num-trials to go on)")
             return
         log(f"{search.num_trials_left} trainings to do, {placement.num_concurrent} at a time")
-        scratch = tempfile.mkdtemp(prefix="grun-bench-tune-")
-        try:
-            tuner = tune.Tuner(
-                tune.with_resources(
-                    tune.with_parameters(
-                        _trial, execution=worker, studies={s.study: s for s in studies}, run_trial=run_trial
-                    ),
-                    _trial_resources(worker),
-                ),
-                tune_config=tune.TuneConfig(
-                    search_alg=search,
-                    num_samples=search.num_trials_left,
-                    max_concurrent_trials=placement.num_concurrent,
-                    reuse_actors=True,
-                    trial_dirname_creator=lambda trial: trial.trial_id,
-                ),
-                run_config=tune.RunConfig(
-                    storage_path=scratch,
-                    verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=2),
-                ),
-            )
-            tuner.fit()
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+        trial = tune.with_parameters(
+            _trial, execution=worker, studies={study.study: study for study in studies}, run_trial=run_trial
+        )
+        _tune(tune.with_resources(trial, _trial_resources(worker)), search, placement.num_concurrent)
         if search.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def _tune(trial: Any, search: StudySearch, num_concurrent: int) -> None:
+    """Trials until the studies have had enough. Ray's own notes go where nobody looks: ours are in the results."""
+    scratch = tempfile.mkdtemp(prefix="grun-bench-tune-")
+    tuner = tune.Tuner(
+        trial,
+        tune_config=tune.TuneConfig(
+            search_alg=search,
+            num_samples=search.num_trials_left,
+            max_concurrent_trials=num_concurrent,
+            reuse_actors=True,
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=2)),
+    )
+    try:
+        tuner.fit()
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, SweepConfig], run_trial: RunTrial) -> None:
@@ -171,10 +171,8 @@ def _evaluate(config: RunConfig, execution: Execution, say: Log) -> None:
     """In a worker: the row of what others are measured with."""
     with _named(config.start_from):
         (row,) = run(config, execution)
-    say(
-        f"{row['method']}: forget ROUGE-L {row['forget_rouge_l_recall']:.3f}, "
-        f"retain ROUGE-L {row['retain_rouge_l_recall']:.3f}"
-    )
+    scores = [f"{SCORES[name].heading} {row[name]:.3f}" for name in config.benchmark.headlines if row[name] is not None]
+    say(f"{config.start_from}: {', '.join(scores)}")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bench.benchmarks import sources
+from bench import sources
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.corpora import CorporaConfig
 from bench.benchmarks.questions import QuestionsConfig

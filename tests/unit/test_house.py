@@ -11,7 +11,6 @@ PRODUCT = ("bench", "grun", "pyvene_custom")
 FOLDER_LINES, FILE_LINES, FUNCTION_LINES = 900, 300, 50
 """At most so many lines, blank ones and comments included; a folder without its subfolders."""
 EXCEPTIONS = {
-    "bench/benchmarks": "pools of words are data",
     "bench/cli/main.py": "to be split into commands",
     "bench/cli/main.py:_parser": "to be derived from the dataclasses",
     "bench/runs/run.py": "to be split",
@@ -20,8 +19,6 @@ EXCEPTIONS = {
     "bench/speed": "to be split",
     "bench/speed/measure.py": "to be split",
     "bench/speed/scaling.py": "to be split",
-    "bench/studies": "to be split",
-    "bench/studies/sweep.py:sweep": "to be split",
     "grun/engine/prefix_cache.py": "to be split",
     "grun/engine/prefix_cache.py:_Builder._continue": "to be split",
     "grun/model/forward.py": "to be split",

@@ -11,7 +11,7 @@ from optuna.trial import FixedTrial
 
 from bench.files import read_yaml
 from bench.sequential.studies import read_sequential
-from bench.studies.search_space import SweepConfig, read_studies
+from bench.spaces.search_space import SweepConfig, read_studies
 from grun.errors import UserError
 
 SPACES = Path(__file__).parents[2] / "search_spaces"

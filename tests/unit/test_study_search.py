@@ -14,11 +14,11 @@ from optuna.trial import TrialState
 from bench.config import run_config
 from bench.results import store
 from bench.runs.related import at_thresholds
+from bench.spaces.parameters import Categorical, FloatRange
+from bench.spaces.search_space import SweepConfig
 from bench.speed.no_op import no_op_rows
 from bench.studies.journal import study_storage
-from bench.studies.parameters import Categorical, FloatRange
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch
-from bench.studies.search_space import SweepConfig
 
 STUDY = SweepConfig(
     study="s",

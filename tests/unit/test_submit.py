@@ -11,7 +11,7 @@ import yaml
 
 from bench.cli import main as cli
 from bench.cluster import submit
-from bench.studies.search_space import read_studies
+from bench.spaces.search_space import read_studies
 
 ROOT = Path(__file__).parents[2]
 SPACE = str(ROOT / "search_spaces" / "demo_grun.yaml")

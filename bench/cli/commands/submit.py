@@ -26,7 +26,7 @@ def run(options: Namespace) -> None:
     from bench.config import overlay
     from bench.files import read_yaml
     from bench.results.storage import location
-    from bench.studies.search_space import read_studies
+    from bench.spaces.search_space import read_studies
 
     if "://" not in str(location(options.results)) and not Path(options.results).is_absolute():
         raise UserError(

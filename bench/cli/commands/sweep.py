@@ -22,7 +22,7 @@ def arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     execution, pool = shared.execution(options), shared.pool_of(options)
     from bench.reports.comparison import compare
-    from bench.studies.search_space import read_studies
+    from bench.spaces.search_space import read_studies
 
     studies = [study for file in options.files for study in read_studies(file, options.settings, options.num_trials)]
     from bench.studies.sweep import sweep  # Ray, and seconds of imports: only once the files are known to be good

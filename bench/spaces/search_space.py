@@ -12,8 +12,7 @@ from annotated_types import Ge, MaxLen, MinLen
 from bench.config import RunConfig, overlay, run_config
 from bench.files import read_yaml
 from bench.results.columns import check_objectives
-from bench.splits import Direction
-from bench.studies.parameters import (
+from bench.spaces.parameters import (
     Alternatives,
     Categorical,
     Conditions,
@@ -22,6 +21,7 @@ from bench.studies.parameters import (
     Parameter,
     parameter_name,
 )
+from bench.splits import Direction
 from bench.validation import validated
 from grun.errors import UserError
 

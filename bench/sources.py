@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import logging
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
@@ -16,7 +15,6 @@ from annotated_types import MinLen
 from pydantic import AfterValidator, BeforeValidator, Strict
 from pydantic_core import PydanticCustomError
 
-from bench.benchmarks.items import Item
 from bench.validation import unknown_key, validated
 from grun.errors import UserError
 
@@ -138,18 +136,6 @@ def _from_hub(part: HubPart | None) -> tuple[str, str, Iterator[tuple[int, Any]]
             f"({type(error).__name__}); go online, ask for access where it is gated, or give a folder",
         ) from error
     return f"{part.dataset} ({part.configuration or part.split})", "row", iter(enumerate(rows, start=1))
-
-
-def say_repeats(forget_set: Sequence[Item], retain_set: Sequence[Item]) -> None:
-    """Items that are in a set more than once, or in both: they are kept, and counted out to the user."""
-    forget, retain = (Counter(item.pair for item in items) for items in (forget_set, retain_set))
-    for count, what in (
-        (len(forget.keys() & retain.keys()), "in the forget set and in the retain set too: forgotten and kept at once"),
-        (forget.total() - len(forget), "in the forget set more than once"),
-        (retain.total() - len(retain), "in the retain set more than once"),
-    ):
-        if count:
-            say(f"{FIELD}: {count} {'items are' if count > 1 else 'item is'} {what}")
 
 
 @cache

@@ -1,0 +1,1 @@
+"""What a file of search_spaces/ says: what is searched, where it starts, what is optimised."""
