@@ -16,11 +16,13 @@ from typing import Any, Literal
 import torch
 
 from bench.benchmarks.items import Benchmark, Item
+from bench.benchmarks.lengths import check_lengths
 from bench.models.cache import cache_dir, made_once
 from bench.models.pretrained import (
     FineTuningConfig,
     ModelConfig,
     TinyConfig,
+    context_length,
     load_pretrained,
     new_tiny_model,
     quiet_transformers,
@@ -79,7 +81,7 @@ def prepared_model(
     texts = [text for pair in everything for text in pair]
 
     def build(folder: Path) -> None:
-        _build(folder, model, texts, lessons, progress)
+        _build(folder, model, benchmark, texts, lessons, progress)
 
     return str(made_once(cache_dir() / "models" / digest, partial(_fetch_or_build, digest, build)))
 
@@ -107,11 +109,12 @@ def _fetch_or_build(digest: str, build: Callable[[Path], None], folder: Path) ->
 def _build(
     folder: Path,
     config: ModelConfig,
+    benchmark: Benchmark,
     texts: Sequence[str],
     lessons: Sequence[Item],
     progress: Callable[[int, int], None],
 ) -> None:
-    """Fine-tune a model, and store it in the folder."""
+    """Fine-tune a model, and store it in the folder. Raises UserError where an item is too long for it."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer: Any
     if isinstance(config, TinyConfig):
@@ -121,6 +124,7 @@ def _build(
     else:
         model, tokenizer = load_pretrained(config.name, device, trained_in_place=True, prompt=config.prompt)
     template = PromptTemplate.of(tokenizer, config.prompt)
+    check_lengths(benchmark, template, context_length(model))
     fine_tune(model, [item.lesson(template) for item in lessons], config.fine_tuning, progress)
     with quiet_transformers():
         model.save_pretrained(folder)

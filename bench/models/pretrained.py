@@ -131,43 +131,63 @@ def load_pretrained(
     name: as in `PretrainedConfig.name`. prompt: how it will be asked; None: as its tokenizer says.
     Raises UserError where there is no such model, or it cannot be read.
     """
-    from transformers import AutoTokenizer
-
-    source = _locate(name)
     frozen_on_gpu = torch.device(device).type == "cuda" and not trained_in_place
     dtype = torch.bfloat16 if frozen_on_gpu else torch.float32
     try:
-        if source.endswith(".gguf"):
-            source = str(_unpacked(Path(source)))
         with quiet_transformers():
-            model, tokenizer_source = _weights(source, dtype)
+            model = _weights(_readable(name), dtype)
     except UserError:
         raise
     except Exception as error:  # transformers raises many kinds for an unreadable model
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError("model.name", f"{name!r} cannot be read ({reason})") from error
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_source)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            "model.name", f"{name!r} has weights and no tokenizer; put its tokenizer files there"
-        ) from error
+    tokenizer = load_tokenizer(name)
     prepare_for_answers(model, PromptTemplate.of(tokenizer, prompt))
     return model.to(device).eval(), tokenizer
 
 
-def _weights(source: str, dtype: torch.dtype) -> tuple[CausalLM, str]:
-    """The model, and where its tokenizer lies. What PEFT trained is added to its base's weights, for good."""
+def context_length(model: CausalLM) -> int | None:
+    """Tokens that the model was made to read at most; None where its positions have no end (ALiBi, state spaces)."""
+    try:
+        return int(model.config.get_text_config().max_position_embeddings)
+    except AttributeError:
+        return None
+
+
+def load_tokenizer(name: str) -> Any:
+    """The tokenizer alone of what `load_pretrained` takes. Raises UserError where there is none."""
+    from transformers import AutoTokenizer
+    from transformers.utils import find_adapter_config_file
+
+    source = _readable(name)
+    if find_adapter_config_file(source) is not None and not (Path(source) / "tokenizer_config.json").exists():
+        from peft import PeftConfig
+
+        source = str(PeftConfig.from_pretrained(source).base_model_name_or_path)
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            "model.name", f"{name!r} has weights and no tokenizer; put its tokenizer files there"
+        ) from error
+
+
+def _weights(source: str, dtype: torch.dtype) -> CausalLM:
+    """What PEFT trained is added to its base's weights, for good."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import find_adapter_config_file
 
     if find_adapter_config_file(source) is None:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype), source
-    from peft import AutoPeftModelForCausalLM, PeftConfig
+        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    from peft import AutoPeftModelForCausalLM
 
-    model = AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
-    has_own = (Path(source) / "tokenizer_config.json").exists()
-    return model, source if has_own else str(PeftConfig.from_pretrained(source).base_model_name_or_path)
+    return AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
+
+
+def _readable(name: str) -> str:
+    """What `from_pretrained` takes: a hub id, or a folder."""
+    source = _locate(name)
+    return str(_unpacked(Path(source))) if source.endswith(".gguf") else source
 
 
 def _unpacked(file: Path) -> Path:

@@ -13,10 +13,11 @@ import torch
 from safetensors import SafetensorError
 
 from bench.benchmarks.items import Benchmark
+from bench.benchmarks.lengths import check_lengths
 from bench.config import RunConfig
 from bench.models.cache import cache_dir
 from bench.models.prepare import prepared_model
-from bench.models.pretrained import load_pretrained
+from bench.models.pretrained import context_length, load_pretrained, load_tokenizer
 from bench.progress import Progress, quiet
 from bench.results.storage import Damaged, Location
 from bench.runs.execution import Execution
@@ -87,8 +88,16 @@ class Subject:
 
     @cached_property
     def template(self) -> PromptTemplate:
-        """How the model is asked."""
-        return PromptTemplate.of(self.tokenizer, self.config.model.prompt)
+        """How the model is asked. Raises UserError where an item of the benchmark is too long for it."""
+        template = PromptTemplate.of(self.tokenizer, self.config.model.prompt)
+        max_new_tokens = self.config.evaluation.max_new_tokens
+        check_lengths(self.benchmark, template, context_length(self.model), max_new_tokens)
+        return template
+
+    def shown_example(self) -> str:
+        """The forget set's first item as the model is asked it and answers, special tokens included."""
+        template = PromptTemplate.of(load_tokenizer(self.source), self.config.model.prompt)
+        return template.shown(self.benchmark.forget_set[0].example(template))
 
     def attached(self) -> Adapted:
         """The model with a fresh adapter on."""
