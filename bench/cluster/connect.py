@@ -25,8 +25,10 @@ ENVIRONMENT = {
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
-"""No tables, phoning home or log files of Ray's own, and workers that find relative paths as the driver does."""
+"""No tables, phoning home or log files of Ray's own, workers that find relative paths as the driver does, and a Ctrl-C
+that ends the command: Tune would end the sweep, and let the command end as if it were done."""
 PASSED_ON = (
     "GRUN_BENCH_",
     "HF_HUB_",

@@ -25,6 +25,14 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from bench.files import read_yaml, write_yaml
 from grun.errors import UserError
 
+# What is not a promise of Ray's, and has to be looked at when Ray is upgraded:
+CHATTY = ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
+"""Loggers that report each file that is sent."""
+BEFORE_THE_REASON = "The exception is:"
+"""What `ray dashboard` prints before the line that says why there is no tunnel."""
+LOST_CONNECTION = RuntimeError
+"""What following a job's log raises when the connection breaks."""
+
 JOB_SERVER = 8265
 """Port of a head's dashboard, which takes jobs; it listens on the head's loopback alone."""
 PATIENCE_S = 120.0
@@ -65,7 +73,7 @@ def submit(
         log(f"to stop it: ray exec {cluster} 'RAY_AUTH_MODE=token ray job stop {job}'")
         try:
             asyncio.run(_print_log(client, job))
-        except RuntimeError:
+        except LOST_CONNECTION:
             raise UserError(
                 cluster, "the connection was lost; the sweep goes on, the same command follows it"
             ) from None
@@ -87,8 +95,8 @@ def _job_server(cluster: str) -> Iterator[JobSubmissionClient]:
     """A client of the head's job server, through a tunnel of `ray dashboard`."""
     if not Path(TOKEN).expanduser().is_file():
         raise UserError(TOKEN, "is missing; put there the token that the cluster was given")
-    for chatty in ("dashboard_sdk", "job.sdk"):
-        logging.getLogger(f"ray.dashboard.modules.{chatty}").setLevel(logging.WARNING)
+    for chatty in CHATTY:
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -116,7 +124,7 @@ def _client(cluster: str, address: str, tunnel: subprocess.Popen[bytes], said: I
     while time.monotonic() < deadline:
         if tunnel.poll() is not None:
             said.seek(0)
-            why = said.read().partition("The exception is:")[2].strip().partition("\n")[0]
+            why = said.read().partition(BEFORE_THE_REASON)[2].strip().partition("\n")[0]
             why = why.rstrip("!.") or f"`ray dashboard {cluster}` says more"
             raise UserError(cluster, f"cannot be reached ({why}); is it up? `ray up {cluster}`")
         try:

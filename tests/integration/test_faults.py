@@ -200,6 +200,26 @@ def test_a_full_disk_stops_a_sweep_in_one_line(
     check_whole(folder, "disk", 3)
 
 
+def test_ctrl_c_ends_a_sweep_with_130(
+    space: Any, small_results: Path, check_whole: Any, ray_address: str, tmp_path: Path
+) -> None:
+    """As a terminal sends it, to every process: the line that `train` has, then the same command goes on to the end."""
+    log = tmp_path / "log"
+    words = (space("broken-off", 2, num_epochs=10), "--results", small_results)
+    sweep = _start(log, *words, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
+    _until(lambda: _modules(small_results) >= 1, sweep, log)
+    os.killpg(sweep.pid, signal.SIGINT)
+    assert sweep.wait(TIMEOUT_S) == 130, log.read_text()
+    last = log.read_text().strip().splitlines()[-1]
+    assert last == "grun-bench: interrupted; what was finished is kept, the same command goes on"
+    assert "Traceback" not in log.read_text()
+    before = {file: file.stat().st_mtime_ns for file in (small_results / "runs").glob("*.parquet")}
+    _finish(_start(log, *words, RAY_ADDRESS=ray_address), log)
+    after = {file: file.stat().st_mtime_ns for file in (small_results / "runs").glob("*.parquet")}
+    assert before.items() <= after.items()
+    check_whole(small_results, "broken-off", 2)
+
+
 def test_two_sweeps_share_a_folder_but_not_a_study(
     space: Any, small_results: Path, check_whole: Any, ray_address: str, tmp_path: Path
 ) -> None:
