@@ -18,22 +18,22 @@ from bench.models.known import with_known_prompt
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig
 from bench.validation import validated
-from grun.adapters import AdapterConfig
+from grun.adapters import ADAPTERS, AdapterConfig
 from grun.adapters.grun import GrunConfig
 from grun.errors import UserError
-from grun.forget_losses import ForgetLossConfig
+from grun.forget_losses import FORGET_LOSSES, ForgetLossConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
-from grun.retain_losses import RetainLossConfig
+from grun.retain_losses import RETAIN_LOSSES, RetainLossConfig
 from grun.retain_losses.ce import CeConfig
 from grun.settings import plain_data
 from grun.training.recipe import TrainingConfig
 
+COMPONENTS = (ADAPTERS, FORGET_LOSSES, RETAIN_LOSSES)
+"""What may also come from outside this repository."""
 CHOICES: Mapping[str, tuple[type, ...]] = {
     "benchmark": get_args(BenchmarkConfig),
     "model": (TinyConfig, PretrainedConfig),
-    "adapter": get_args(AdapterConfig),
-    "forget_loss": get_args(ForgetLossConfig),
-    "retain_loss": get_args(RetainLossConfig),
+    **{kinds.field: kinds.own for kinds in COMPONENTS},
 }
 """Fields of RunConfig that hold one of several configs, told apart by their `name`."""
 DEFAULT_CHOICE = {
@@ -126,8 +126,10 @@ class RunConfig:
         What was added later is left out at its default (`grun.settings.LATER`), so that keys and rows of before stay.
         """
         data: dict[str, Any] = plain_data(self)
+        for kinds in COMPONENTS:
+            data[kinds.field]["name"] = kinds.name_of(getattr(self, kinds.field))
         if data["retain_loss"].keys() == {"name"}:
-            data["retain_loss"] = self.retain_loss.name
+            data["retain_loss"] = data["retain_loss"]["name"]
         return data
 
     def to_json(self) -> str:
@@ -137,9 +139,23 @@ class RunConfig:
 
 def run_config(data: Mapping[str, Any]) -> RunConfig:
     """Validate plain data; what is left out takes its default. Raises UserError naming the first bad field."""
-    config = validated(RunConfig, data)
+    outside = _from_outside(data)
+    config = validated(RunConfig, {key: value for key, value in data.items() if key not in outside})
+    config = dataclasses.replace(config, **outside)
     _check_pairs(config)
     return dataclasses.replace(config, training=config.training.resolved(config.forget_loss))
+
+
+def _from_outside(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Those components of a run that are not our own."""
+    found: dict[str, Any] = {}
+    for kinds in COMPONENTS:
+        given = data.get(kinds.field)
+        settings = {"name": given} if isinstance(given, str) else dict(given) if isinstance(given, Mapping) else {}
+        kind = kinds.named(str(settings.pop("name", "")))
+        if kind is not None and kind not in kinds.own:
+            found[kinds.field] = validated(kind, settings, spelled=f"{kinds.field}.{{}}".format)
+    return found
 
 
 def _check_pairs(config: RunConfig) -> None:

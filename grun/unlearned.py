@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast, get_args, overload
+from typing import Any, cast, overload
 
 from safetensors import SafetensorError
 
-from grun.adapters import AdapterConfig
+from grun.adapters import ADAPTERS, AdapterConfig
 from grun.data import length_sorted_batches
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, prepare_for_answers
@@ -33,7 +33,8 @@ def save(adapted: Adapted, config: AdapterConfig, base: str, folder: Path) -> No
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.save(cast(Any, adapted), folder)  # the object its own `attach` returned
-    (folder / DESCRIPTION).write_text(json.dumps({"adapter": asdict(config), "base": base}, indent=2) + "\n")
+    description = {"adapter": {**asdict(config), "name": ADAPTERS.name_of(config)}, "base": base}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
 
 
 def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> UnlearnedModel:
@@ -50,9 +51,10 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
         return UnlearnedModel(load_deployment(folder, model.eval()), template)
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
+        name = description["adapter"].pop("name")
         settings = {key: tuple(v) if isinstance(v, list) else v for key, v in description["adapter"].items()}
-        config = next(kind for kind in get_args(AdapterConfig) if kind.name == settings["name"])(**settings)
-    except (OSError, ValueError, KeyError, TypeError, StopIteration) as error:
+        config = ADAPTERS.named(name)(**settings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(str(folder), f"holds no trained module ({type(error).__name__})") from error
     if model is None:
         model, tokenizer = _base(folder, description["base"])

@@ -15,7 +15,8 @@ class Adapter(Protocol):
     trains: ClassVar[bool]
     """Whether anything is trained at all."""
     trains_in_place: ClassVar[bool]
-    """The model's own weights are what is trained: it is loaded in float32, and cannot be shared."""
+    """The model's own weights are what is trained: it is loaded in float32, and cannot be shared. There is
+    `train_embeddings`."""
     is_small: ClassVar[bool]
     """What is trained is small enough to be kept of every run."""
     is_gated: ClassVar[bool]

@@ -3,8 +3,12 @@
 A loss is added by writing its file and naming its config in `ForgetLossConfig`.
 """
 
+from typing import get_args
+
+from grun.components import Components
 from grun.forget_losses.ce_u import CeUConfig
 from grun.forget_losses.dpo import DpoConfig
+from grun.forget_losses.forget_loss import ForgetLoss
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
@@ -25,4 +29,7 @@ ForgetLossConfig = (
     | SimnpoConfig
     | UndialConfig
     | WgaConfig
+)
+FORGET_LOSSES = Components(
+    field="forget_loss", kind=ForgetLoss, own=get_args(ForgetLossConfig), group="grun.forget_losses"
 )

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, get_args
 
 import pytest
+import torch
 
 from bench.config import RunConfig, overlay, run_config
 from bench.runs.execution import Execution
@@ -96,10 +97,19 @@ def test_what_a_step_minimises(gate_function: str, gate_weight: float, gate_warm
         assert step.loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_without_a_gate_loss_the_gates_still_learn(train: Train) -> None:
-    """They get their gradient from the forget and retain losses alone."""
-    steps = train({"adapter.gate_weight": 0.0, "training.batch_size": 10})
-    assert len({step.gate_loss for step in steps}) == len(steps)
+@pytest.mark.parametrize(("weight", "learn"), [(1.0, True), (0.0, False)])
+def test_without_a_gate_loss_the_gates_still_learn(weight: float, learn: bool, small_config: RunConfig) -> None:
+    """They get their gradient from the forget and retain losses, and where those weigh nothing, none at all."""
+    weights = {"adapter.gate_weight": 0.0, "training.forget_weight": weight, "training.retain_weight": weight}
+    config = run_config(overlay(small_config.to_dict(), FEW_STEPS | weights))
+    subject = Subject(config=config, execution=Execution(results="unused", engine="plain"))
+    plan, reference = plan_of(config, subject, subject.benchmark)
+    adapted: Any = subject.attached()
+    gates = [p for name, p in adapted.edits.named_parameters() if "gate" in name]
+    before = [gate.detach().clone() for gate in gates]
+    unlearn(adapted, plan, Recipe.of(config), reference)
+    assert gates
+    assert all(torch.equal(gate, then) != learn for gate, then in zip(gates, before, strict=True))
 
 
 def test_a_lost_model_is_given_up(train: Train) -> None:
