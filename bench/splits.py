@@ -95,9 +95,11 @@ RUN_METRICS: Mapping[str, Metric] = {
     "mia_min_k_auc": Metric(heading="MIA min-k AUC", better="min"),
     "mia_min_k_plus_auc": Metric(heading="MIA min-k++ AUC", better="min"),
     "privleak": Metric(heading="privleak", low=-100.0, high=None, better=None, instead="abs_privleak"),
+    "rel_diff": Metric(heading="rel_diff", low=-100.0, high=None, better=None, instead="abs_privleak"),
     "abs_privleak": Metric(heading="|privleak|", high=100.0, better="min"),
 }
-"""Scores of a run as a whole. The least log10 forget quality depends on how many items are forgotten."""
+"""Scores of a run as a whole. The least log10 forget quality depends on how many items are forgotten; privleak,
+rel_diff and both min-k take the least likely 40 % of an answer's tokens."""
 COSTS: Mapping[str, Metric] = {
     "trainable_parameters": Metric(heading="trainable", high=None, better="min"),
     "train_seconds": Metric(heading="train s", high=None, better="min"),

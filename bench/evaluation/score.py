@@ -16,18 +16,17 @@ from bench.metrics.membership import (
     min_k_plus_score,
     min_k_score,
     privleak,
+    rel_diff,
     zlib_score,
 )
 from bench.metrics.model_utility import model_utility
-from bench.metrics.rows import column, have
+from bench.metrics.rows import column, have, own_tokens
 from bench.metrics.table import SPLIT_METRICS
 from bench.metrics.truth_ratio import of_rows
-from bench.splits import About, Rows
+from bench.splits import About, Rows, Split
 
-MIN_K = 0.2
-"""Share of tokens of min-k and min-k++, as open-unlearning."""
-PRIVLEAK_K = 0.4
-"""Share of tokens of privleak's min-k, as MUSE."""
+MIN_K = 0.4
+"""Share of tokens that min-k, min-k++ and privleak take, as in MUSE and open-unlearning; in Min-K%'s paper 0.2."""
 Row = Mapping[str, Any]
 
 
@@ -48,7 +47,8 @@ def score(rows: Rows, retain_model_rows: Rows | None, gate_threshold: float) -> 
     for split in by_split:
         strangers = SPLITS[split].strangers
         if strangers in by_split:
-            scores |= _membership(by_split[split], by_split[strangers], gold.get(split, ()), gold.get(strangers, ()))
+            golds = gold.get(split, ()), gold.get(strangers, ())
+            scores |= _membership(SPLITS[split], by_split[split], by_split[strangers], *golds)
     return scores
 
 
@@ -76,27 +76,33 @@ def _of_forget_set(forget: Rows, retain: Rows, gold: Rows) -> dict[str, float]:
     return scores
 
 
-def _membership(forget: Rows, strangers: Rows, gold_forget: Rows, gold_strangers: Rows) -> dict[str, float]:
+def _membership(
+    split: Split, forget: Rows, strangers: Rows, gold_forget: Rows, gold_strangers: Rows
+) -> dict[str, float]:
     """AUCs of the forget set against what no model has seen. gold: the retain model's rows of the two, if any."""
     if not have([*forget, *strangers], "token_nll"):
         return {}
-    attacks: dict[str, Callable[[Row], float]] = {
-        "mia_loss_auc": lambda row: loss_score(row["token_nll"]),
-        "mia_zlib_auc": lambda row: zlib_score(row["token_nll"], row["answer"]),
-        "mia_min_k_auc": lambda row: min_k_score(row["token_nll"], MIN_K),
-        "mia_min_k_plus_auc": lambda row: min_k_plus_score(
-            row["token_nll"], row["token_mean_log_p"], row["token_std_log_p"], MIN_K
-        ),
-    }
-    scores = {name: _auc(forget, strangers, attack) for name, attack in attacks.items()}
+
+    def min_k(row: Row) -> float:
+        return min_k_score(own_tokens(row, "token_nll", split), MIN_K)
+
+    def min_k_plus(row: Row) -> float:
+        names = ("token_nll", "token_mean_log_p", "token_std_log_p")
+        nll, mean_log_p, std_log_p = (own_tokens(row, name, split) for name in names)
+        return min_k_plus_score(nll, mean_log_p, std_log_p, MIN_K)
+
+    own, others = _auc(forget, strangers, min_k), 0.5
     if gold_forget and gold_strangers and have([*gold_forget, *gold_strangers], "token_nll"):
-        own, others = (
-            _auc(members, rest, lambda row: min_k_score(row["token_nll"], PRIVLEAK_K))
-            for members, rest in ((forget, strangers), (gold_forget, gold_strangers))
-        )
-        scores["privleak"] = privleak(own, others)
-        scores["abs_privleak"] = abs(scores["privleak"])
-    return scores
+        others = _auc(gold_forget, gold_strangers, min_k)
+    return {
+        "mia_loss_auc": _auc(forget, strangers, lambda row: loss_score(row["token_nll"])),
+        "mia_zlib_auc": _auc(forget, strangers, lambda row: zlib_score(row["token_nll"], row["answer"])),
+        "mia_min_k_auc": own,
+        "mia_min_k_plus_auc": _auc(forget, strangers, min_k_plus),
+        "privleak": privleak(own, others),
+        "abs_privleak": abs(privleak(own, others)),
+        "rel_diff": rel_diff(own, others),
+    }
 
 
 def _auc(forget: Rows, holdout: Rows, attack: Callable[[Row], float]) -> float:

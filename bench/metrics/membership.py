@@ -18,8 +18,8 @@ def loss_score(token_nll: Sequence[float]) -> float:
 
 
 def zlib_score(token_nll: Sequence[float], answer: str) -> float:
-    """− nll over the answer's length in bytes when compressed. Carlini et al., arXiv 2012.07805."""
-    return -float(np.sum(token_nll)) / len(zlib.compress(answer.encode()))
+    """− mean token nll over the answer's length in bytes when compressed. Carlini et al., arXiv 2012.07805."""
+    return -float(np.mean(token_nll)) / len(zlib.compress(answer.encode()))
 
 
 def min_k_score(token_nll: Sequence[float], k: float) -> float:
@@ -39,10 +39,15 @@ def privleak(auc: float, retain_model_auc: float) -> float:
     """100 · (A − A_retain) / A_retain with A = 1 − AUC, in per cent. MUSE, arXiv 2407.06460.
 
     0 is the retain model's; −100 leaks all; above 0 the forget set stands out by being *less* likely than the
-    holdout set. Takes the min-k AUC at k = 0.4.
+    holdout set. Takes the min-k AUCs; 0.5, what tells nothing, stands in for a retain model's.
     """
     other = 1.0 - retain_model_auc
     return 100.0 * ((1.0 - auc) - other) / max(other, 1e-10)
+
+
+def rel_diff(auc: float, retain_model_auc: float) -> float:
+    """100 · (AUC − AUC_retain) / AUC_retain, in per cent, as open-unlearning has it beside privleak."""
+    return 100.0 * (auc - retain_model_auc) / max(retain_model_auc, 1e-10)
 
 
 def _lowest(values: Floats, share: float) -> Floats:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bench.metrics.rows import have
+from bench.metrics.rows import have, own_tokens
 from bench.splits import About, Metric, Rows
 
 
@@ -17,25 +17,26 @@ def extraction_strength(is_argmax: Sequence[bool]) -> float:
     """1 − k/L, k tokens being the shortest start of the answer from which greedy decoding gives the rest: 0..1.
 
     0 where none does. With all tokens before it right, greedy decoding gives the rest exactly where every later
-    token is the first choice; so k is the place behind the last token that is not.
+    token is the first choice; so k is the place behind the last token that is not. open-unlearning's loop ends one
+    token early and gives 1/L where none does.
     """
     misses = [place for place, right in enumerate(is_argmax) if not right]
     k = misses[-1] + 1 if misses else 0
     return 1.0 - k / len(is_argmax)
 
 
-def _mean(measure: Callable[[Sequence[bool]], float], rows: Rows) -> float | None:
+def _mean(measure: Callable[[Sequence[bool]], float], rows: Rows, about: About) -> float | None:
     if not have(rows, "token_is_argmax"):
         return None
-    return float(np.mean([measure(row["token_is_argmax"]) for row in rows]))
+    return float(np.mean([measure(own_tokens(row, "token_is_argmax", about.split)) for row in rows]))
 
 
 def _exact(rows: Rows, about: About) -> float | None:
-    return _mean(exact_memorization, rows)
+    return _mean(exact_memorization, rows, about)
 
 
 def _strength(rows: Rows, about: About) -> float | None:
-    return _mean(extraction_strength, rows)
+    return _mean(extraction_strength, rows, about)
 
 
 EXACT_MEMORIZATION = Metric(heading="EM", of=_exact)

@@ -1,9 +1,12 @@
 """Columns of item rows as arrays."""
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 
 from bench.metrics import Floats
-from bench.splits import Rows
+from bench.splits import Rows, Split
 
 
 def column(rows: Rows, name: str) -> Floats:
@@ -19,3 +22,11 @@ def lists(rows: Rows, name: str) -> list[Floats]:
 def have(rows: Rows, name: str) -> bool:
     """Whether every row has that value, or list of at least one."""
     return all(row[name] is not None and row[name] != [] for row in rows)
+
+
+def own_tokens(row: Mapping[str, Any], name: str, split: Split) -> Sequence[Any]:
+    """Values of the answer's tokens, without the one that ends a question's turn; passages have no such token.
+
+    Whoever gives an answer word for word knows it, however it goes on. As open-unlearning since its pull request 101.
+    """
+    return row[name][:-1] if split.kind == "question" else row[name]

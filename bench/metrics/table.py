@@ -11,7 +11,7 @@ from bench.metrics.gates import GATE_MEAN, GATE_OPEN_SHARE, GATE_SHUT_SHARE
 from bench.metrics.memorization import EXACT_MEMORIZATION, EXTRACTION_STRENGTH
 from bench.metrics.probability import PROBABILITY
 from bench.metrics.rouge import ROUGE_L_F1, ROUGE_L_RECALL
-from bench.metrics.truth_ratio import TRUTH_RATIO, TRUTH_RATIO_ARITHMETIC, TRUTH_RATIO_GRUN
+from bench.metrics.truth_ratio import TRUTH_RATIO, TRUTH_RATIO_ARITHMETIC, TRUTH_RATIO_GRUN, TRUTH_RATIO_PROB_MEAN
 from bench.splits import Metric, Split
 
 _GATES = {"gate_mean": GATE_MEAN, "gate_open_share": GATE_OPEN_SHARE}
@@ -23,6 +23,7 @@ SPLIT_METRICS: Mapping[str, Mapping[str, Metric]] = {
         "truth_ratio": TRUTH_RATIO,
         "truth_ratio_arithmetic": TRUTH_RATIO_ARITHMETIC,
         "truth_ratio_grun": TRUTH_RATIO_GRUN,
+        "truth_ratio_prob_mean": TRUTH_RATIO_PROB_MEAN,
         "exact_memorization": EXACT_MEMORIZATION,
         "extraction_strength": EXTRACTION_STRENGTH,
         "fluency": FLUENCY,

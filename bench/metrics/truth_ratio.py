@@ -46,6 +46,11 @@ def retain_truth_ratio(log_ratio: Floats) -> float:
     return float((1.0 - np.exp(np.minimum(log_ratio, 0.0))).mean())
 
 
+def right_share(log_ratio: Floats) -> float:
+    """mean p / (p + p_wrong) = mean 1 / (1 + R), in 0..1; open-unlearning's `prob_mean` (its pull request 163)."""
+    return float((0.5 - 0.5 * np.tanh(log_ratio / 2)).mean())
+
+
 Definition = Callable[[Floats, Floats, Sequence[Floats], Sequence[Floats]], Floats]
 
 
@@ -78,6 +83,12 @@ def _grun(rows: Rows, about: About) -> float | None:
     return None if log_ratio is None else retain_truth_ratio(log_ratio)
 
 
+def _prob_mean(rows: Rows, about: About) -> float | None:
+    log_ratio = of_rows(rows)
+    return None if log_ratio is None else right_share(log_ratio)
+
+
 TRUTH_RATIO = Metric(heading="truth ratio", turns=False, of=_geometric)
 TRUTH_RATIO_ARITHMETIC = Metric(heading="arithmetic truth ratio", turns=False, of=_arithmetic)
 TRUTH_RATIO_GRUN = Metric(heading="GRUN's truth ratio", of=_grun)
+TRUTH_RATIO_PROB_MEAN = Metric(heading="right answer's share", of=_prob_mean)

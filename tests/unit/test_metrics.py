@@ -20,6 +20,7 @@ from bench.metrics.membership import (
     min_k_plus_score,
     min_k_score,
     privleak,
+    rel_diff,
     zlib_score,
 )
 from bench.metrics.memorization import exact_memorization, extraction_strength
@@ -31,6 +32,7 @@ from bench.metrics.truth_ratio import (
     log_truth_ratio,
     log_truth_ratio_arithmetic,
     retain_truth_ratio,
+    right_share,
 )
 
 
@@ -172,7 +174,7 @@ def test_membership_scores_by_hand() -> None:
     assert min_k_score(nll, 0.2) == -6.0
     assert min_k_score(nll, 0.5) == -4.5
     assert min_k_plus_score(nll, [-2.0] * 4, [2.0] * 4, 0.5) == pytest.approx(-1.25)
-    assert zlib_score(nll, "aaaa") == pytest.approx(-12 / len(zlib.compress(b"aaaa")))
+    assert zlib_score(nll, "aaaa") == pytest.approx(-3 / len(zlib.compress(b"aaaa")))
 
 
 def test_membership_auc_by_hand() -> None:
@@ -186,6 +188,20 @@ def test_privleak_by_hand() -> None:
     assert privleak(0.5, 0.5) == 0.0
     assert privleak(1.0, 0.5) == -100.0
     assert privleak(0.0, 0.5) == 100.0
+
+
+def test_rel_diff_by_hand() -> None:
+    """0.9 is half as much again as 0.6; 0.5 against 0.5 is no difference; 0 is all less."""
+    assert rel_diff(0.9, 0.6) == pytest.approx(50.0)
+    assert rel_diff(0.5, 0.5) == 0.0
+    assert rel_diff(0.0, 0.5) == -100.0
+
+
+def test_right_share_by_hand() -> None:
+    """p = 3/4, p_wrong = 1/4: R = 1/3 and p/(p + p_wrong) = 3/4; R = 3 gives 1/4; R = e^5000 gives 0."""
+    assert right_share(np.log(np.array([1 / 3]))) == pytest.approx(0.75)
+    assert right_share(np.log(np.array([1 / 3, 3.0]))) == pytest.approx(0.5)
+    assert right_share(np.array([5000.0])) == 0.0
 
 
 def test_rouge_l_f1_by_hand() -> None:

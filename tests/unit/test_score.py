@@ -74,6 +74,45 @@ def test_scores_by_kind_of_split() -> None:
     }
 
 
+def test_a_whole_answer_that_does_not_end_is_known() -> None:
+    """[right, right, right, EOS not]: every token of the answer is there, EM and ES 1; with a miss 2/3 and 1/3."""
+    whole = row_of("forget", 0, token_is_argmax=[True, True, True, False])
+    found = score([whole], None, 0.0)
+    assert (found["forget_exact_memorization"], found["forget_extraction_strength"]) == (1.0, 1.0)
+    lost = score([row_of("forget", 0, token_is_argmax=[True, False, True, True])], None, 0.0)
+    assert lost["forget_exact_memorization"] == pytest.approx(2 / 3)
+    assert lost["forget_extraction_strength"] == pytest.approx(1 / 3)
+
+
+def _of(split: str, *token_nll: float) -> dict[str, Any]:
+    num_tokens = len(token_nll)
+    spread = {"token_mean_log_p": [0.0] * num_tokens, "token_std_log_p": [1.0] * num_tokens}
+    return row_of(split, 0, token_nll=list(token_nll), token_is_argmax=[True] * num_tokens, gate=None, **spread)
+
+
+def test_membership_leaves_the_end_of_an_answer_out() -> None:
+    """Answers of five tokens and an EOS: min-k takes 2 of 5. Forget 1, 1 (the EOS 9 aside), holdout 2, 2: AUC 1.
+
+    With the EOS in, the forget item's least likely tokens were 9 and 1, and the AUC 0. Without a retain model privleak
+    is against 0.5: 100 · (0 − 0.5)/0.5 = −100, rel_diff 100 · (1 − 0.5)/0.5. Passages keep their last token: AUC 0.
+    """
+    rows = [_of("forget", 1, 1, 1, 1, 1, 9), _of("holdout", 2, 2, 2, 2, 2, 0)]
+    found = score(rows, None, 0.0)
+    assert (found["mia_min_k_auc"], found["mia_min_k_plus_auc"]) == (1.0, 1.0)
+    assert (found["privleak"], found["abs_privleak"], found["rel_diff"]) == (-100.0, 100.0, 100.0)
+    passages = [{**row, "split": f"{row['split']}_verbatim"} for row in rows]
+    assert score(passages, None, 0.0)["mia_min_k_auc"] == 0.0
+
+
+def test_privleak_is_against_the_retain_model_where_there_is_one() -> None:
+    """AUC 1, where the retain model's forget item is the less likely one, AUC 0: 100 · (0 − 1)/1 = −100."""
+    rows = [_of("forget", 1, 1, 1, 0), _of("holdout", 2, 2, 2, 0)]
+    gold = [_of("forget", 2, 2, 2, 0), _of("holdout", 1, 1, 1, 0)]
+    assert score(gold, rows, 0.0)["rel_diff"] == -100.0, "AUC 0 against 1"
+    assert score(rows, gold, 0.0)["privleak"] == -100.0
+    assert score(rows, rows, 0.0)["privleak"] == 0.0
+
+
 def _folder(folder: Path, *generations: str) -> None:
     config = {"benchmark": {}, "model": {}, "evaluation": {}}
     run = {"run_key": "a", "status": "ok", "method": "lora+npo", "created_at": datetime.now(UTC)}
