@@ -99,6 +99,16 @@ class Subject:
         template = PromptTemplate.of(load_tokenizer(self.source), self.config.model.prompt)
         return template.shown(self.benchmark.forget_set[0].example(template))
 
+    @property
+    def module(self) -> Location:
+        """Where what is trained is kept."""
+        return self.execution.folder / "modules" / self.config.train_key
+
+    @property
+    def checkpoint(self) -> Location:
+        """Where a training that is cut off leaves what it has."""
+        return self.execution.folder / "checkpoints" / f"{self.config.train_key}.safetensors"
+
     def attached(self) -> Adapted:
         """The model with a fresh adapter on."""
         return self._equipped(self.config.adapter.attach(self.model, self.config.seed))

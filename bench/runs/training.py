@@ -12,8 +12,7 @@ from typing import Any
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig
 from bench.files import write_yaml
-from bench.results.storage import Damaged, Location
-from bench.runs.execution import Execution
+from bench.results.storage import Damaged
 from bench.runs.subject import Subject
 from grun.model.forward import Adapted
 from grun.sharding import shard
@@ -33,32 +32,21 @@ CHECKPOINT_SECONDS = 60.0
 logger = logging.getLogger(__name__)
 
 
-def module_of(config: RunConfig, execution: Execution) -> Location:
-    """Where what a run trained is kept."""
-    return execution.folder / "modules" / config.train_key
-
-
-def checkpoint_of(config: RunConfig, execution: Execution) -> Location:
-    """Where a training that is cut off leaves what it has."""
-    return execution.folder / "checkpoints" / f"{config.train_key}.safetensors"
-
-
 def train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str, Any]]:
     """The unlearned model, and the cost columns of its training."""
-    folder = module_of(subject.config, subject.execution)
-    if (folder / TRAINING).exists():
+    if (subject.module / TRAINING).exists():
         try:
-            adapted, trained = subject.loaded(folder), json.loads((folder / TRAINING).read())
+            adapted, trained = subject.loaded(subject.module), json.loads((subject.module / TRAINING).read())
             if subject.execution.shard:
                 shard(subject.model, subject.device, workers)
             return adapted, trained
         except Damaged as error:
             logger.warning("%s; training again", error)
             subject = dataclasses.replace(subject)  # its model is half another one by now
-    return _train(subject, workers, folder)
+    return _train(subject, workers)
 
 
-def _train(subject: Subject, workers: Workers, folder: Location) -> tuple[Adapted, dict[str, Any]]:
+def _train(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str, Any]]:
     config, execution, progress = subject.config, subject.execution, subject.progress
     if execution.shard:
         config.adapter.attach(subject.model, config.seed)  # settles what is trained
@@ -68,7 +56,7 @@ def _train(subject: Subject, workers: Workers, folder: Location) -> tuple[Adapte
     plan, reference = plan_of(config, subject, subject.benchmark, workers)
     adapted = subject.attached()
     checkpoints = Checkpoints(
-        checkpoint_of(config, execution), every_seconds=CHECKPOINT_SECONDS, writes=workers.is_first, log=logger.warning
+        subject.checkpoint, every_seconds=CHECKPOINT_SECONDS, writes=workers.is_first, log=logger.warning
     )
     done = unlearn(
         adapted,
@@ -85,7 +73,7 @@ def _train(subject: Subject, workers: Workers, folder: Location) -> tuple[Adapte
         "num_steps": done.steps,
     }
     if execution.save_module and (workers.is_first or workers.sharded):  # the first one needs every other's part
-        with folder.written_folder(last=TRAINING) if workers.is_first else TemporaryDirectory() as scratch:
+        with subject.module.written_folder(last=TRAINING) if workers.is_first else TemporaryDirectory() as scratch:
             save(adapted, config.adapter, subject.source, Path(scratch))
             if config.model.prompt is not None:
                 config.model.prompt.save(Path(scratch))

@@ -63,7 +63,7 @@ def _lm_eval(options: Namespace, config: RunConfig, execution: Execution) -> Non
 
     subject = Subject(config=config, execution=execution)
     model = UnlearnedLM(
-        subject.loaded(execution.folder / "modules" / config.train_key),
+        subject.loaded(subject.module),
         subject.tokenizer,
         max_length=subject.model.config.get_text_config().max_position_embeddings,
         batch_size=config.evaluation.batch_size,
