@@ -158,7 +158,8 @@ class Location:
                 stack.callback(shutil.rmtree, scratch, ignore_errors=True)
             yield scratch
             files = sorted(scratch.iterdir(), key=lambda file: (file.name == last, file.name))
-            (scratch / SUMS).write_text("".join(f"{_digest(file)}  {file.name}\n" for file in files))
+            sums = [f"{_digest(file)}  {file.name}\n" for file in files if file.is_file()]
+            (scratch / SUMS).write_text("".join(sums))
             if self.local is not None:
                 shutil.rmtree(self.local, ignore_errors=True)
                 os.replace(scratch, self.local)
