@@ -43,7 +43,11 @@ def run(
 
 
 def run_prerequisites(config: RunConfig, execution: Execution, progress: Progress = quiet) -> list[Row]:
-    """Rows of what a run is measured with, the retain model first; only what is not there is made."""
+    """Rows of what a run is measured with, the retain model first; only what is not there is made.
+
+    Raises UserError, before anything is done, where `execution` cannot do the run itself.
+    """
+    execution.check(config.adapter)
     return [run(each, execution, progress=progress)[0] for each in prerequisites(config)]
 
 

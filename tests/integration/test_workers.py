@@ -139,12 +139,15 @@ def test_too_many_workers_are_refused_at_once(small_config: RunConfig, tmp_path:
 
 
 @pytest.mark.parametrize("adapter", ["lora", "grun", "reft"])
-def test_only_trained_weights_are_sharded(adapter: str, small_config: RunConfig, tmp_path: Path) -> None:
+def test_only_trained_weights_are_sharded(adapter: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """LoRA used to be attached twice, and GRUN to end in a traceback: now it is refused before anything is done."""
-    config = run_config(overlay(small_config.to_dict(), {"adapter": adapter}))
-    with pytest.raises(UserError, match=f"--shard: splits weights that are trained, and {adapter} trains none"):
-        run(config, Execution(results=tmp_path, num_workers=2, shard=True))
-    assert not list(tmp_path.iterdir())
+    words = ["--adapter", adapter, "--num-workers", "2", "--shard", "--results", str(tmp_path / "r")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *words])
+    assert stopped.value.code == 2
+    line = f"--shard: splits weights that are trained, and {adapter} trains none; leave it out"
+    assert capsys.readouterr().err.strip() == f"grun-bench: {line}"
+    assert not (tmp_path / "r").exists()
 
 
 def test_one_worker_has_nothing_to_shard(small_config: RunConfig, tmp_path: Path) -> None:
