@@ -13,10 +13,11 @@ from bench.config import RunConfig, overlay, run_config
 from grun.adapters.grun import GrunConfig
 from grun.data import Example, collate
 from grun.engine.edited import EditedModel, PrefixCaching
-from grun.model.forward import Adapted, AnswerOutput, CausalLM, Generated, Tally, model_inputs
+from grun.model.forward import Adapted, AnswerOutput, CausalLM, Generated, Tally
 from grun.model.hooks import through_hooks
 from grun.model.layers import Layer
 from grun.model.patching import decoder_layers
+from grun.model.reading import model_inputs
 
 EDITED = ("pyvene", "hooks", "engine")
 """GRUN three ways: the whole model through pyvene, through bare forward hooks, and the engine."""

@@ -21,23 +21,14 @@ from transformers import GenerationConfig
 
 from grun.data import Batch, Example, collate
 from grun.engine import later_layers
-from grun.engine.prefix_cache import CannotServe, PrefixCache, check_same_nll, open_or_build, weights_hash
+from grun.engine.prefix_builder import check_same_nll
+from grun.engine.prefix_cache import PrefixCache, open_or_build, weights_hash
+from grun.engine.prefix_layout import CannotServe
 from grun.errors import UserError
 from grun.losses import sequence_sum, token_nll
-from grun.model.forward import (
-    AnswerOutput,
-    CausalLM,
-    Generated,
-    Tally,
-    eos_ids,
-    head_at,
-    hidden_layer_index,
-    in_groups,
-    layer_output,
-    left_padded,
-    model_inputs,
-)
+from grun.model.forward import AnswerOutput, CausalLM, Generated, Tally, eos_ids, in_groups
 from grun.model.layers import Layer, Layers, layer_indices
+from grun.model.reading import head_at, hidden_layer_index, layer_output, model_inputs, prompt_inputs
 from pyvene_custom.checkpoint import load_edits, save_edits
 from pyvene_custom.editing import Editing
 from pyvene_custom.edits import LoReFT
@@ -173,7 +164,7 @@ class EditedModel:
         cache = self._cache_of(prompts)
         if cache is not None:
             return later_layers.generate(self.model, self.editing(None), cache, prompts, max_new_tokens)
-        inputs = left_padded(prompts, self.model)
+        inputs = prompt_inputs(prompts, self.model)
         length = inputs["input_ids"].shape[1]
         ends = eos_ids(self.model)
         editing = self.editing(torch.full((len(prompts),), length - 1, device=self.device))

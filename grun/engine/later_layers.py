@@ -16,10 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from grun.data import Example
-from grun.engine.prefix_cache import PrefixBatch, PrefixCache, assemble, filled_cache, left_padded
-from grun.model.forward import AnswerOutput, Generated, eos_ids, head_at
+from grun.engine.prefix_batch import PrefixBatch, assemble
+from grun.engine.prefix_cache import PrefixCache
+from grun.model.forward import AnswerOutput, Generated, eos_ids
 from grun.model.greedy import decode
+from grun.model.kv_cache import aligned, fill_below, filled_cache
 from grun.model.patching import decoder_layers, output_tensor, patched, with_output_tensor
+from grun.model.reading import head_at
 from pyvene_custom.editing import Editing
 
 
@@ -41,7 +44,7 @@ def answer_output(
         [cache.hidden(example) for cache, example in zip(homes, examples, strict=True)],
         model.device,
     )
-    kv = filled_cache(batch, first_kept=first_layer + 1)
+    kv = filled_cache(batch.kv_BP2MHd, first_kept=first_layer + 1)
     logits_NV, head_input_ND = _run(model, editing, first_layer, batch, kv)
     return AnswerOutput(
         logits_NV=logits_NV,
@@ -57,7 +60,7 @@ def answer_output(
 def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
     """Gates of some prompts, [B, K], from their last tokens alone; None where the edits have none."""
     batch = _prompt_batch(cache, prompts, model.device)
-    _run(model, editing, cache.first_layer, batch, filled_cache(batch, first_kept=cache.first_layer + 1))
+    _run(model, editing, cache.first_layer, batch, filled_cache(batch.kv_BP2MHd, first_kept=cache.first_layer + 1))
     return editing.gate_logit_BK()
 
 
@@ -71,16 +74,11 @@ def generate(
 ) -> Generated:
     """Greedy answers. The prompts' keys and values come from the cache, which was built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
-    kv = filled_cache(batch, first_kept=cache.first_layer + 1)
+    kv = filled_cache(batch.kv_BP2MHd, first_kept=cache.first_layer + 1)
     logits_BV, _ = _run(model, editing, cache.first_layer, batch, kv)
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
-    whole_BP2LHd = left_padded([cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts])
-    for layer in range(cache.first_layer + 1):
-        keys_BHPd, values_BHPd = whole_BP2LHd[:, :, :, layer].to(model.device).permute(2, 0, 3, 1, 4)
-        if layer < len(kv.layers) and kv.layers[layer].is_initialized:
-            kv.layers[layer].keys, kv.layers[layer].values = keys_BHPd, values_BHPd
-        else:
-            kv.update(keys_BHPd, values_BHPd, layer)
+    below = [cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts]
+    fill_below(kv, aligned(below).to(model.device))
     answers = decode(
         model,
         kv,

@@ -5,8 +5,7 @@ Shapes: B sequences, L tokens, N answer tokens of the whole batch, V vocabulary,
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -14,14 +13,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from grun.data import Batch, Example, answer_labels, collate, padding_groups
+from grun.data import Example, answer_labels, collate, padding_groups
 from grun.model.greedy import decode
-from grun.model.layers import Layer, layer_index
-from grun.model.patching import decoder_layers, output_tensor, patched
+from grun.model.kv_cache import new_cache
+from grun.model.layers import Layer
+from grun.model.reading import (
+    head_at,
+    hidden_layer_index,
+    last_position,
+    layer_output,
+    model_inputs,
+    prompt_inputs,
+)
 from grun.prompts.template import PromptTemplate
 
 CausalLM = Any
 """A `transformers` causal LM, or a PEFT model around one; neither is typed in a way that would help."""
+
 Tally = Callable[[int, int], None]
 """Called with (done, total)."""
 
@@ -190,7 +198,7 @@ def in_groups(
 
 def generate(model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[list[int]]:
     """Greedy answers as token ids, EOS left out: the prompts read in one pass, then token by token."""
-    inputs = left_padded(prompts, model)
+    inputs = prompt_inputs(prompts, model)
     mask_BL = inputs["attention_mask"]
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
     cache = new_cache()
@@ -221,93 +229,3 @@ def eos_ids(model: CausalLM) -> list[int]:
     """Every token id that ends an answer."""
     ids = model.generation_config.eos_token_id
     return [ids] if isinstance(ids, int) else list(ids)
-
-
-def model_inputs(batch: Batch) -> dict[str, Any]:
-    """A batch as the arguments of a `transformers` forward."""
-    return {
-        "input_ids": batch.input_ids_BL,
-        "attention_mask": batch.attention_mask_BL,
-        "use_cache": False,
-    }
-
-
-@contextlib.contextmanager
-def head_at(model: CausalLM, positions_BL: Tensor) -> Iterator[list[Tensor]]:
-    """Inside, the LM head sees only the positions that are true, so logits come out as [1, positions, V].
-
-    Yields a list that gets what the head sees, [positions, D].
-
-    Exact: the head treats every position alone. The model's own forward still does all that follows the head
-    (Gemma's soft cap, say).
-    """
-    head = model.get_output_embeddings()
-    forward = head.forward
-
-    seen: list[Tensor] = []
-
-    def select(hidden_BLD: Tensor) -> Tensor:
-        seen.append(hidden_BLD[positions_BL])
-        return forward(seen[-1][None])
-
-    with patched([(head, select)]):
-        yield seen
-
-
-@contextlib.contextmanager
-def layer_output(model: CausalLM, layer: int | None) -> Iterator[list[Tensor]]:
-    """Yields a list that gets a decoder layer's own output, [B, L, D]; it stays empty where layer is None."""
-    seen: list[Tensor] = []
-    if layer is None:
-        yield seen
-        return
-    module = decoder_layers(model)[layer]
-    run = module.forward
-
-    def record(*args: Any, **kwargs: Any) -> Any:
-        output = run(*args, **kwargs)
-        seen.append(output_tensor(output))
-        return output
-
-    with patched([(module, record)]):
-        yield seen
-
-
-def hidden_layer_index(model: CausalLM, layer: Layer) -> int:
-    """Index of the layer whose output a loss looks at. Raises UserError where it is beyond the model."""
-    return layer_index(layer, len(decoder_layers(model)), "forget_loss.layer")
-
-
-def logits_of_head_input(model: CausalLM, head_input_ND: Tensor) -> Tensor:
-    """Logits [N, V] by the model's own head and whatever follows it (Gemma's soft cap, say)."""
-    from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttentions
-
-    hidden = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=head_input_ND[None])
-    with patched([(model.get_decoder(), lambda *args, **kwargs: hidden)]):
-        logits_NV: Tensor = model(inputs_embeds=head_input_ND[None], use_cache=False).logits[0]
-    return logits_NV
-
-
-def last_position(mask_BL: Tensor) -> Tensor:
-    """True in the last column alone: [B, L]."""
-    last_BL = torch.zeros_like(mask_BL, dtype=torch.bool)
-    last_BL[:, -1] = True
-    return last_BL
-
-
-def left_padded(prompts: Sequence[Sequence[int]], model: CausalLM) -> dict[str, Tensor]:
-    """Prompts as the model's arguments: their last tokens stand in the last column."""
-    length = max(len(prompt) for prompt in prompts)
-    input_ids_BL = torch.full((len(prompts), length), model.generation_config.pad_token_id)
-    attention_mask_BL = torch.zeros((len(prompts), length), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        input_ids_BL[row, length - len(prompt) :] = torch.tensor(prompt)
-        attention_mask_BL[row, length - len(prompt) :] = 1
-    return {"input_ids": input_ids_BL.to(model.device), "attention_mask": attention_mask_BL.to(model.device)}
-
-
-def new_cache() -> Any:
-    """An empty cache that keeps every token at every layer; sliding windows are left to the model's masks."""
-    from transformers import DynamicCache
-
-    return DynamicCache()

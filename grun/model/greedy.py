@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from grun.model.kv_cache import keep_rows
+
 KEEP_SHARE = 0.75
 """The cache is cut down to the unfinished sequences once fewer than this share of its rows are."""
 
@@ -47,7 +49,7 @@ def decode(
             kept = [index for index, row in enumerate(rows) if row in open_rows]
             rows = [rows[index] for index in kept]
             keep = torch.tensor(kept, device=token_B.device)
-            cache.batch_select_indices(keep)
+            keep_rows(cache, keep)
             token_B, next_position_B, attention_mask_BS = token_B[keep], next_position_B[keep], attention_mask_BS[keep]
         attention_mask_BS = torch.cat([attention_mask_BS, torch.ones_like(attention_mask_BS[:, :1])], dim=1)
         outputs = model(

@@ -8,8 +8,9 @@ from typing import Any
 from torch import nn
 
 from grun.data import Batch
-from grun.model.forward import CausalLM, model_inputs
+from grun.model.forward import CausalLM
 from grun.model.patching import decoder_layers, output_tensor, with_output_tensor
+from grun.model.reading import model_inputs
 from pyvene_custom.editing import Editing
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from grun.data import Example, length_sorted_batches
 from grun.losses import Need, sequence_sum, token_nll
-from grun.model.forward import CausalLM, PlainModel, Tally, logits_of_head_input
+from grun.model.forward import CausalLM, PlainModel, Tally
 from grun.model.layers import Layer
+from grun.model.reading import logits_of_head_input
 from grun.training.plan import Plan
 from grun.training.recipe import Recipe
 

@@ -19,9 +19,6 @@ EXCEPTIONS = {
     "bench/speed": "to be split",
     "bench/speed/measure.py": "to be split",
     "bench/speed/scaling.py": "to be split",
-    "grun/engine/prefix_cache.py": "to be split",
-    "grun/engine/prefix_cache.py:_Builder._continue": "to be split",
-    "grun/model/forward.py": "to be split",
 }
 """What may be longer, and why: a folder, a file, or a function as file:name."""
 

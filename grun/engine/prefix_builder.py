@@ -1,0 +1,158 @@
+"""Computes what a prefix cache holds: one pass over the prompts, then over what follows each of them.
+
+Shapes: M layers with keys and values.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grun.data import Example, length_sorted_batches
+from grun.engine.prefix_batch import assemble, suffix_ids
+from grun.engine.prefix_layout import INDEX, CannotServe, Layout, write_shard
+from grun.losses import sequence_sum, token_nll
+from grun.model.forward import Tally
+from grun.model.kv_cache import filled_cache, keys_and_values, new_cache
+from grun.model.patching import decoder_layers
+from grun.model.reading import head_at, layer_output
+
+SHARD_BYTES = 256 * 2**20
+PROMPTS_PER_BATCH = 32
+
+
+class Builder:
+    """One cache in the making."""
+
+    def __init__(
+        self, model: Any, layout: Layout, first_layer: int, whole_prompts: bool, folder: Path, max_bytes: int
+    ) -> None:
+        self.model = model
+        self.num_layers = len(decoder_layers(model))
+        self.layout = layout
+        self.first_layer = first_layer
+        self.whole_prompts = whole_prompts
+        self.kept_layers = range(0 if whole_prompts else first_layer + 1, self.num_layers)
+        self.folder = folder
+        self.max_bytes = max_bytes
+        self.shards: list[dict[str, Any]] = []
+        self.pending: dict[str, list[Tensor]] = {"kv": [], "hidden": [], "nll": []}
+        self.pending_prompts = 0
+
+    @torch.no_grad()
+    def build(self, progress: Tally) -> None:
+        """Write shards and index."""
+        num_prompts = len(self.layout.prompts)
+        for start in range(0, num_prompts, PROMPTS_PER_BATCH):
+            end = min(start + PROMPTS_PER_BATCH, num_prompts)
+            prefix = self._prefix(self.layout.prompts[start:end])
+            self._continue(prefix, start, end)
+            self.pending_prompts += end - start
+            if start == 0:
+                self._check_size(sum(t.nbytes for tensors in self.pending.values() for t in tensors), end)
+            if sum(tensor.nbytes for tensors in self.pending.values() for tensor in tensors) > SHARD_BYTES:
+                self._write_shard()
+            progress(end, num_prompts)
+        if self.pending_prompts:
+            self._write_shard()
+        (self.folder / INDEX).write_text(json.dumps({"shards": self.shards}))
+
+    def _prefix(self, prompts: Sequence[tuple[int, ...]]) -> list[Tensor]:
+        """Keys and values of every prompt's tokens but the last, at all layers: [P, 2, M, H, d] each."""
+        longest = max(len(prompt) for prompt in prompts) - 1
+        ids_BP = torch.zeros((len(prompts), max(longest, 1)), dtype=torch.long)
+        mask_BP = torch.zeros_like(ids_BP)
+        for row, prompt in enumerate(prompts):
+            ids_BP[row, : len(prompt) - 1] = torch.tensor(prompt[:-1], dtype=torch.long)
+            mask_BP[row, : max(len(prompt) - 1, 1)] = 1  # a one-token prompt has no prefix; its row is not used
+        cache = new_cache()
+        device = self.model.device
+        self.model.get_decoder()(
+            input_ids=ids_BP.to(device), attention_mask=mask_BP.to(device), past_key_values=cache, use_cache=True
+        )
+        kv_BP2MHd = self._keys_and_values(cache)
+        return [kv_BP2MHd[row, : len(prompt) - 1] for row, prompt in enumerate(prompts)]
+
+    def _continue(self, prefix: Sequence[Tensor], start: int, end: int) -> None:
+        """Run what follows the prefixes, and keep hidden states, nll and, where wanted, the last token's keys."""
+        examples = self.layout.examples[self.layout.first_example[start] : self.layout.first_example[end]]
+        hidden: list[Tensor] = [torch.empty(0)] * len(examples)
+        nll = torch.zeros(len(examples))
+        last: dict[int, Tensor] = {}
+        for rows in length_sorted_batches([len(example.answer_ids) for example in examples], 2 * PROMPTS_PER_BATCH):
+            chosen = [examples[row] for row in rows]
+            prompt_rows = [self.layout.prompt_row[example.prompt_ids] - start for example in chosen]
+            hidden_BTD, nll_B, last_kv = self._suffixes(chosen, [prefix[row] for row in prompt_rows])
+            for position, row in enumerate(rows):
+                hidden[row] = hidden_BTD[position, : len(examples[row].answer_ids)].cpu()
+                nll[row] = nll_B[position]
+                if last_kv is not None and prompt_rows[position] not in last:
+                    last[prompt_rows[position]] = last_kv[position]
+        if start == 0:
+            self._check_against_plain(examples[0], float(nll[0]))
+        for row, kv in enumerate(prefix):
+            whole = torch.cat([kv, last[row]]) if self.whole_prompts else kv
+            self.pending["kv"].append(whole[:, :, self.kept_layers.start :].cpu())
+        self.pending["hidden"] += hidden
+        self.pending["nll"].append(nll)
+
+    def _suffixes(self, examples: Sequence[Example], prefix: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What follows each example's prefix: the first edited layer's output [B, T, D], nll [B], and where whole
+        prompts are kept, keys and values of their last tokens, [B, 1, 2, M, H, d]."""
+        no_hidden = [torch.zeros(len(example.answer_ids), 1) for example in examples]
+        batch = assemble(examples, prefix, no_hidden, self.model.device)
+        cache = filled_cache(batch.kv_BP2MHd, first_kept=0)
+        with layer_output(self.model, self.first_layer) as hidden, head_at(self.model, batch.is_token_BT):
+            outputs = self.model(
+                input_ids=suffix_ids(examples).to(self.model.device),
+                attention_mask=batch.attention_mask_BS,
+                position_ids=batch.position_ids_BT,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        nll_B = sequence_sum(token_nll(outputs.logits[0], batch.label_N), batch.row_N, len(examples)).cpu()
+        if not self.whole_prompts:
+            return hidden[0], nll_B, None
+        at_edit = batch.kv_BP2MHd.shape[1]
+        kv_BS2MHd = self._keys_and_values(cache)
+        return hidden[0], nll_B, kv_BS2MHd[:, at_edit : at_edit + 1]
+
+    def _keys_and_values(self, cache: Any) -> Tensor:
+        kv_BS2MHd = keys_and_values(cache, self.num_layers)
+        if kv_BS2MHd is None:
+            raise CannotServe(f"{type(self.model).__name__} does not keep keys and values at every layer")
+        return kv_BS2MHd
+
+    def _check_against_plain(self, example: Example, nll: float) -> None:
+        """The model must mean the same by keys and values from a cache as by tokens it reads itself."""
+        ids = torch.tensor([example.prompt_ids + example.answer_ids], device=self.model.device)
+        logits_LV = self.model(input_ids=ids[:, :-1], use_cache=False).logits[0]
+        labels = torch.tensor(example.answer_ids, device=self.model.device)
+        plain = float(token_nll(logits_LV[-len(labels) :], labels).sum())
+        check_same_nll(self.model, nll, plain)
+
+    def _check_size(self, first_bytes: int, first_prompts: int) -> None:
+        expected = first_bytes / first_prompts * len(self.layout.prompts)
+        if expected > self.max_bytes:
+            raise CannotServe(
+                f"the prefix cache would take about {expected / 1e9:.1f} GB of the {self.max_bytes / 1e9:.1f} GB "
+                "allowed; set GRUN_BENCH_CACHE_GB higher"
+            )
+
+    def _write_shard(self) -> None:
+        file = self.folder / f"{len(self.shards):05d}.safetensors"
+        self.shards.append(write_shard(file, self.pending, self.pending_prompts))
+        self.pending = {"kv": [], "hidden": [], "nll": []}
+        self.pending_prompts = 0
+
+
+def check_same_nll(model: Any, from_cache: float, without: float) -> None:
+    """Raises CannotServe where a model does not mean the same by cached keys and values as by the tokens."""
+    tolerance = 1e-3 if model.dtype == torch.float32 else 5e-2
+    if not abs(from_cache - without) <= tolerance * max(abs(without), 1.0):
+        raise CannotServe(f"{type(model).__name__} gives {from_cache:.4f} nats with a cache and {without:.4f} without")

@@ -1,0 +1,76 @@
+"""What a prefix cache consists of: where everything stands, and the shard files it is written to.
+
+Shapes: M layers with keys and values, from the first one kept.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from safetensors.torch import save_file
+from torch import Tensor
+
+from grun.data import Example
+
+INDEX = "index.json"
+
+
+class CannotServe(Exception):
+    """This model, or this machine, cannot use a prefix cache; `str()` says why."""
+
+
+class Layout:
+    """Where everything stands: prompts longest first, each followed by its examples."""
+
+    def __init__(self, examples: Sequence[Example], whole_prompts: bool) -> None:
+        self.whole_prompts = whole_prompts
+        unique = sorted(set(examples), key=lambda e: (-len(e.prompt_ids), e.prompt_ids, e.answer_ids))
+        self.examples = unique
+        self.example_row = {example: row for row, example in enumerate(unique)}
+        self.prompts = list(dict.fromkeys(example.prompt_ids for example in unique))
+        self.prompt_row = {prompt: row for row, prompt in enumerate(self.prompts)}
+        counts = [0] * len(self.prompts)
+        for example in unique:
+            counts[self.prompt_row[example.prompt_ids]] += 1
+        self.first_example = [0, *accumulate(counts)]
+        self.kv_lengths = [len(prompt) - (0 if whole_prompts else 1) for prompt in self.prompts]
+        self.kv_starts = [0, *accumulate(self.kv_lengths)]
+        self.hidden_starts = [0, *accumulate(len(example.answer_ids) for example in unique)]
+
+
+def write_shard(file: Path, tensors: dict[str, list[Tensor]], num_prompts: int) -> dict[str, Any]:
+    """Write what belongs to so many prompts, and wait for the disk. Returns the index's entry of it."""
+    save_file({name: torch.cat(parts).contiguous() for name, parts in tensors.items()}, file)
+    with file.open("rb+") as handle:
+        os.fsync(handle.fileno())
+    status = file.stat()
+    return {
+        "file": file.name,
+        "num_prompts": num_prompts,
+        "size": status.st_size,
+        "mtime_ns": status.st_mtime_ns,
+        "xxh3": _file_hash(file),
+    }
+
+
+def check_shard(file: Path, recorded: dict[str, Any]) -> None:
+    """Raises ValueError where a shard is not what was written: by size, and by content if it was touched since."""
+    status = file.stat()
+    if status.st_size != recorded["size"]:
+        raise ValueError(f"{file} is truncated")
+    if status.st_mtime_ns != recorded["mtime_ns"] and _file_hash(file) != recorded["xxh3"]:
+        raise ValueError(f"{file} is damaged")
+
+
+def _file_hash(file: Path) -> str:
+    digest = xxhash.xxh3_128()
+    with file.open("rb") as handle:
+        while block := handle.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()

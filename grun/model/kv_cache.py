@@ -1,0 +1,70 @@
+"""transformers' caches of keys and values, as far as we reach into them: the one file that an upgrade must check.
+
+Shapes: M layers with keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def new_cache() -> Any:
+    """An empty cache that keeps every token at every layer; sliding windows are left to the model's masks."""
+    from transformers import DynamicCache
+
+    return DynamicCache()
+
+
+def aligned(kv: Sequence[Tensor]) -> Tensor:
+    """Keys and values [P, 2, M, H, d] of several prompts, their last tokens in one column: [B, P, 2, M, H, d]."""
+    longest = max(len(keys) for keys in kv)
+    padded_BP2MHd = kv[0].new_zeros((len(kv), longest, *kv[0].shape[1:]))
+    for row, keys in enumerate(kv):
+        padded_BP2MHd[row, longest - len(keys) :] = keys
+    return padded_BP2MHd
+
+
+def filled_cache(kv_BP2MHd: Tensor, *, first_kept: int) -> Any:
+    """A cache that holds these keys and values.
+
+    first_kept: layer of the first of them. Layers below it are never run, but the model measures its mask on one of
+    them: they get placeholders of the right length.
+    """
+    cache = new_cache()
+    batch_size, length = kv_BP2MHd.shape[:2]
+    if length == 0:
+        return cache
+    placeholder = kv_BP2MHd.new_zeros(1).expand(batch_size, 1, length, 1)
+    for layer in range(first_kept):
+        cache.update(placeholder, placeholder, layer)
+    for index in range(kv_BP2MHd.shape[3]):
+        keys_BHPd, values_BHPd = kv_BP2MHd[:, :, :, index].permute(2, 0, 3, 1, 4)
+        cache.update(keys_BHPd, values_BHPd, first_kept + index)
+    return cache
+
+
+def fill_below(cache: Any, kv_BP2MHd: Tensor) -> None:
+    """Put keys and values in where `filled_cache` left placeholders or nothing: at the first M layers."""
+    for layer in range(kv_BP2MHd.shape[3]):
+        keys_BHPd, values_BHPd = kv_BP2MHd[:, :, :, layer].permute(2, 0, 3, 1, 4)
+        if layer < len(cache.layers) and cache.layers[layer].is_initialized:
+            cache.layers[layer].keys, cache.layers[layer].values = keys_BHPd, values_BHPd
+        else:
+            cache.update(keys_BHPd, values_BHPd, layer)
+
+
+def keys_and_values(cache: Any, num_layers: int) -> Tensor | None:
+    """What a cache holds of its tokens: [B, P, 2, M, H, d]; None where some layer holds none."""
+    filled = [layer for layer in cache.layers[:num_layers] if getattr(layer, "keys", None) is not None]
+    if len(filled) < num_layers:
+        return None
+    return torch.stack([torch.stack([layer.keys, layer.values]) for layer in filled]).permute(2, 4, 1, 0, 3, 5)
+
+
+def keep_rows(cache: Any, row_B: Tensor) -> None:
+    """Drop all sequences but these."""
+    cache.batch_select_indices(row_B)
