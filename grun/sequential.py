@@ -101,9 +101,9 @@ def combine(
     base: whose model and prefix caches are used. To take a request back, or to replace its module, combine the others
     with what is to be there: nothing of the old one is left. Raises UserError where the modules do not fit together.
     """
-    layers = {module.layers for module in modules.values()}
-    if len(layers) > 1:
-        raise UserError("requests", f"their modules edit different layers ({layers}); combine those of one config")
+    places = {(module.layers, module.where) for module in modules.values()}
+    if places != {(base.layers, base.where)}:
+        raise UserError("requests", f"their modules edit different places ({places}); combine those of one config")
     return base.with_edits(
         {
             layer: CombinedEdit(
@@ -111,7 +111,7 @@ def combine(
                 combination,
                 gate_threshold,
             )
-            for layer in next(iter(layers))
+            for layer in base.layers
         }
     )
 
@@ -144,6 +144,7 @@ def save_deployment(
         "gate_threshold": gate_threshold,
         "layers": list(config.layers),
         "rank": config.rank,
+        "edits": config.edits,
         "gate_function": config.gate_function,
         "requests": {request: f"{MODULES}/{number:04d}" for number, request in enumerate(modules)},
     }
@@ -155,7 +156,10 @@ def load_deployment(folder: Path, model: CausalLM) -> EditedModel:
     try:
         description = json.loads((folder / DEPLOYMENT).read_text())
         config = GrunConfig(
-            layers=tuple(description["layers"]), rank=description["rank"], gate_function=description["gate_function"]
+            layers=tuple(description["layers"]),
+            rank=description["rank"],
+            edits=description.get("edits", "prompt_end"),
+            gate_function=description["gate_function"],
         )
         modules = {request: config.load(model, folder / place) for request, place in description["requests"].items()}
         combination, gate_threshold = description["combination"], description["gate_threshold"]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Protocol
 
 from grun.model.forward import Adapted, CausalLM
+from pyvene_custom.editing import Edits
 
 
 class Adapter(Protocol):
@@ -24,8 +25,8 @@ class Adapter(Protocol):
     is_stackable: ClassVar[bool]
     """Each deletion request trains a module of its own on the untouched model, in any order, and all are put on
     together; otherwise a request goes on from the weights of the one before."""
-    edits: ClassVar[Literal["prompt_end", None]]
-    """Where hidden states are edited: at the last prompt token; None: nowhere, it is weights that are trained."""
+    edits: ClassVar[Edits | None]
+    """Which positions' hidden states are edited, a setting where there is a choice; None: it is weights that train."""
 
     def attach(self, model: CausalLM, seed: int) -> Adapted:
         """The model with fresh trainable parts, whose initial values come from `seed` alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, cast
 
@@ -15,6 +15,8 @@ from grun.declared import declares
 from grun.engine.edited import EditedModel, attach_edits
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
+from grun.settings import LATER
+from pyvene_custom.editing import Edits
 from pyvene_custom.edits import LoReFT
 from pyvene_custom.gates import GateFunction
 
@@ -29,7 +31,6 @@ class GrunConfig:
     is_small: ClassVar[Literal[True]] = True
     is_gated: ClassVar[Literal[True]] = True
     is_stackable: ClassVar[Literal[True]] = True
-    edits: ClassVar[Literal["prompt_end"]] = "prompt_end"
     name: Literal["grun"] = "grun"
     learning_rate: Annotated[float, Gt(0)] = 4e-3
     """AdamW's peak learning rate."""
@@ -37,6 +38,9 @@ class GrunConfig:
     """Edited layers: indices from 0, or relative depths in (0, 1] written as decimals."""
     rank: Annotated[int, Ge(1)] = 4
     """Rank of the edit."""
+    edits: Edits = field(default="prompt_end", metadata=LATER)
+    """Edited positions: the last prompt token, as in the paper; `answer`: that and every token of the answer,
+    by what the gate said at the last prompt token."""
     gate_function: GateFunction = "linear"
     """The gate: a linear map, or an MLP of three or five layers, then a sigmoid."""
     gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.0
@@ -48,7 +52,9 @@ class GrunConfig:
 
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh gated edit on each layer."""
-        adapted = attach_edits(model, self.layers, rank=self.rank, gate_function=self.gate_function, seed=seed)
+        adapted = attach_edits(
+            model, self.layers, self.edits, rank=self.rank, gate_function=self.gate_function, seed=seed
+        )
         set_gate_threshold(adapted, self.gate_threshold)
         return adapted
 

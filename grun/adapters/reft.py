@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
@@ -13,6 +13,8 @@ from grun.declared import declares
 from grun.engine.edited import EditedModel, attach_edits
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
+from grun.settings import LATER
+from pyvene_custom.editing import Edits
 
 
 @declares(Adapter)
@@ -25,7 +27,6 @@ class ReftConfig:
     is_small: ClassVar[Literal[True]] = True
     is_gated: ClassVar[Literal[False]] = False
     is_stackable: ClassVar[Literal[False]] = False
-    edits: ClassVar[Literal["prompt_end"]] = "prompt_end"
     name: Literal["reft"] = "reft"
     learning_rate: Annotated[float, Gt(0)] = 4e-3
     """AdamW's peak learning rate. GRUN's value, so that the gate is the only difference."""
@@ -33,10 +34,12 @@ class ReftConfig:
     """Edited layers: indices from 0, or relative depths in (0, 1] written as decimals."""
     rank: Annotated[int, Ge(1)] = 4
     """Rank of the edit."""
+    edits: Edits = field(default="prompt_end", metadata=LATER)
+    """Edited positions: the last prompt token, as in the paper; `answer`: that and every token of the answer."""
 
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh edit on each layer."""
-        return attach_edits(model, self.layers, rank=self.rank, gate_function=None, seed=seed)
+        return attach_edits(model, self.layers, self.edits, rank=self.rank, gate_function=None, seed=seed)
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write the edits (safetensors)."""

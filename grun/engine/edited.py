@@ -1,4 +1,4 @@
-"""A frozen causal LM with ReFT or GRUN edits on the last prompt token: forward, generate, save, load.
+"""A frozen causal LM with ReFT or GRUN edits, on the last prompt token or from there on: forward, generate, save, load.
 
 Two paths, equal to float rounding: the plain one runs the whole model through pyvene; the engine runs only what the
 edits can change (`grun.engine.later_layers`), for the examples and prompts that `prepare` has been told of.
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from transformers import GenerationConfig
 
 from grun.data import Batch, Example, collate
@@ -30,7 +31,7 @@ from grun.model.forward import AnswerOutput, CausalLM, Generated, Tally, eos_ids
 from grun.model.layers import Layer, Layers, layer_indices
 from grun.model.reading import head_at, hidden_layer_index, layer_output, model_inputs, prompt_inputs
 from pyvene_custom.checkpoint import load_edits, save_edits
-from pyvene_custom.editing import Editing
+from pyvene_custom.editing import Editing, Edits
 from pyvene_custom.edits import LoReFT
 from pyvene_custom.gates import GateFunction
 
@@ -51,10 +52,11 @@ class PrefixCaching:
 
 
 class EditedModel:
-    """A frozen model and its edits, one a layer. They sit on the last prompt token only."""
+    """A frozen model and its edits, one a layer."""
 
-    def __init__(self, model: CausalLM, edits: Mapping[int, nn.Module]) -> None:
+    def __init__(self, model: CausalLM, edits: Mapping[int, nn.Module], where: Edits) -> None:
         self.model = model
+        self.where = where
         self.edits = nn.ModuleDict({str(layer): edits[layer] for layer in sorted(edits)}).to(model.device)
         self.layers = tuple(sorted(edits))
         self._caching: PrefixCaching | None = None
@@ -103,13 +105,13 @@ class EditedModel:
 
     def on_plain_path(self, model: CausalLM = None) -> EditedModel:
         """The same edits without the engine: for a model whose weights change. model: another one to put them on."""
-        plain = EditedModel(self.model if model is None else model, self._edits())
+        plain = EditedModel(self.model if model is None else model, self._edits(), self.where)
         plain._plain()  # pyvene freezes a model when it takes hold of it: now, and not after its weights were freed
         return plain
 
     def with_edits(self, edits: Mapping[int, nn.Module]) -> EditedModel:
         """The same model and prefix caches under other edits on the same layers."""
-        other = EditedModel(self.model, edits)
+        other = EditedModel(self.model, edits, self.where)
         assert other.layers == self.layers, "what is cached ends at the first edited layer"
         other._caching, other._caches, other._weights = self._caching, self._caches, self._weights
         return other
@@ -152,13 +154,14 @@ class EditedModel:
 
     def editing(self, prompt_end_B: Tensor | None, kept_layer: int | None = None) -> Editing:
         """A pass of these edits; see `Editing`."""
-        return Editing(self._edits(), prompt_end_B, kept_layer)
+        return Editing(self._edits(), self.where, prompt_end_B, kept_layer)
 
     def through_pyvene(self, batch: Batch, editing: Editing) -> Any:
         """The whole model on a batch: its own output."""
         return self._plain()(model_inputs(batch), editing)
 
     @torch.no_grad()
+    @parametrize.cached()  # an edit's rotation is worked out once, and not for every token
     def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """See `grun.model.forward.Adapted`."""
         cache = self._cache_of(prompts)
@@ -236,7 +239,7 @@ class EditedModel:
 
 
 def attach_edits(
-    model: CausalLM, layers: Layers, *, rank: int, gate_function: GateFunction | None, seed: int
+    model: CausalLM, layers: Layers, where: Edits, *, rank: int, gate_function: GateFunction | None, seed: int
 ) -> EditedModel:
     """Freeze the model and put a fresh edit on each layer; its random initial values come from `seed` alone."""
     config = model.config.get_text_config()
@@ -247,4 +250,4 @@ def attach_edits(
         edits = {
             index: LoReFT(hidden_size=config.hidden_size, rank=rank, gate_function=gate_function) for index in indices
         }
-    return EditedModel(model, edits)
+    return EditedModel(model, edits, where)

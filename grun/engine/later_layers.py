@@ -9,7 +9,7 @@ tokens, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -79,15 +79,18 @@ def generate(
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
     below = [cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts]
     fill_below(kv, aligned(below).to(model.device))
-    answers = decode(
-        model,
-        kv,
-        logits_BV,
-        batch.attention_mask_BS,
-        batch.position_ids_BT[:, 0] + 1,
-        max_new_tokens=max_new_tokens,
-        eos_ids=eos_ids(model),
-    )
+    layers = decoder_layers(model)
+    with patched(_edited(layers, editing, editing.layers_while_decoding())):
+        answers = decode(
+            model,
+            kv,
+            logits_BV,
+            batch.attention_mask_BS,
+            batch.position_ids_BT[:, 0] + 1,
+            max_new_tokens=max_new_tokens,
+            eos_ids=eos_ids(model),
+            keep=editing.keep,
+        )
     return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())
 
 
@@ -139,11 +142,17 @@ def _replacements(
     for layer in layers[:first_layer]:
         yield layer, pass_on
     yield layers[first_layer], hand_out
-    for index in range(first_layer + 1, len(layers)):
-        if editing.concerns(index):
+    yield from _edited(layers, editing, filter(editing.concerns, range(first_layer + 1, len(layers))))
 
-            def run_and_edit(*args: Any, _run: Any = layers[index].forward, _layer: int = index, **kwargs: Any) -> Any:
-                output = _run(*args, **kwargs)
-                return with_output_tensor(output, editing(_layer, output_tensor(output)))
 
-            yield layers[index], run_and_edit
+def _edited(
+    layers: nn.ModuleList, editing: Editing, indices: Iterable[int]
+) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
+    """What these layers do instead: as before, and their output is edited."""
+    for index in indices:
+
+        def run_and_edit(*args: Any, _run: Any = layers[index].forward, _layer: int = index, **kwargs: Any) -> Any:
+            output = _run(*args, **kwargs)
+            return with_output_tensor(output, editing(_layer, output_tensor(output)))
+
+        yield layers[index], run_and_edit

@@ -5,7 +5,7 @@ Shapes: B sequences still being answered, S tokens in the cache, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -26,11 +26,13 @@ def decode(
     *,
     max_new_tokens: int,
     eos_ids: Collection[int],
+    keep: Callable[[Tensor], None] = lambda row_B: None,
 ) -> list[list[int]]:
     """Answers, EOS left out, of at most max_new_tokens tokens each.
 
     cache: a `transformers` cache filled with each prompt. logits_BV: what follows each prompt's last token.
     attention_mask_BS: 1 where the cache holds a token of the sequence. next_position_B: position id of the next one.
+    keep: called with the rows that go on, whenever the others are dropped.
     """
     answers: list[list[int]] = [[] for _ in range(logits_BV.shape[0])]
     rows = list(range(len(answers)))  # the answer that each row of the cache belongs to
@@ -48,9 +50,14 @@ def decode(
         if len(open_rows) < KEEP_SHARE * len(rows):
             kept = [index for index, row in enumerate(rows) if row in open_rows]
             rows = [rows[index] for index in kept]
-            keep = torch.tensor(kept, device=token_B.device)
-            keep_rows(cache, keep)
-            token_B, next_position_B, attention_mask_BS = token_B[keep], next_position_B[keep], attention_mask_BS[keep]
+            row_B = torch.tensor(kept, device=token_B.device)
+            keep_rows(cache, row_B)
+            keep(row_B)
+            token_B, next_position_B, attention_mask_BS = (
+                token_B[row_B],
+                next_position_B[row_B],
+                attention_mask_BS[row_B],
+            )
         attention_mask_BS = torch.cat([attention_mask_BS, torch.ones_like(attention_mask_BS[:, :1])], dim=1)
         outputs = model(
             input_ids=token_B[:, None],

@@ -1,6 +1,7 @@
 """Every adapter of ours keeps the contract, new ones included; and what holds of some of them alone."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import pytest
@@ -22,11 +23,13 @@ from grun.training.recipe import Recipe, TrainingConfig
 from grun.training.unlearn import unlearn
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
+CONFIGS = {kind.name: kind() for kind in get_args(AdapterConfig)}
+CONFIGS |= {f"{name}, latched": replace(CONFIGS[name], edits="answer") for name in ("grun", "reft")}
 
 
-@pytest.fixture(params=get_args(AdapterConfig), ids=lambda kind: kind.name)
+@pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
 def config(request: pytest.FixtureRequest) -> Any:
-    return request.param()
+    return request.param
 
 
 @pytest.fixture
@@ -55,9 +58,9 @@ def _logits(adapted: Any, batch: list[Example]) -> torch.Tensor:
 
 
 class TestAdapters(AdapterContract):
-    @pytest.fixture(params=get_args(AdapterConfig), ids=lambda kind: kind.name)
+    @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)
     def config(self, request: pytest.FixtureRequest) -> Any:
-        return request.param()
+        return request.param
 
 
 def test_loras_dropout_is_on_in_training_alone(fresh_target: Fresh, small_benchmark: Benchmark, batch: Any) -> None:

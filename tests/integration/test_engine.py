@@ -24,7 +24,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
-from grun.adapters.grun import GrunConfig
+from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.lora import LoraConfig
 from grun.adapters.reft import ReftConfig
 from grun.data import Example
@@ -33,6 +33,7 @@ from grun.errors import UserError
 from grun.losses import gate_bce, sequence_sum, token_nll
 from grun.model.forward import PlainModel, prepare_for_answers
 from grun.prompts.template import PromptTemplate
+from grun.sequential import combine
 from grun.training.reference import Reference
 
 VOCABULARY = 97
@@ -62,6 +63,9 @@ CONFIGS = {
     "grun, last layer": GrunConfig(layers=(4,)),
     "grun, first layer": GrunConfig(layers=(0, 3)),
     "reft": ReftConfig(layers=(2, 3)),
+    "grun, latched": GrunConfig(layers=(1, 2, 4), gate_function="mlp_3", edits="answer"),
+    "grun, last layer, latched": GrunConfig(layers=(4,), edits="answer"),
+    "reft, first layer, latched": ReftConfig(layers=(0, 3), edits="answer"),
 }
 
 
@@ -139,11 +143,12 @@ def test_losses_and_gradients_agree(family: str, config: Any, tmp_path: Path) ->
         assert (mine.grad - theirs.grad).norm() <= 1e-5 * scale
 
 
+@pytest.mark.parametrize("config", ["grun", "grun, latched"])
 @pytest.mark.parametrize("layer", [1, 2, 3, 1.0], ids=["first edited", "edited", "between", "last edited"])
 @pytest.mark.parametrize("family", ["llama, grouped-query, tied", "gpt2"])
-def test_hidden_states_agree(family: str, layer: Any, tmp_path: Path) -> None:
+def test_hidden_states_agree(family: str, layer: Any, config: str, tmp_path: Path) -> None:
     """The output of a layer, its own edit included; and every edit up to it gets a gradient, the last one too."""
-    plain, engine, examples = _pair(family, CONFIGS["grun"], tmp_path)
+    plain, engine, examples = _pair(family, CONFIGS[config], tmp_path)
     index = 4 if isinstance(layer, float) else layer
     hidden = []
     for adapted in (plain, engine):
@@ -209,3 +214,58 @@ def test_likelihoods_gates_and_answers_agree(family: str, config: Any, tmp_path:
         torch.testing.assert_close(mine.gate_logit_BK, theirs.gate_logit_BK, rtol=1e-5, atol=1e-5)
         gates = engine.prompt_gates(prompts)
         torch.testing.assert_close(gates, generated[0].gate_logit_BK, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("edits", ["prompt_end", "answer"])
+@pytest.mark.parametrize("family", ["llama, grouped-query, tied", "gpt2"])
+def test_stacks_agree(family: str, edits: Any, tmp_path: Path) -> None:
+    """Modules of three requests on one model: logits, gates and greedy answers by the engine as through pyvene."""
+    config = GrunConfig(layers=(1, 3), edits=edits)
+    bases, examples = _pair(family, config, tmp_path)[:2], _examples()
+    prompts = list(dict.fromkeys(example.prompt_ids for example in examples))
+    outputs, answers = [], []
+    for base in bases:
+        modules = {str(seed): config.attach(base.model, seed) for seed in range(3)}
+        stacked = combine(base, modules, "top_1", 0.5)
+        stacked.train(False)
+        with torch.no_grad():
+            outputs.append(stacked.answer_output(examples))
+        answers.append(stacked.generate(prompts, 12).answers)
+    torch.testing.assert_close(outputs[1].logits_NV, outputs[0].logits_NV, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(outputs[1].gate_logit_BK, outputs[0].gate_logit_BK, rtol=1e-5, atol=1e-5)
+    assert answers[1] == answers[0]
+    untouched = PlainModel(bases[0].model).generate(prompts, 12).answers
+    assert sum(mine != theirs for mine, theirs in zip(answers[0], untouched, strict=True)) > 0
+
+
+@pytest.mark.parametrize("config", ["grun, latched", "reft, first layer, latched"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_latched_answer_is_what_teacher_forcing_says(family: str, config: str, tmp_path: Path) -> None:
+    """Greedy decoding holds what the gate said at the prompt's end: scored along its own answer, every token is the
+    model's first choice, with answers dropped from the batch on the way and prompts padded on the left."""
+    plain, engine, examples = _pair(family, CONFIGS[config], tmp_path)
+    prompts = list(dict.fromkeys(example.prompt_ids for example in examples))
+    for adapted in (plain, engine):
+        answers = adapted.generate(prompts, 12).answers
+        forced = [
+            Example(prompt_ids=prompt, answer_ids=(*answer, 1)[:12])
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        with torch.no_grad():
+            output = plain.answer_output(forced)
+        assert torch.equal(output.logits_NV.argmax(dim=-1), output.label_N)
+
+
+@torch.no_grad()
+def test_a_shut_gate_shuts_the_whole_answer_out(tmp_path: Path) -> None:
+    """Below the threshold a latched edit leaves every logit and every decoded token as the base model has them."""
+    plain, engine, examples = _pair("gpt2", CONFIGS["grun, latched"], tmp_path)
+    prompts = [example.prompt_ids for example in examples]
+    base = PlainModel(plain.model)
+    opened = plain.answer_output(examples).logits_NV
+    for adapted in (plain, engine):
+        set_gate_threshold(adapted, 1.0)
+    assert torch.equal(plain.answer_output(examples).logits_NV, base.answer_output(examples).logits_NV)
+    assert not torch.allclose(plain.answer_output(examples).logits_NV, opened)
+    for adapted in (plain, engine):
+        assert adapted.generate(prompts, 12).answers == base.generate(prompts, 12).answers

@@ -22,6 +22,7 @@ def test_default_config_survives_json() -> None:
         ({"adapter.gate_threshold": 0.5}, True),
         ({"evaluation.max_new_tokens": 20}, True),
         ({"adapter.rank": 8}, False),
+        ({"adapter.edits": "answer"}, False),
         ({"seed": 1}, False),
         ({"training.forget_weight": 0.5}, False),
         ({"benchmark.seed": 2}, False),
