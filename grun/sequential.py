@@ -67,7 +67,7 @@ class CombinedEdit(nn.Module):
 
     def weight(self, gate_BK: Tensor) -> Tensor:
         """How much of each request's edit is applied at these gates: [B, K]; 0 where none of it is."""
-        weight_BK = gate_BK * (gate_BK >= self.gate_threshold)
+        weight_BK = self.gates.opened(gate_BK) * (gate_BK >= self.gate_threshold)
         if self.combination == "top_1":
             first_B1 = gate_BK.argmax(dim=1, keepdim=True)
             return torch.zeros_like(weight_BK).scatter(1, first_B1, weight_BK.gather(1, first_B1))
@@ -101,8 +101,8 @@ def combine(
     base: whose model and prefix caches are used. To take a request back, or to replace its module, combine the others
     with what is to be there: nothing of the old one is left. Raises UserError where the modules do not fit together.
     """
-    places = {(module.layers, module.where) for module in modules.values()}
-    if places != {(base.layers, base.where)}:
+    places = {(module.layers, module.where, module.gate_layer) for module in modules.values()}
+    if places != {(base.layers, base.where, base.gate_layer)}:
         raise UserError("requests", f"their modules edit different places ({places}); combine those of one config")
     return base.with_edits(
         {
@@ -146,6 +146,7 @@ def save_deployment(
         "rank": config.rank,
         "edits": config.edits,
         "gate_function": config.gate_function,
+        "gate_layer": config.gate_layer,
         "requests": {request: f"{MODULES}/{number:04d}" for number, request in enumerate(modules)},
     }
     (folder / DEPLOYMENT).write_text(json.dumps(description, indent=2) + "\n")
@@ -160,6 +161,7 @@ def load_deployment(folder: Path, model: CausalLM) -> EditedModel:
             rank=description["rank"],
             edits=description.get("edits", "prompt_end"),
             gate_function=description["gate_function"],
+            gate_layer=description.get("gate_layer"),
         )
         modules = {request: config.load(model, folder / place) for request, place in description["requests"].items()}
         combination, gate_threshold = description["combination"], description["gate_threshold"]

@@ -26,12 +26,14 @@ class Editing:
         where: Edits = "prompt_end",
         prompt_end_B: Tensor | None = None,
         kept_layer: int | None = None,
+        gate_hidden_BD: Tensor | None = None,
     ) -> None:
         """edits: by layer. prompt_end_B: column of each prompt's last token; None: the first one.
 
-        kept_layer: whose output to keep.
+        kept_layer: whose output to keep. gate_hidden_BD: what all gates read; None: each the output that it edits.
         """
         self._edits, self._where, self._prompt_end_B, self._kept_layer = edits, where, prompt_end_B, kept_layer
+        self._gate_hidden_BD = gate_hidden_BD
         self.layers = tuple(sorted(edits))
         self._weights: dict[int, Tensor] = {}
         self._logits: list[Tensor] = []
@@ -69,7 +71,7 @@ class Editing:
         edit, end_B = self._edits[layer], self._prompt_end_B
         rows_B = torch.arange(len(hidden_BLD), device=hidden_BLD.device)
         at_end_BD = hidden_BLD[:, 0] if end_B is None else hidden_BLD[rows_B, end_B]
-        self._weights[layer], logit_BK = edit.read(at_end_BD)
+        self._weights[layer], logit_BK = edit.read(at_end_BD if self._gate_hidden_BD is None else self._gate_hidden_BD)
         if logit_BK is not None:
             self._logits.append(logit_BK)
         if self._where == "answer":

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from pyvene_custom.gates import GateFunction, new_gate
+from pyvene_custom.gate_functions import GateFunction, new_gate
 
 
 class _OrthonormalRows(nn.Module):
@@ -72,11 +72,12 @@ class LoReFT(nn.Module):
             return torch.ones((len(h_BD), 1), device=h_BD.device), None
         logit_B1 = self.gate.logit(h_BD)
         gate_B1 = torch.sigmoid(logit_B1)
+        weight_B1 = self.gate.opened(gate_B1)
         if self.training or self.forced_open:
-            return gate_B1, logit_B1
+            return weight_B1, logit_B1
         if self.forced_open is False:
-            return torch.zeros_like(gate_B1), logit_B1
-        return gate_B1 * (gate_B1 >= self.gate_threshold), logit_B1
+            return torch.zeros_like(weight_B1), logit_B1
+        return weight_B1 * (gate_B1 >= self.gate_threshold), logit_B1
 
     def edited(self, h_BTD: Tensor, weight_BK: Tensor) -> Tensor:
         """See `Edit`."""

@@ -1,4 +1,4 @@
-"""Gates: how far a prompt's hidden state opens the way for an edit. One class a kind, named in `new_gate`.
+"""Gates: how far a prompt's hidden state opens the way for an edit. One class a kind, named in `gate_functions`.
 
 Shapes: B prompts, D hidden size, K gates, I and O a gate layer's inputs and outputs.
 """
@@ -7,17 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-
-GateFunction = Literal["linear", "mlp_3", "mlp_5"]
-HIDDEN_WIDTHS: dict[GateFunction, tuple[int, ...]] = {
-    "linear": (),
-    "mlp_3": (256, 64),
-    "mlp_5": (1024, 512, 256, 64),
-}
 
 
 class Gates(Protocol):
@@ -25,6 +18,9 @@ class Gates(Protocol):
 
     def logit(self, h_BD: Tensor) -> Tensor:
         """How open each gate is to each prompt, before the sigmoid: [B, K], float32."""
+
+    def opened(self, gate_BK: Tensor) -> Tensor:
+        """How much of the edits is let through by gates above their threshold, [B, K]: by sigmoid(logit)."""
 
 
 class Gate(Gates, Protocol):
@@ -44,11 +40,6 @@ class Gate(Gates, Protocol):
         """The gates of several requests as one. Raises ValueError where they are not of one shape."""
 
 
-def new_gate(name: GateFunction, hidden_size: int) -> Gate:
-    """A fresh gate; its random initial values come from torch's generator."""
-    return TrainedGate(hidden_size, HIDDEN_WIDTHS[name])
-
-
 class TrainedGate(nn.Sequential):
     """A linear map, or an MLP, to one logit. GRUN, arXiv 2502.17823."""
 
@@ -64,6 +55,10 @@ class TrainedGate(nn.Sequential):
         """See `Gates`."""
         logit_B1: Tensor = self(h_BD.float())
         return logit_B1
+
+    def opened(self, gate_BK: Tensor) -> Tensor:
+        """See `Gates`. As far as the gate itself is open."""
+        return gate_BK
 
     def fit(self, h_BD: Tensor, is_forget_B: Tensor) -> None:
         """See `Gate`."""
@@ -97,6 +92,10 @@ class _StackedGates(nn.Module):
             weight_KOI, bias_KO = self._layer(level)
             x_BKO = torch.einsum("bki,koi->bko", torch.relu(x_BKO), weight_KOI) + bias_KO
         return x_BKO[..., 0]
+
+    def opened(self, gate_BK: Tensor) -> Tensor:
+        """See `Gates`."""
+        return gate_BK
 
     def _layer(self, level: int) -> tuple[Tensor, Tensor]:
         return self.get_buffer(f"weight_KOI_{level}"), self.get_buffer(f"bias_KO_{level}")

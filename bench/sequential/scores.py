@@ -67,7 +67,7 @@ def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) ->
     batch = collate([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts], device=adapted.device)
 
     def edited() -> Any:
-        return through_hooks(adapted.model, batch, adapted.editing(batch.edited_position_B))
+        return through_hooks(adapted.model, batch, adapted.editing(prompts, batch.edited_position_B))
 
     def bare() -> Any:
         return adapted.model(**model_inputs(batch))

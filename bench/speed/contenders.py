@@ -59,6 +59,10 @@ class WholeModel:
     def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """Nothing is kept from step to step."""
 
+    def fit(self, forget: Sequence[Example], retain: Sequence[Example]) -> None:
+        """See `grun.model.forward.Adapted`."""
+        self.edited.fit(forget, retain)
+
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """Forget examples are the first half."""
         assert hidden_layer is None, "not timed"
@@ -67,7 +71,7 @@ class WholeModel:
             with torch.no_grad():
                 self.edited.model(**model_inputs(forget))
         batch = collate(examples, device=self.device)
-        editing = self.edited.editing(batch.edited_position_B)
+        editing = self.edited.editing([example.prompt_ids for example in examples], batch.edited_position_B)
         if self.hooks:
             outputs = through_hooks(self.edited.model, batch, editing)
         else:

@@ -11,14 +11,15 @@ from typing import Annotated, ClassVar, Literal, cast
 from annotated_types import Ge, Gt, Le, MinLen
 
 from grun.adapters.adapter import Adapter
+from grun.adapters.attaching import attach_edits
 from grun.declared import declares
-from grun.engine.edited import EditedModel, attach_edits
+from grun.engine.edited import EditedModel
 from grun.model.forward import CausalLM
-from grun.model.layers import Layers
+from grun.model.layers import Layer, Layers
 from grun.settings import LATER
 from pyvene_custom.editing import Edits
 from pyvene_custom.edits import LoReFT
-from pyvene_custom.gates import GateFunction
+from pyvene_custom.gate_functions import GateFunction
 
 
 @declares(Adapter)
@@ -43,6 +44,9 @@ class GrunConfig:
     by what the gate said at the last prompt token."""
     gate_function: GateFunction = "linear"
     """The gate: a linear map, or an MLP of three or five layers, then a sigmoid."""
+    gate_layer: Layer | None = field(default=None, metadata=LATER)
+    """Whose output all gates read, in a pass of the untouched model: its index from 0, or its relative depth as a
+    decimal. None: each reads the layer that it edits, as in the paper."""
     gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.0
     """Inference only: a gate below it counts as shut. 0 is the paper's soft gate."""
     gate_weight: Annotated[float, Ge(0)] = 10.0
@@ -53,7 +57,13 @@ class GrunConfig:
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh gated edit on each layer."""
         adapted = attach_edits(
-            model, self.layers, self.edits, rank=self.rank, gate_function=self.gate_function, seed=seed
+            model,
+            self.layers,
+            self.edits,
+            rank=self.rank,
+            gate_function=self.gate_function,
+            gate_layer=self.gate_layer,
+            seed=seed,
         )
         set_gate_threshold(adapted, self.gate_threshold)
         return adapted

@@ -9,8 +9,9 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, MinLen
 
 from grun.adapters.adapter import Adapter
+from grun.adapters.attaching import attach_edits
 from grun.declared import declares
-from grun.engine.edited import EditedModel, attach_edits
+from grun.engine.edited import EditedModel
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
 from grun.settings import LATER
@@ -39,7 +40,9 @@ class ReftConfig:
 
     def attach(self, model: CausalLM, seed: int) -> EditedModel:
         """Freeze the model and put a fresh edit on each layer."""
-        return attach_edits(model, self.layers, self.edits, rank=self.rank, gate_function=None, seed=seed)
+        return attach_edits(
+            model, self.layers, self.edits, rank=self.rank, gate_function=None, gate_layer=None, seed=seed
+        )
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write the edits (safetensors)."""

@@ -20,23 +20,24 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from transformers import GenerationConfig
 
-from grun.data import Batch, Example, collate
+from grun.data import Batch, Example, collate, length_sorted_batches
 from grun.engine import later_layers
 from grun.engine.prefix_builder import check_same_nll
 from grun.engine.prefix_cache import PrefixCache, open_or_build, weights_hash
 from grun.engine.prefix_layout import CannotServe
 from grun.errors import UserError
 from grun.losses import sequence_sum, token_nll
-from grun.model.forward import AnswerOutput, CausalLM, Generated, Tally, eos_ids, in_groups
-from grun.model.layers import Layer, Layers, layer_indices
+from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, eos_ids, in_groups
+from grun.model.layers import Layer
 from grun.model.reading import head_at, hidden_layer_index, layer_output, model_inputs, prompt_inputs
 from pyvene_custom.checkpoint import load_edits, save_edits
 from pyvene_custom.editing import Editing, Edits
-from pyvene_custom.edits import LoReFT
-from pyvene_custom.gates import GateFunction
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
+
+
+GATE_BATCH = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +55,13 @@ class PrefixCaching:
 class EditedModel:
     """A frozen model and its edits, one a layer."""
 
-    def __init__(self, model: CausalLM, edits: Mapping[int, nn.Module], where: Edits) -> None:
+    def __init__(self, model: CausalLM, edits: Mapping[int, nn.Module], where: Edits, gate_layer: int | None) -> None:
+        """gate_layer: whose output the gates read, in a pass of the untouched model; None: of what they edit."""
         self.model = model
         self.where = where
+        self.gate_layer = gate_layer
+        self._gate_hiddens: dict[tuple[int, ...], Tensor] | None = {}
+        """What the gates read of each prompt so far; None: the model changes, nothing may be kept."""
         self.edits = nn.ModuleDict({str(layer): edits[layer] for layer in sorted(edits)}).to(model.device)
         self.layers = tuple(sorted(edits))
         self._caching: PrefixCaching | None = None
@@ -105,15 +110,17 @@ class EditedModel:
 
     def on_plain_path(self, model: CausalLM = None) -> EditedModel:
         """The same edits without the engine: for a model whose weights change. model: another one to put them on."""
-        plain = EditedModel(self.model if model is None else model, self._edits(), self.where)
+        plain = EditedModel(self.model if model is None else model, self._edits(), self.where, self.gate_layer)
+        plain._gate_hiddens = None
         plain._plain()  # pyvene freezes a model when it takes hold of it: now, and not after its weights were freed
         return plain
 
     def with_edits(self, edits: Mapping[int, nn.Module]) -> EditedModel:
         """The same model and prefix caches under other edits on the same layers."""
-        other = EditedModel(self.model, edits, self.where)
+        other = EditedModel(self.model, edits, self.where, self.gate_layer)
         assert other.layers == self.layers, "what is cached ends at the first edited layer"
         other._caching, other._caches, other._weights = self._caching, self._caches, self._weights
+        other._gate_hiddens = self._gate_hiddens
         return other
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
@@ -131,11 +138,12 @@ class EditedModel:
         return in_groups(examples, len, self.device, partial(self._plain_output, at))
 
     def _engine_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
-        return later_layers.answer_output(self.model, self.editing(None, hidden_layer), self._caches, examples)
+        prompts = [example.prompt_ids for example in examples]
+        return later_layers.answer_output(self.model, self.editing(prompts, None, hidden_layer), self._caches, examples)
 
     def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
         batch = collate(examples, device=self.device)
-        editing = self.editing(batch.edited_position_B, hidden_layer)
+        editing = self.editing([example.prompt_ids for example in examples], batch.edited_position_B, hidden_layer)
         with (
             head_at(self.model, batch.predicts_answer_BL) as head_inputs,
             layer_output(self.model, hidden_layer) as hidden,
@@ -152,9 +160,34 @@ class EditedModel:
             gate_logit_BK=editing.gate_logit_BK(),
         )
 
-    def editing(self, prompt_end_B: Tensor | None, kept_layer: int | None = None) -> Editing:
-        """A pass of these edits; see `Editing`."""
-        return Editing(self._edits(), self.where, prompt_end_B, kept_layer)
+    def editing(
+        self, prompts: Sequence[tuple[int, ...]], prompt_end_B: Tensor | None, kept_layer: int | None = None
+    ) -> Editing:
+        """A pass of these edits over some prompts; see `Editing`."""
+        read = None if self.gate_layer is None else self._gate_hidden(prompts)
+        return Editing(self._edits(), self.where, prompt_end_B, kept_layer, read)
+
+    def fit(self, forget: Sequence[Example], retain: Sequence[Example]) -> None:
+        """See `Adapted`."""
+        gates = [edit.gate for edit in self._edits().values() if edit.gate is not None and edit.gate.is_fitted]
+        if gates:
+            prompts = [list(dict.fromkeys(example.prompt_ids for example in part)) for part in (forget, retain)]
+            hidden_BD = self._gate_hidden([*prompts[0], *prompts[1]])
+            for gate in gates:
+                gate.fit(hidden_BD, torch.arange(len(hidden_BD)) < len(prompts[0]))
+
+    @torch.no_grad()
+    def _gate_hidden(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
+        """The untouched model's hidden states at the prompts' last tokens, where all gates read: [B, D], float32."""
+        known = {} if self._gate_hiddens is None else self._gate_hiddens
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        untouched = PlainModel(self.model)
+        for rows in length_sorted_batches([len(prompt) for prompt in missing], GATE_BATCH):
+            batch = [Example(prompt_ids=missing[row], answer_ids=(0,)) for row in rows]
+            hidden_BD = untouched.answer_output(batch, self.gate_layer).hidden_ND
+            assert hidden_BD is not None, "its layer was asked for"
+            known |= zip([example.prompt_ids for example in batch], hidden_BD.float(), strict=True)
+        return torch.stack([known[prompt] for prompt in prompts])
 
     def through_pyvene(self, batch: Batch, editing: Editing) -> Any:
         """The whole model on a batch: its own output."""
@@ -166,11 +199,11 @@ class EditedModel:
         """See `grun.model.forward.Adapted`."""
         cache = self._cache_of(prompts)
         if cache is not None:
-            return later_layers.generate(self.model, self.editing(None), cache, prompts, max_new_tokens)
+            return later_layers.generate(self.model, self.editing(prompts, None), cache, prompts, max_new_tokens)
         inputs = prompt_inputs(prompts, self.model)
         length = inputs["input_ids"].shape[1]
         ends = eos_ids(self.model)
-        editing = self.editing(torch.full((len(prompts),), length - 1, device=self.device))
+        editing = self.editing(prompts, torch.full((len(prompts),), length - 1, device=self.device))
         sequences_BL = self._plain().generate(
             inputs,
             editing,
@@ -189,7 +222,7 @@ class EditedModel:
         """Gate logits of some prompts, [B, K], at the thresholds in force; None where the edits have no gates."""
         cache = self._cache_of(prompts)
         if cache is not None:
-            return later_layers.gate_logits(self.model, self.editing(None), cache, prompts)
+            return later_layers.gate_logits(self.model, self.editing(prompts, None), cache, prompts)
         return self.answer_output([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts]).gate_logit_BK
 
     def save(self, folder: Path) -> None:
@@ -236,18 +269,3 @@ class EditedModel:
         nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(few))
         for nll, example in zip(nll_B.tolist(), few, strict=True):
             check_same_nll(self.model, nll, cache.reference_nll(example))
-
-
-def attach_edits(
-    model: CausalLM, layers: Layers, where: Edits, *, rank: int, gate_function: GateFunction | None, seed: int
-) -> EditedModel:
-    """Freeze the model and put a fresh edit on each layer; its random initial values come from `seed` alone."""
-    config = model.config.get_text_config()
-    indices = layer_indices(layers, config.num_hidden_layers)
-    model.requires_grad_(False)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        edits = {
-            index: LoReFT(hidden_size=config.hidden_size, rank=rank, gate_function=gate_function) for index in indices
-        }
-    return EditedModel(model, edits, where)

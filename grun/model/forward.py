@@ -79,6 +79,9 @@ class Adapted(Protocol):
         Changes no result. progress: called where this takes time.
         """
 
+    def fit(self, forget: Sequence[Example], retain: Sequence[Example]) -> None:
+        """Settle, before anything is trained, what follows from the prompts in closed form."""
+
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """One pass over some examples, split into groups of like length where that saves padding.
 
@@ -114,6 +117,9 @@ class PlainModel:
 
     def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """See `Adapted`. Nothing here stays the same from step to step."""
+
+    def fit(self, forget: Sequence[Example], retain: Sequence[Example]) -> None:
+        """See `Adapted`. There is nothing of the kind."""
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """See `Adapted`."""

@@ -53,11 +53,8 @@ def decode(
             row_B = torch.tensor(kept, device=token_B.device)
             keep_rows(cache, row_B)
             keep(row_B)
-            token_B, next_position_B, attention_mask_BS = (
-                token_B[row_B],
-                next_position_B[row_B],
-                attention_mask_BS[row_B],
-            )
+            token_B, next_position_B = token_B[row_B], next_position_B[row_B]
+            attention_mask_BS = attention_mask_BS[row_B]
         attention_mask_BS = torch.cat([attention_mask_BS, torch.ones_like(attention_mask_BS[:, :1])], dim=1)
         outputs = model(
             input_ids=token_B[:, None],

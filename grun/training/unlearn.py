@@ -60,6 +60,7 @@ def unlearn(
     started = time.perf_counter()
     for name, known in (("forget", plan.forget), ("retain", plan.retain)):
         adapted.prepare(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
+    adapted.fit(plan.forget, plan.retain)
     parameters = adapted.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.training.weight_decay)
     found = checkpoints.load(parameters, optimizer) if checkpoints else None
@@ -77,8 +78,7 @@ def unlearn(
         if not torch.isfinite(clip_grad_norm_(parameters, recipe.training.max_grad_norm)):
             raise UserError("adapter.learning_rate", f"training diverged at step {number}; use a smaller one")
         optimizer.step()
-        step = Step(number, num_steps, *plan.workers.sum(losses).tolist())
-        report(step)
+        report(step := Step(number, num_steps, *plan.workers.sum(losses).tolist()))
         retain_losses.append(step.retain_loss)
         weight = recipe.retain_loss.next_weight(done.retain_weight, step.retain_loss)
         done = Trained(steps=number, seconds=time.perf_counter() - started, retain_weight=weight)

@@ -66,6 +66,7 @@ CONFIGS = {
     "grun, latched": GrunConfig(layers=(1, 2, 4), gate_function="mlp_3", edits="answer"),
     "grun, last layer, latched": GrunConfig(layers=(4,), edits="answer"),
     "reft, first layer, latched": ReftConfig(layers=(0, 3), edits="answer"),
+    "grun, gates on another layer": GrunConfig(layers=(1, 2), gate_layer=1.0),
 }
 
 
@@ -108,6 +109,7 @@ def _pair(family: str, config: Any, root: Path) -> tuple[EditedModel, EditedMode
     engine.prepare(examples, generate=True, progress=lambda done, total: None)
     assert lines == [], "the engine serves this family"
     for adapted in (plain, engine):
+        adapted.fit(examples[:6], examples[6:])
         adapted.train(False)
     return plain, engine, examples
 
@@ -269,3 +271,16 @@ def test_a_shut_gate_shuts_the_whole_answer_out(tmp_path: Path) -> None:
     assert not torch.allclose(plain.answer_output(examples).logits_NV, opened)
     for adapted in (plain, engine):
         assert adapted.generate(prompts, 12).answers == base.generate(prompts, 12).answers
+
+
+@torch.no_grad()
+def test_late_gates_read_the_untouched_model(tmp_path: Path) -> None:
+    """All gates say what they make of the last layer's output without any edit, however far the edits below it go."""
+    for adapted in _pair("qwen2", CONFIGS["grun, gates on another layer"], tmp_path)[:2]:
+        examples = _examples()
+        hidden_ND = PlainModel(adapted.model).answer_output(examples, 1.0).hidden_ND
+        assert hidden_ND is not None
+        first = torch.tensor([len(example.answer_ids) for example in examples]).cumsum(0).roll(1)
+        first[0] = 0
+        expected = torch.cat([edit.gate.logit(hidden_ND[first]) for edit in adapted.edits.values()], dim=1)
+        torch.testing.assert_close(adapted.answer_output(examples).gate_logit_BK, expected, rtol=1e-5, atol=1e-5)

@@ -6,7 +6,7 @@ import torch
 from grun.errors import UserError
 from grun.model.layers import layer_indices
 from pyvene_custom.edits import LoReFT
-from pyvene_custom.gates import GateFunction, new_gate
+from pyvene_custom.gate_functions import GateFunction, new_gate
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,37 @@
+"""Putting fresh edits on a model: what the adapters that edit hidden states share."""
+
+from __future__ import annotations
+
+import torch
+
+from grun.engine.edited import EditedModel
+from grun.model.forward import CausalLM
+from grun.model.layers import Layer, Layers, layer_index, layer_indices
+from pyvene_custom.editing import Edits
+from pyvene_custom.edits import LoReFT
+from pyvene_custom.gate_functions import GateFunction
+
+
+def attach_edits(
+    model: CausalLM,
+    layers: Layers,
+    where: Edits,
+    *,
+    rank: int,
+    gate_function: GateFunction | None,
+    gate_layer: Layer | None,
+    seed: int,
+) -> EditedModel:
+    """Freeze the model and put a fresh edit on each layer; its random initial values come from `seed` alone."""
+    config = model.config.get_text_config()
+    indices = layer_indices(layers, config.num_hidden_layers)
+    model.requires_grad_(False)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        edits = {
+            index: LoReFT(hidden_size=config.hidden_size, rank=rank, gate_function=gate_function) for index in indices
+        }
+    if gate_layer is None and any(edit.gate is not None and edit.gate.is_fitted for edit in edits.values()):
+        gate_layer = 1.0  # it is fitted to the untouched model, which is no more what it was above the first edit
+    at = None if gate_layer is None else layer_index(gate_layer, config.num_hidden_layers, "adapter.gate_layer")
+    return EditedModel(model, edits, where, at)
