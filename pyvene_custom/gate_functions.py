@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Literal
 
 from pyvene_custom.gates import Gate, TrainedGate
+from pyvene_custom.router import RouterGate
 
-GateFunction = Literal["linear", "mlp_3", "mlp_5"]
+GateFunction = Literal["linear", "mlp_3", "mlp_5", "router"]
 HIDDEN_WIDTHS: dict[str, tuple[int, ...]] = {
     "linear": (),
     "mlp_3": (256, 64),
@@ -16,4 +17,4 @@ HIDDEN_WIDTHS: dict[str, tuple[int, ...]] = {
 
 def new_gate(name: GateFunction, hidden_size: int) -> Gate:
     """A fresh gate; its random initial values come from torch's generator."""
-    return TrainedGate(hidden_size, HIDDEN_WIDTHS[name])
+    return RouterGate(hidden_size) if name == "router" else TrainedGate(hidden_size, HIDDEN_WIDTHS[name])

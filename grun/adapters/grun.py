@@ -43,10 +43,10 @@ class GrunConfig:
     """Edited positions: the last prompt token, as in the paper; `answer`: that and every token of the answer,
     by what the gate said at the last prompt token."""
     gate_function: GateFunction = "linear"
-    """The gate: a linear map, or an MLP of three or five layers, then a sigmoid."""
+    """The gate: a linear map, or an MLP of three or five layers, then a sigmoid; or `router`, in closed form."""
     gate_layer: Layer | None = field(default=None, metadata=LATER)
     """Whose output all gates read, in a pass of the untouched model: its index from 0, or its relative depth as a
-    decimal. None: each reads the layer that it edits, as in the paper."""
+    decimal. None: each reads the layer that it edits, as in the paper, and the router the last one."""
     gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.0
     """Inference only: a gate below it counts as shut. 0 is the paper's soft gate."""
     gate_weight: Annotated[float, Ge(0)] = 10.0

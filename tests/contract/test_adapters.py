@@ -25,6 +25,7 @@ from grun.training.unlearn import unlearn
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
 CONFIGS = {kind.name: kind() for kind in get_args(AdapterConfig)}
 CONFIGS |= {f"{name}, latched": replace(CONFIGS[name], edits="answer") for name in ("grun", "reft")}
+CONFIGS["grun, router"] = replace(CONFIGS["grun"], gate_function="router")
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)

@@ -67,6 +67,7 @@ CONFIGS = {
     "grun, last layer, latched": GrunConfig(layers=(4,), edits="answer"),
     "reft, first layer, latched": ReftConfig(layers=(0, 3), edits="answer"),
     "grun, gates on another layer": GrunConfig(layers=(1, 2), gate_layer=1.0),
+    "grun, router": GrunConfig(layers=(1, 3), gate_function="router", edits="answer"),
 }
 
 
@@ -284,3 +285,17 @@ def test_late_gates_read_the_untouched_model(tmp_path: Path) -> None:
         first[0] = 0
         expected = torch.cat([edit.gate.logit(hidden_ND[first]) for edit in adapted.edits.values()], dim=1)
         torch.testing.assert_close(adapted.answer_output(examples).gate_logit_BK, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_router_opens_for_what_is_to_be_forgotten(tmp_path: Path) -> None:
+    """The first six examples, three prompts, are; the five others keep every bit of the base model's logits."""
+    for adapted in _pair("gpt2", CONFIGS["grun, router"], tmp_path)[:2]:
+        forget, kept = _examples()[:6], _examples()[6:-2]
+        base = PlainModel(adapted.model)
+        assert torch.sigmoid(adapted.answer_output(forget).gate_logit_BK).min() > 0.5
+        assert not torch.allclose(adapted.answer_output(forget).logits_NV, base.answer_output(forget).logits_NV)
+        for each in kept:
+            assert torch.sigmoid(adapted.answer_output([each]).gate_logit_BK).max() < 1e-3
+        prompts = [example.prompt_ids for example in kept]
+        assert adapted.generate(prompts, 12).answers == base.generate(prompts, 12).answers

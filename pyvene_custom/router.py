@@ -1,0 +1,136 @@
+"""A gate in closed form that knows when it does not know: ridge regression on random features, with a class "keep".
+
+Shapes: B prompts, X prompts that it is fitted to, D hidden size, F random features, K requests.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pyvene_custom.gates import Gate, Gates
+
+NUM_FEATURES = 3000
+RIDGE = 10.0
+FEATURE_SEED = 0
+SHUT, LEAST_OPEN = 1e-6, 1e-3
+"""The gate's value where another request or "keep" is likelier, and the least one where it is not."""
+
+
+class RouterGate(nn.Module):
+    """Open where its request's score is above that of "keep"; the score, as far as it lies in (0, 1), is its value.
+
+    Stacked, the gates of all requests are fitted again together, each request a class of its own: the same whatever
+    their order, and without one of them the same, bit for bit, as if it had never been.
+    """
+
+    is_fitted: ClassVar[bool] = True
+
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__()
+        self.set_extra_state(torch.zeros(0, hidden_size + 1))
+
+    def logit(self, h_BD: Tensor) -> Tensor:
+        """See `Gates`."""
+        return self._router.logit(h_BD)
+
+    def opened(self, gate_BK: Tensor) -> Tensor:
+        """See `Gates`."""
+        return _opened(gate_BK)
+
+    def fit(self, h_BD: Tensor, is_forget_B: Tensor) -> None:
+        """See `Gate`."""
+        known_XD = torch.cat([h_BD.float(), is_forget_B[:, None].float().to(h_BD.device)], dim=1).cpu()
+        self.set_extra_state(known_XD)
+        self.to(h_BD.device)
+
+    def get_extra_state(self) -> Tensor:
+        """What it was fitted to, for torch's state dicts: hidden states, and in a last column 1 for forget prompts."""
+        return self._known_XD
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Fit it to what an earlier one was fitted to."""
+        self._known_XD = state
+        self._router = _Router([state])
+
+    @staticmethod
+    def stack(gates: Sequence[Gate]) -> Gates:
+        """See `Gate`."""
+        routers = [gate for gate in gates if isinstance(gate, RouterGate)]
+        if len(routers) < len(gates):
+            raise ValueError("a router stacks with routers alone")
+        return _Router([router.get_extra_state() for router in routers]).to(routers[0]._router.weight_FK.device)
+
+
+class _Router(nn.Module):
+    """φ(h) = (relu(h̃ P), 1), h̃ standardised; W = argmin ‖φ(H) W − Y‖² + λ‖W‖², Y one-hot over requests and "keep"."""
+
+    mean_D: Tensor
+    scale_D: Tensor
+    projection_DF: Tensor
+    weight_FK: Tensor
+    column_K: Tensor
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        """known: of each request, hidden states and whether they are to be forgotten: [X, D + 1]."""
+        super().__init__()
+        # Worked out in an order of their own, so that the order of the requests does not even touch rounding.
+        order = sorted(range(len(known)), key=lambda place: _name(known[place]))
+        h_XD, target_XK = _training_set([known[place] for place in order])
+        hidden_size = h_XD.shape[1]
+        generator = torch.Generator().manual_seed(FEATURE_SEED)
+        projection_DF = torch.randn(hidden_size, NUM_FEATURES, generator=generator) / hidden_size**0.5
+        self.register_buffer("projection_DF", projection_DF.double(), persistent=False)
+        self.register_buffer("mean_D", h_XD.mean(dim=0), persistent=False)
+        self.register_buffer("scale_D", h_XD.std(dim=0, correction=0).clamp(min=1e-6), persistent=False)
+        feature_XF = self._features(h_XD)
+        # Fewer prompts than features: the dual form solves the smaller system.
+        kernel_XX = feature_XF @ feature_XF.T + RIDGE * torch.eye(len(h_XD), dtype=torch.float64)
+        weight_FK = feature_XF.T @ torch.linalg.solve(kernel_XX, target_XK)
+        self.register_buffer("weight_FK", weight_FK, persistent=False)
+        self.register_buffer("column_K", torch.tensor(order).argsort(), persistent=False)
+        self.float()
+
+    def logit(self, h_BD: Tensor) -> Tensor:
+        """See `Gates`."""
+        score_BK = self._features(h_BD.float()) @ self.weight_FK
+        is_first_BK = torch.zeros_like(score_BK, dtype=torch.bool).scatter(1, score_BK.argmax(dim=1)[:, None], True)
+        gate_BK = torch.where(is_first_BK, score_BK.clamp(LEAST_OPEN, 1 - SHUT), SHUT)
+        return torch.logit(gate_BK[:, self.column_K])
+
+    def _features(self, h_BD: Tensor) -> Tensor:
+        feature_BF = torch.relu((h_BD - self.mean_D) / self.scale_D @ self.projection_DF)
+        return torch.cat([feature_BF, torch.ones_like(feature_BF[:, :1])], dim=1)
+
+    def opened(self, gate_BK: Tensor) -> Tensor:
+        """See `Gates`."""
+        return _opened(gate_BK)
+
+
+def _opened(gate_BK: Tensor) -> Tensor:
+    """An open gate is wholly open: there is nothing to be soft about where nothing was trained through it."""
+    return (gate_BK > (SHUT + LEAST_OPEN) / 2).float()
+
+
+def _training_set(known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Every prompt once, [X, D] in float64, and its class among the requests and "keep", one-hot: [X, K].
+
+    A prompt that one request wants forgotten is not kept, whatever the others say; where there is none at all, a zero
+    vector is kept.
+    """
+    forget = [(row[:-1], place) for place, rows in enumerate(known) for row in rows if row[-1] > 0]
+    taken = {_name(row) for row, _ in forget}
+    keep = {_name(row[:-1]): row[:-1] for rows in known for row in rows if row[-1] == 0}
+    kept = [(keep[name], len(known)) for name in sorted(keep.keys() - taken)]
+    labelled = [*forget, *kept] or [(known[0].new_zeros(known[0].shape[1] - 1), len(known))]
+    h_XD = torch.stack([row for row, _ in labelled]).double()
+    target_XK = torch.zeros(len(labelled), len(known) + 1, dtype=torch.float64)
+    target_XK[torch.arange(len(labelled)), torch.tensor([place for _, place in labelled])] = 1.0
+    return h_XD, target_XK
+
+
+def _name(tensor: Tensor) -> bytes:
+    return tensor.numpy().tobytes()

@@ -1,0 +1,113 @@
+"""The router gate: who opens what, the same in any order and without what was taken back, and on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pyvene_custom.checkpoint import load_edits, save_edits
+from pyvene_custom.edits import LoReFT
+from pyvene_custom.router import RouterGate
+
+D = 16
+
+
+def _around(centre: int, count: int, seed: int) -> Tensor:
+    """Prompts about one subject: a place of its own, and a little noise."""
+    generator = torch.Generator().manual_seed(100 + centre)
+    place = torch.randn(D, generator=generator)
+    return place + 0.1 * torch.randn(count, D, generator=torch.Generator().manual_seed(seed))
+
+
+KEEP = torch.cat([_around(centre, 4, 0) for centre in range(50, 60)])
+
+
+def _gate(subject: int) -> RouterGate:
+    gate = RouterGate(D)
+    own = _around(subject, 5, 1)
+    gate.fit(torch.cat([own, KEEP]), torch.arange(len(own) + len(KEEP)) < len(own))
+    return gate
+
+
+def _values(gate: RouterGate, h_BD: Tensor) -> Tensor:
+    return torch.sigmoid(gate.logit(h_BD))
+
+
+def test_it_opens_for_its_own_subject_alone() -> None:
+    """Unseen prompts about the subject open it, wholly; kept ones, seen or not, do not."""
+    gate = _gate(0)
+    own = _values(gate, _around(0, 8, 2))
+    kept = _values(gate, torch.cat([KEEP, *(_around(centre, 3, 3) for centre in range(50, 60))]))
+    assert own.min() > 0.5
+    assert kept.max() < 1e-3
+    assert gate.opened(own).unique().tolist() == [1.0]
+    assert gate.opened(kept).unique().tolist() == [0.0]
+
+
+def test_before_it_is_fitted_it_is_shut() -> None:
+    assert RouterGate(D).opened(_values(RouterGate(D), KEEP)).unique().tolist() == [0.0]
+
+
+def test_stacked_each_prompt_opens_its_own_gate_at_most() -> None:
+    gates = RouterGate.stack([_gate(subject) for subject in range(4)])
+    for subject in range(4):
+        value_BK = torch.sigmoid(gates.logit(_around(subject, 8, 2)))
+        assert gates.opened(value_BK).tolist() == [[float(k == subject) for k in range(4)]] * 8
+    assert gates.opened(torch.sigmoid(gates.logit(KEEP))).sum() == 0
+
+
+def test_order_and_what_was_taken_back_leave_no_trace() -> None:
+    """Bit for bit: in another order the columns change places; without a request the rest is a fresh fit's."""
+    made = {subject: _gate(subject) for subject in range(4)}
+    h_BD = torch.cat([_around(subject, 3, 4) for subject in range(6)])
+    forwards = RouterGate.stack([made[k] for k in (0, 1, 2, 3)]).logit(h_BD)
+    backwards = RouterGate.stack([made[k] for k in (3, 2, 1, 0)]).logit(h_BD)
+    assert torch.equal(forwards, backwards.flip(1))
+    without = RouterGate.stack([made[k] for k in (0, 1, 3)]).logit(h_BD)
+    never = RouterGate.stack([_gate(k) for k in (3, 0, 1)]).logit(h_BD)
+    assert torch.equal(without, never[:, [1, 2, 0]])
+    assert not torch.equal(without, forwards[:, [0, 1, 3]])
+
+
+def test_what_one_keeps_another_may_forget() -> None:
+    """A kept prompt that a request wants forgotten is that request's."""
+    one, other = _gate(0), RouterGate(D)
+    other.fit(torch.cat([KEEP[:4], KEEP[4:]]), torch.arange(len(KEEP)) < 4)
+    gates = RouterGate.stack([one, other])
+    assert gates.opened(torch.sigmoid(gates.logit(KEEP[:4]))).tolist() == [[0.0, 1.0]] * 4
+
+
+def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
+    edits = [LoReFT(hidden_size=D, rank=2, gate_function="router") for _ in range(2)]
+    gates = [edit.gate for edit in edits]
+    gates[0].fit(torch.cat([_around(0, 5, 1), KEEP]), torch.arange(5 + len(KEEP)) < 5)  # type: ignore[union-attr]
+    save_edits(tmp_path, nn.ModuleDict({"3": edits[0]}))
+    load_edits(tmp_path, nn.ModuleDict({"3": edits[1]}))
+    h_BD = torch.cat([_around(0, 3, 2), KEEP])
+    assert torch.equal(*(edit.read(h_BD)[0] for edit in edits))
+    assert edits[1].read(h_BD)[0][:3].tolist() == [[1.0]] * 3
+    assert [file.name for file in tmp_path.iterdir()] == ["edits.safetensors"]
+
+
+def test_a_threshold_shuts_it_and_training_does_not_ask() -> None:
+    edit = LoReFT(hidden_size=D, rank=2, gate_function="router")
+    assert isinstance(edit.gate, RouterGate)
+    edit.gate.fit(torch.cat([_around(0, 5, 1), KEEP]), torch.arange(5 + len(KEEP)) < 5)
+    h_BD = _around(0, 8, 2)
+    edit.gate_threshold = _values(edit.gate, h_BD).median().item()
+    assert edit.train().read(h_BD)[0].unique().tolist() == [1.0]
+    assert sorted(edit.eval().read(h_BD)[0].unique().tolist()) == [0.0, 1.0]
+
+
+def test_all_gates_are_one_product_each_for_features_and_scores(monkeypatch: pytest.MonkeyPatch) -> None:
+    products: list[str] = []
+    run = torch.Tensor.__matmul__
+    stacks = [RouterGate.stack([_gate(subject) for subject in range(count)]) for count in (1, 7)]
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: products.append("@") or run(a, b))
+    for gates in stacks:
+        products.clear()
+        gates.logit(KEEP)
+        assert len(products) == 2
