@@ -9,13 +9,13 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
+from bench.cli.main import main
 from bench.config import overlay, run_config
 from bench.models.prepare import fine_tune
 from bench.models.pretrained import FineTuningConfig
 from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.run import run
-from bench.runs.subject import Subject
 from grun.errors import UserError
 from grun.model.forward import prepare_for_answers
 from grun.prompts.config import PromptConfig
@@ -31,7 +31,7 @@ CHAT = (
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A GPT-2 of 64 tokens' context that knows PAIRS by heart, in a chat whose turns end in <|end|>, not in EOS."""
+    """A GPT-2 of 256 tokens' context that knows PAIRS by heart, in a chat whose turns end in <|end|>, not in EOS."""
     bpe = ByteLevelBPETokenizer()
     special = ["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>", "<|system|>"]
     bpe.train_from_iterator([text for pair in PAIRS for text in pair], vocab_size=300, special_tokens=special)
@@ -41,7 +41,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model: Any = GPT2LMHeadModel(
-            GPT2Config(vocab_size=300, n_positions=64, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+            GPT2Config(vocab_size=300, n_positions=256, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
         )
     template = PromptTemplate.of(tokenizer)
     prepare_for_answers(model, template)
@@ -118,19 +118,24 @@ def test_a_module_is_asked_with_the_prompt_it_was_trained_with(
     assert model.template.config == config.model.prompt == expected
 
 
-def test_the_first_example_is_shown_as_the_model_sees_it(chat_model: str, questions: Path, tmp_path: Path) -> None:
-    config = _config(chat_model, questions, **{"model.prompt.system": "Be brief."})
-    shown = Subject(config=config, execution=Execution(results=tmp_path)).shown_example()
-    assert shown == "<|system|>Be brief.<|end|><|user|>Who sings?<|end|><|assistant|>Ada does.<|end|>"
+def test_prepare_shows_an_example_as_the_model_sees_it(
+    chat_model: str, questions: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    system = "Be as brief as you can, in words that [bold]everybody[/bold] has known since school. " * 2 + "Thanks."
+    command = ["prepare", "--benchmark", "questions", "--benchmark.data-dir", str(questions), "--model", chat_model]
+    command += ["--model.fine-tuning.num-epochs", "0", "--model.prompt.system", system, "--results", str(tmp_path)]
+    main([*command, "--evaluation.max-new-tokens", "9", "--model.prompt.style", "chat"])
+    shown = f"<|system|>{system}<|end|><|user|>Who sings?<|end|><|assistant|>Ada does.<|end|>"
+    assert capsys.readouterr().out.endswith(f"as the model is asked it and answers:\n{shown}\n")
 
 
 @pytest.mark.parametrize("num_epochs", [0, 1])
 def test_a_question_longer_than_the_context_is_one_line_before_anything_is_trained(
     num_epochs: int, chat_model: str, questions: Path, tmp_path: Path
 ) -> None:
-    """Of 64 tokens. By option the question loses its beginning instead, and all goes on."""
+    """Of 256 tokens. By option the question loses its beginning instead, and all goes on."""
     long = {
-        "question": "Who sings? " * 40,
+        "question": "Who sings? " * 200,
         "answer": "Ada does.",
         "paraphrased_answer": "a",
         "perturbed_answers": ["b"],
@@ -144,7 +149,7 @@ def test_a_question_longer_than_the_context_is_one_line_before_anything_is_train
     def progress(phase: str, done: int, total: int) -> None:
         trained.append(phase)
 
-    with pytest.raises(UserError, match=r"^benchmark: item 2 of retain takes \d+ tokens, and the model reads 64; set"):
+    with pytest.raises(UserError, match=r"^benchmark: item 2 of retain takes \d+ tokens, and the model reads 256; set"):
         run(config, Execution(results=tmp_path / "results"), progress=progress)
     assert trained == []
     cut = _config(chat_model, questions, **changes, **{"training.num_epochs": 1, "model.prompt.max_tokens": 40})

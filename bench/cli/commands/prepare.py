@@ -28,4 +28,4 @@ def run(options: Namespace) -> None:
         rows = run_prerequisites(config, execution, shown)
     print_rows(rows)
     console.print("The first item to be forgotten, as the model is asked it and answers:")
-    console.print(Subject(config=config, execution=execution).shown_example(), markup=False, highlight=False)
+    console.print(Subject(config=config, execution=execution).shown_example(), markup=False, soft_wrap=True)
