@@ -77,6 +77,19 @@ class Benchmark:
     """The forget set in parts that may be asked to be forgotten one after another, such as one author each."""
 
 
+def multiple_choice(question: str, choices: Sequence[str], right: int, topic: str) -> Item:
+    """A question as lm-eval puts it without examples; the right letter is the answer. right: its place, from 0."""
+    letters = "ABCDEFGHIJ"[: len(choices)]
+    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
+    return Item(
+        question=f"The following are multiple choice questions (with answers) about {topic}.\n\n"
+        f"{question.strip()}\n{listed}\nAnswer:",
+        answer=f" {letters[right]}",
+        perturbed_answers=tuple(f" {letter}" for letter in letters if letter != letters[right]),
+        form="continuation",
+    )
+
+
 def say_repeats(forget_set: Sequence[Item], retain_set: Sequence[Item]) -> None:
     """Items that are in a set more than once, or in both: they are kept, and counted out to the user."""
     forget, retain = (Counter(item.pair for item in items) for items in (forget_set, retain_set))

@@ -13,13 +13,12 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le, Len
 from pydantic import Strict
 
-from bench.benchmarks.items import Benchmark, Item, say_repeats
+from bench.benchmarks.items import Benchmark, Item, multiple_choice, say_repeats
 from bench.sources import AnyText, HubPart, Text, read_rows, say
 from bench.splits import Split
 from grun.errors import UserError
 
 TOPICS = {"wmdp_bio": "biology", "wmdp_cyber": "cybersecurity"}
-LETTERS = "ABCD"
 HUB = {
     "wmdp_bio": HubPart("cais/wmdp", "wmdp-bio", "test"),
     "wmdp_cyber": HubPart("cais/wmdp", "wmdp-cyber", "test"),
@@ -85,9 +84,12 @@ class WmdpConfig:
     def _questions(self, part: str) -> list[Item]:
         topic = TOPICS.get(part)
         if topic is not None:
-            return [_question(row, topic) for row in read_rows(_Question, part, self.data_dir, HUB[part])]
-        rows = read_rows(_QuestionOfSubject, part, self.data_dir, HUB[part])
-        return [_question(row, row.subject.replace("_", " ")) for row in rows]
+            asked = read_rows(_Question, part, self.data_dir, HUB[part])
+            return [multiple_choice(row.question, row.choices, row.answer, topic) for row in asked]
+        return [
+            multiple_choice(row.question, row.choices, row.answer, row.subject.replace("_", " "))
+            for row in read_rows(_QuestionOfSubject, part, self.data_dir, HUB[part])
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,19 +109,3 @@ class _Question:
 @dataclass(frozen=True, kw_only=True)
 class _QuestionOfSubject(_Question):
     subject: Text
-
-
-def _question(row: _Question, topic: str) -> Item:
-    """lm-eval's prompt; the right letter is the answer, the others are the wrong ones."""
-    choices = "\n".join(f"{letter}. {choice}" for letter, choice in zip(LETTERS, row.choices, strict=True))
-    prompt = (
-        f"The following are multiple choice questions (with answers) about {topic}.\n\n"
-        f"{row.question.strip()}\n{choices}\nAnswer:"
-    )
-    right = LETTERS[row.answer]
-    return Item(
-        question=prompt,
-        answer=f" {right}",
-        perturbed_answers=tuple(f" {letter}" for letter in LETTERS if letter != right),
-        form="continuation",
-    )

@@ -30,7 +30,7 @@ SPLIT_METRICS: Mapping[str, Mapping[str, Metric]] = {
         **_GATES,
     },
     "choice": {"accuracy": ACCURACY, **_GATES},
-    "text": {"rouge_l_f1": ROUGE_L_F1, "fluency": FLUENCY, **_GATES},
+    "text": {"rouge_l_f1": ROUGE_L_F1, "rouge_l_recall": ROUGE_L_RECALL, "fluency": FLUENCY, **_GATES},
 }
 """Kind of split → metric → what it is, and how it is made."""
 

@@ -66,6 +66,7 @@ def test_scores_by_kind_of_split() -> None:
         "mmlu_gate_mean": pytest.approx(0.525),
         "mmlu_gate_open_share": 1.0,
         "forget_verbatim_rouge_l_f1": pytest.approx(2 / 3),
+        "forget_verbatim_rouge_l_recall": pytest.approx(2 / 3),
         "forget_verbatim_fluency": pytest.approx(7 / 13),
         "forget_verbatim_gate_mean": pytest.approx(0.525),
         "forget_verbatim_gate_open_share": 1.0,
