@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import optuna
 import polars as pl
 import pytest
@@ -35,6 +36,8 @@ from bench.studies.journal import study_storage
 from bench.studies.search import INTERRUPTED
 from grun.prompts.template import PromptTemplate
 
+hypothesis.settings.register_profile("suite", deadline=None)  # nothing fails for what else the machine is doing
+hypothesis.settings.load_profile("suite")
 TOFU = Path(__file__).parents[2] / "shared" / "data" / "tofu"
 
 SMALL = {

@@ -48,10 +48,16 @@ def _steps(config: RunConfig, folder: Path, stop_after: int | None = None) -> tu
 
 
 def test_training_goes_on_after_the_last_epoch(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, assert_same_metrics: Any
+    config: RunConfig,
+    small_references: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same_metrics: Any,
 ) -> None:
     """Cut off in step 11 of 18, it goes on with step 10; the row is the uncut run's, and the checkpoint is gone."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    for name in ("cut", "whole"):
+        shutil.copytree(small_references, tmp_path / name)
     assert _steps(config, tmp_path / "cut", stop_after=11) == (list(range(1, 12)), None)
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
     steps, row = _steps(config, tmp_path / "cut")
@@ -67,22 +73,26 @@ def test_training_goes_on_after_the_last_epoch(
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "of another module"])
 def test_a_damaged_checkpoint_is_said_and_done_without(
-    damage: str, config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    damage: str,
+    config: RunConfig,
+    small_results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    _steps(config, tmp_path, stop_after=5)
-    (file,) = (tmp_path / "checkpoints").iterdir()
+    _steps(config, small_results, stop_after=5)
+    (file,) = (small_results / "checkpoints").iterdir()
     if damage == "truncated":
         file.write_bytes(file.read_bytes()[:-100])
     elif damage == "garbage":
         file.write_bytes(b"x" * 1000)
     else:
         other = run_config(overlay(config.to_dict(), {"adapter.rank": 2}))
-        _steps(other, tmp_path, stop_after=5)
-        (elsewhere,) = set((tmp_path / "checkpoints").iterdir()) - {file}
+        _steps(other, small_results, stop_after=5)
+        (elsewhere,) = set((small_results / "checkpoints").iterdir()) - {file}
         elsewhere.replace(file)
     with caplog.at_level(logging.WARNING):
-        steps, row = _steps(config, tmp_path)
+        steps, row = _steps(config, small_results)
     assert steps == list(range(1, 19))
     assert row is not None
     assert "is damaged" in caplog.text
@@ -103,9 +113,11 @@ def _of_another_rank(module: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def whole(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def whole(
+    config: RunConfig, small_references: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Any]]:
     """A results folder whose module is whole and whose row is lost, and the row."""
-    folder = tmp_path_factory.mktemp("whole")
+    folder = Path(shutil.copytree(small_references, tmp_path_factory.mktemp("whole") / "results"))
     _, row = _steps(config, folder)
     assert row is not None
     (folder / "runs" / f"{row['run_key']}.parquet").unlink()

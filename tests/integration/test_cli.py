@@ -15,17 +15,16 @@ from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
 from bench.runs.execution import Execution
-from bench.runs.run import run, run_prerequisites
+from bench.runs.run import run
 
 Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def folder(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(small_config: RunConfig, small_references: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of two methods, with a failed run among them."""
-    folder = tmp_path_factory.mktemp("results")
+    folder = Path(shutil.copytree(small_references, tmp_path_factory.mktemp("cli") / "results"))
     execution = Execution(results=folder)
-    run_prerequisites(small_config, execution)
     run(small_config, execution, gate_thresholds=(0.5,))
     lora = {"adapter": "lora", "training.num_epochs": 2}
     run(run_config(overlay(small_config.to_dict(), {**lora, "adapter.learning_rate": 1e-3})), execution)

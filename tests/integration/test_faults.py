@@ -18,6 +18,7 @@ import optuna
 import psutil
 import pytest
 
+from bench.cli.main import main
 from bench.results import store
 from bench.studies.journal import study_storage
 
@@ -221,17 +222,24 @@ def test_ctrl_c_ends_a_sweep_with_130(
 
 
 def test_two_sweeps_share_a_folder_but_not_a_study(
-    space: Any, small_results: Path, check_whole: Any, ray_address: str, tmp_path: Path
+    space: Any,
+    small_results: Path,
+    check_whole: Any,
+    ray_address: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Side by side they finish each its own study; a third on a study that is running is refused at once."""
     folder = small_results
-    logs = [tmp_path / f"log{number}" for number in range(3)]
+    logs = [tmp_path / f"log{number}" for number in range(2)]
     first = _start(logs[0], space("one", 2), "--results", folder, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
     _until(lambda: (folder / ".sweep-one.lock").exists(), first, logs[0])
     second = _start(logs[1], space("two", 2), "--results", folder, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
-    third = _start(logs[2], space("one", 2), "--results", folder)
-    assert third.wait(TIMEOUT_S) == 2
-    assert logs[2].read_text().strip() == "grun-bench: study: one is being run by another sweep; wait for it"
+    with pytest.raises(SystemExit) as third:
+        main(["sweep", str(space("one", 2)), "--results", str(folder)])
+    assert third.value.code == 2
+    said = "".join(capsys.readouterr())
+    assert said.strip() == "grun-bench: study: one is being run by another sweep; wait for it"
     for process, log in ((first, logs[0]), (second, logs[1])):
         _finish(process, log)
     for study in ("one", "two"):

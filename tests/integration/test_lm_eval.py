@@ -118,11 +118,11 @@ def test_our_model_class_says_what_theirs_does(
     assert _said(open_gates, "harmless_quiz") != _said(expected, "harmless_quiz"), "the module is on"
 
 
-def test_evaluate_runs_lm_eval(small_config: RunConfig, tmp_path: Path, tasks: Path, capsys: Any) -> None:
-    (row,) = run(small_config, Execution(results=tmp_path))
-    module = str(tmp_path / "modules" / row["train_key"])
+def test_evaluate_runs_lm_eval(small_config: RunConfig, small_results: Path, tasks: Path, capsys: Any) -> None:
+    (row,) = run(small_config, Execution(results=small_results))
+    module = str(small_results / "modules" / row["train_key"])
     main(["evaluate", module, "--lm-eval", "harmless_quiz", "--lm-eval-include", str(tasks), "--lm-eval-limit", "3"])
-    found = json.loads((tmp_path / "lm_eval" / f"{row['run_key']}.json").read_text())
+    found = json.loads((small_results / "lm_eval" / f"{row['run_key']}.json").read_text())
     assert 0.0 <= found["results"]["harmless_quiz"]["acc,none"] <= 1.0
     assert len(found["samples"]["harmless_quiz"]) == 3
     assert "harmless_quiz" in capsys.readouterr().out

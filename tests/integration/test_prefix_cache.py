@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -213,7 +214,10 @@ def test_greedy_answers_are_the_librarys(fresh_target: Callable[[], tuple[Any, P
 
 
 def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
-    small_config: RunConfig, tmp_path: Path, assert_same_metrics: Callable[[dict[str, Any], dict[str, Any]], None]
+    small_config: RunConfig,
+    small_references: Path,
+    tmp_path: Path,
+    assert_same_metrics: Callable[[dict[str, Any], dict[str, Any]], None],
 ) -> None:
     """The engine with all it reuses, against pyvene once a threshold: every score, and every answer word for word."""
     thresholds = (0.0, 0.05, 0.5, 0.95)
@@ -221,6 +225,8 @@ def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
         "auto": Execution(results=tmp_path / "auto"),
         "plain": Execution(results=tmp_path / "plain", engine="plain"),
     }
+    for name in executions:
+        shutil.copytree(small_references, tmp_path / name)
     rows = {name: run(small_config, each, gate_thresholds=thresholds) for name, each in executions.items()}
     assert [row["engine"] for row in rows["auto"]] == ["prefix_cache"] * 4
     assert [row["engine"] for row in rows["plain"]] == ["plain"] * 4

@@ -135,13 +135,13 @@ def test_shallow_unlearning_comes_back(fresh_target: Fresh, small_benchmark: Ben
     assert all(row["gate"] == [pytest.approx(1.0)] for row in rows["forget_paraphrased_question"])
 
 
-def test_columns_beside_the_scores(small_config: RunConfig, tmp_path: Path, capsys: Any) -> None:
+def test_columns_beside_the_scores(small_config: RunConfig, small_results: Path, capsys: Any) -> None:
     """Trained once; `evaluate --robustness` adds a row with the attacks' columns, and the other scores stay."""
-    execution = Execution(results=tmp_path)
+    execution = Execution(results=small_results)
     (row,) = run(small_config, execution)
-    main(["evaluate", str(tmp_path / "modules" / row["train_key"]), "--robustness"])
+    main(["evaluate", str(small_results / "modules" / row["train_key"]), "--robustness"])
     attacked = run_config(overlay(small_config.to_dict(), {"evaluation.robustness": {}}))
-    again = store.read_run(tmp_path, attacked.run_key)
+    again = store.read_run(small_results, attacked.run_key)
     assert again is not None
     assert again["train_seconds"] == row["train_seconds"]
     assert again["model_utility"] == pytest.approx(row["model_utility"], rel=1e-3)
@@ -150,7 +150,7 @@ def test_columns_beside_the_scores(small_config: RunConfig, tmp_path: Path, caps
         assert 0.0 <= again[f"forget_{name}_gate_shut_share"] <= 1.0
         assert row[f"forget_{name}_rouge_l_recall"] is None
     assert again["forget_8_bit_rouge_l_recall"] is None
-    target = store.read_run(tmp_path, prerequisite(attacked, "target_model").run_key)
+    target = store.read_run(small_results, prerequisite(attacked, "target_model").run_key)
     assert target is not None
     assert target["forget_prefix_attack_rouge_l_recall"] > 0.95
     assert target["forget_prefix_attack_gate_shut_share"] is None

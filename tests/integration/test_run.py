@@ -28,9 +28,11 @@ THRESHOLDS = (0.5, 0.9)
 
 
 @pytest.fixture(scope="module")
-def finished(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+def finished(
+    small_config: RunConfig, small_references: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, list[dict[str, Any]]]:
     """A results folder with target, retain model and one GRUN module at three thresholds."""
-    folder = tmp_path_factory.mktemp("results")
+    folder = Path(shutil.copytree(small_references, tmp_path_factory.mktemp("run") / "results"))
     execution = Execution(results=folder)
     rows = run_prerequisites(small_config, execution)
     return folder, [*rows, *run(small_config, execution, gate_thresholds=THRESHOLDS)]
@@ -119,11 +121,11 @@ def test_a_new_threshold_needs_no_training(finished: Any, small_config: RunConfi
 
 
 def test_training_again_gives_the_same_row(
-    finished: Any, small_config: RunConfig, tmp_path: Path, assert_same_metrics: Any
+    finished: Any, small_config: RunConfig, small_results: Path, assert_same_metrics: Any
 ) -> None:
-    """Another folder, nothing to reuse: same run_key, same scores."""
+    """Another folder, no module to reuse: same run_key, same scores."""
     first = finished[1][2]
-    (again,) = run(small_config, Execution(results=tmp_path))
+    (again,) = run(small_config, Execution(results=small_results))
     assert again["run_key"] == first["run_key"]
     assert_same_metrics(again, first)
 
@@ -203,13 +205,13 @@ def test_answers_that_follow_from_the_likelihoods_are_those_decoded(
     assert 0.1 < sum(lost) / len(lost) < 0.9
 
 
-def test_a_diverging_run_is_a_row_too(small_config: RunConfig, tmp_path: Path) -> None:
+def test_a_diverging_run_is_a_row_too(small_config: RunConfig, small_results: Path) -> None:
     config = run_config(
         overlay(small_config.to_dict(), {"adapter": "full", "adapter.learning_rate": 1e30, "training.num_epochs": 2})
     )
     with pytest.raises(Exception, match="diverged"):
-        run(config, Execution(results=tmp_path))
-    row = store.scan_runs(tmp_path).filter(pl.col("status") == "failed").to_dicts()[0]
+        run(config, Execution(results=small_results))
+    row = store.scan_runs(small_results).filter(pl.col("status") == "failed").to_dicts()[0]
     assert row["run_key"] == config.run_key
     assert row["error"].startswith("adapter.learning_rate: training diverged at step")
     assert all(row[metric] is None for metric in METRICS)

@@ -27,7 +27,7 @@ from bench.results import store
 from bench.results.columns import ITEMS_SCHEMA, METRICS, RUNS_SCHEMA
 from bench.results.storage import Damaged, Location, location
 from bench.runs.execution import Execution
-from bench.runs.run import run, run_prerequisites
+from bench.runs.run import run
 from grun.errors import UserError
 
 BUCKET = "s3://bench"
@@ -247,28 +247,35 @@ def test_compacting_costs_no_more_than_reading(tmp_path: Path, monkeypatch: pyte
 
 
 def test_ten_thousand_rows_are_read_in_a_second(tmp_path: Path) -> None:
-    """As `compact` leaves them, all columns; and one of ten thousand is found."""
+    """Of CPU, as `compact` leaves them, all columns; and one of ten thousand is found."""
     store.create(tmp_path)
     row = _row("", config_json=json.dumps({"a": 1}), **dict.fromkeys(METRICS, 0.5))
     table = pa.Table.from_pylist([{**row, "run_key": f"{n:05d}"} for n in range(10_000)], schema=RUNS_SCHEMA)
     pq.write_table(table, tmp_path / "runs" / "compact-1-1.parquet")
-    started = time.perf_counter()
+    started = time.process_time()
     runs = store.scan_runs(tmp_path)
-    assert time.perf_counter() - started < 1.0
+    assert time.process_time() - started < 1.0
     assert runs.height == 10_000
     found = store.read_run(tmp_path, "04567")
     assert found is not None
     assert found["run_key"] == "04567"
 
 
+def _copy_rows(folder: Path, there: str) -> None:
+    """From a disk into an object store."""
+    for table in ("runs", "items"):
+        for file in (folder / table).glob("*.parquet"):
+            (location(there) / table / file.name).write(file.read_bytes())
+
+
 def test_a_run_its_module_and_its_front_in_s3(
-    s3: str, small_config: RunConfig, tmp_path: Path, assert_same_metrics: Any, capsys: Any
+    s3: str, small_config: RunConfig, small_results: Path, assert_same_metrics: Any, capsys: Any
 ) -> None:
     """The same rows as on a disk; evaluated again from its module; front, page and picture beside them."""
     there = Execution(results=f"{s3}/run")
-    run_prerequisites(small_config, there)
+    _copy_rows(small_results, f"{s3}/run")
     (row,) = run(small_config, there)
-    (local,) = run(small_config, Execution(results=tmp_path))
+    (local,) = run(small_config, Execution(results=small_results))
     assert_same_metrics(row, local)
     main(["evaluate", f"{s3}/run/modules/{row['train_key']}", "--gate-thresholds", "0.5"])
     assert store.scan_runs(f"{s3}/run").filter(adapter="grun")["gate_threshold"].sort().to_list() == [0.0, 0.5]
@@ -282,7 +289,9 @@ def test_a_run_its_module_and_its_front_in_s3(
     assert "4 runs rescored" in capsys.readouterr().out
 
 
-def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, own_cache: Path, tmp_path: Path) -> None:
+def test_a_sweep_in_s3_goes_on(
+    s3: str, small_config: RunConfig, small_references: Path, own_cache: Path, tmp_path: Path
+) -> None:
     """Its study too is kept there: from another cache the same command finds what is done."""
     space = {
         "study": "s",
@@ -291,7 +300,7 @@ def test_a_sweep_in_s3_goes_on(s3: str, small_config: RunConfig, own_cache: Path
     }
     write_yaml(tmp_path / "s.yaml", space)
     command = [str(Path(sys.executable).with_name("grun-bench")), "sweep", str(tmp_path / "s.yaml")]
-    run_prerequisites(small_config, Execution(results=f"{s3}/sweep"))
+    _copy_rows(small_references, f"{s3}/sweep")
     printed = []
     for trials, cache in ((1, "one"), (2, "two")):
         half_made = shutil.ignore_patterns("*.tmp-*")  # by another process of this session

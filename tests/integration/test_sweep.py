@@ -1,5 +1,7 @@
-"""Sweeps for real, in processes of their own: budgets, thresholds, failures, going on, kill -9."""
+"""Sweeps for real, on Ray: budgets, thresholds, failures, going on, kill -9."""
 
+import contextlib
+import io
 import os
 import signal
 import subprocess
@@ -14,6 +16,7 @@ import polars as pl
 import pytest
 from optuna.trial import TrialState
 
+from bench.cli.main import main
 from bench.config import overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
@@ -55,12 +58,20 @@ def _command(*words: object) -> list[str]:
     return [str(Path(sys.executable).with_name("grun-bench")), "sweep", *map(str, words)]
 
 
-def _sweep(*words: object, **environment: str) -> str:
-    done = subprocess.run(
-        _command(*words), capture_output=True, text=True, timeout=TIMEOUT_S, env=os.environ | environment
-    )
+def _sweep(*words: object) -> str:
+    """In a process of its own, on a Ray of its own: what it printed."""
+    done = subprocess.run(_command(*words), capture_output=True, text=True, timeout=TIMEOUT_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
+
+
+def _here(ray_address: str, *words: object) -> str:
+    """The command line in this process, whose workers are those of the cluster: what it printed."""
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setenv("RAY_ADDRESS", ray_address)
+        main([str(word) for word in words])
+    return printed.getvalue()
 
 
 def _trials(folder: Path, study: str) -> list[optuna.trial.FrozenTrial]:
@@ -75,7 +86,7 @@ def _unlearned(folder: Path) -> pl.DataFrame:
 def swept(spaces: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """Both spaces in one command."""
     folder = tmp_path_factory.mktemp("swept")
-    return folder, _sweep(spaces / "grun.yaml", spaces / "full.yaml", "--results", folder, RAY_ADDRESS=ray_address)
+    return folder, _here(ray_address, "sweep", spaces / "grun.yaml", spaces / "full.yaml", "--results", folder)
 
 
 def test_every_training_is_a_line_and_every_evaluation_a_row(swept: tuple[Path, str]) -> None:
@@ -111,10 +122,10 @@ def test_the_same_command_goes_on(swept: tuple[Path, str], spaces: Path, ray_add
     """A used budget leaves nothing to do; a larger one is made up for, and what is there stays as it is."""
     folder, _ = swept
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
-    printed = _sweep(spaces / "grun.yaml", "--results", folder, RAY_ADDRESS=ray_address)
+    printed = _here(ray_address, "sweep", spaces / "grun.yaml", "--results", folder)
     assert "2 of 2 trainings are done already" in printed
     assert "nothing to do" in printed
-    _sweep(spaces / "grun.yaml", "--results", folder, "--num-trials", 3, RAY_ADDRESS=ray_address)
+    _here(ray_address, "sweep", spaces / "grun.yaml", "--results", folder, "--num-trials", 3)
     after = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
     assert before.items() <= after.items()
     assert _unlearned(folder).filter(pl.col("study") == "grun")["train_key"].n_unique() == 3
@@ -122,15 +133,16 @@ def test_the_same_command_goes_on(swept: tuple[Path, str], spaces: Path, ray_add
     assert len(set(rates)) == 3, "the sampler did not repeat its first draws"
 
 
-def test_other_objectives_are_refused(swept: tuple[Path, str], spaces: Path, ray_address: str, tmp_path: Path) -> None:
+def test_other_objectives_are_refused(
+    swept: tuple[Path, str], spaces: Path, ray_address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder, _ = swept
     text = (spaces / "grun.yaml").read_text() + "objectives: {forget_rouge_l_recall: min, model_utility: max}\n"
     (tmp_path / "other.yaml").write_text(text)
-    words = _command(tmp_path / "other.yaml", "--results", folder)
-    environment = os.environ | {"RAY_ADDRESS": ray_address}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
-    assert done.returncode == 2
-    assert "study grun was begun with others" in done.stderr
+    with pytest.raises(SystemExit) as stop:
+        _here(ray_address, "sweep", tmp_path / "other.yaml", "--results", folder)
+    assert stop.value.code == 2
+    assert "study grun was begun with others" in capsys.readouterr().err
 
 
 def test_an_error_in_a_target_model_is_one_line(spaces: Path, ray_address: str, tmp_path: Path) -> None:
@@ -190,11 +202,7 @@ def test_the_best_of_each_method_with_other_seeds(swept: tuple[Path, str], ray_a
     folder, _ = swept
     before = _unlearned(folder).height
     table = tmp_path / "table.md"
-    command = [str(Path(sys.executable).with_name("grun-bench")), "seeds", str(folder), "--num-seeds", "2"]
-    environment = os.environ | {"RAY_ADDRESS": ray_address}
-    command += ["--output", str(table)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
+    _here(ray_address, "seeds", folder, "--num-seeds", 2, "--output", table)
     again = _unlearned(folder / "seeds")
     assert sorted(again.select("method", "seed").rows()) == [
         (method, seed) for method in ("full+grad_ascent", "grun+grad_ascent") for seed in (0, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,20 @@ def config(wmdp_dir: Path) -> Any:
     )
 
 
+@pytest.fixture(scope="module")
+def references(config: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with the target and the retain model's rows."""
+    folder = tmp_path_factory.mktemp("references")
+    run_prerequisites(config, Execution(results=folder))
+    return folder
+
+
+@pytest.fixture
+def results(references: Path, tmp_path: Path) -> Path:
+    """A copy of it."""
+    return Path(shutil.copytree(references, tmp_path / "results"))
+
+
 def test_passages_and_questions(wmdp_dir: Path) -> None:
     benchmark = WmdpConfig(data_dir=str(wmdp_dir), num_passages=12).load()
     assert len(benchmark.forget_set) == len(benchmark.retain_set) == 12
@@ -79,9 +94,9 @@ def test_a_passage_is_cut_at_four_fifths() -> None:
     assert (len(long.prompt_ids), len(long.answer_ids)) == (409, 103)
 
 
-def test_grun_with_rmu(config: Any, tmp_path: Path) -> None:
+def test_grun_with_rmu(config: Any, results: Path) -> None:
     """The target knows the quiz; the run writes accuracies and gates, and no score that there is no data for."""
-    execution = Execution(results=tmp_path)
+    execution = Execution(results=results)
     rows = {row["method"]: row for row in run_prerequisites(config, execution)}
     losses: list[float] = []
 
@@ -100,24 +115,22 @@ def test_grun_with_rmu(config: Any, tmp_path: Path) -> None:
     assert row["model_utility"] is row["forget_quality"] is row["mia_loss_auc"] is None
 
 
-def test_the_front_has_objectives_of_its_own(config: Any, tmp_path: Path, capsys: Any) -> None:
-    execution = Execution(results=tmp_path)
-    run_prerequisites(config, execution)
-    run(config, execution)
-    main(["pareto", str(tmp_path), "--format", "json"])
+def test_the_front_has_objectives_of_its_own(config: Any, results: Path, capsys: Any) -> None:
+    run(config, Execution(results=results))
+    main(["pareto", str(results), "--format", "json"])
     assert json.loads(capsys.readouterr().out)["objectives"] == {"wmdp_bio_accuracy": "min", "mmlu_accuracy": "max"}
-    main(["pareto", str(tmp_path)])
+    main(["pareto", str(results)])
 
 
-def test_ours_is_lm_evals_accuracy(config: Any, wmdp_dir: Path, tmp_path: Path) -> None:
+def test_ours_is_lm_evals_accuracy(config: Any, wmdp_dir: Path, results: Path, tmp_path: Path) -> None:
     """Same model, same items: each choice's log-likelihood, and so each item's verdict, is what lm-eval's is."""
     pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install -e '.[lm-eval]'")
     from lm_eval.models.huggingface import HFLM
 
     from bench.evaluation.harness import run_lm_eval
 
-    rows = {row["method"]: row for row in run_prerequisites(config, Execution(results=tmp_path))}
-    ours = store.read_items(tmp_path, rows["target_model"]["run_key"])
+    rows = {row["method"]: row for row in run_prerequisites(config, Execution(results=results))}
+    ours = store.read_items(results, rows["target_model"]["run_key"])
     assert ours is not None
     (tmp_path / "quiz_bio.yaml").write_text(
         "task: quiz_bio\ndataset_path: json\n"

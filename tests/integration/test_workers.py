@@ -69,21 +69,40 @@ dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def alone(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def references(small_config: RunConfig, small_references: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A results folder with what every method is measured against."""
+    folder = shutil.copytree(small_references, tmp_path_factory.mktemp("references") / "results")
+    run_prerequisites(_config(small_config, "grun"), Execution(results=folder))
+    return folder
+
+
+@pytest.fixture
+def results(references: Path, tmp_path: Path) -> Path:
+    """A copy of that folder."""
+    return Path(shutil.copytree(references, tmp_path / "results"))
+
+
+@pytest.fixture(scope="module")
+def alone(
+    small_config: RunConfig, references: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
     """Each method by one process."""
-    folder = tmp_path_factory.mktemp("alone")
+    folder = shutil.copytree(references, tmp_path_factory.mktemp("alone") / "results")
     return {name: run(_config(small_config, name), Execution(results=folder))[0] for name in METHODS}
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_two_processes_are_one(
-    name: str, alone: Any, small_config: RunConfig, tmp_path: Path, assert_same_metrics: Callable[..., None]
+    name: str,
+    alone: Any,
+    small_config: RunConfig,
+    results: Path,
+    tmp_path: Path,
+    assert_same_metrics: Callable[..., None],
 ) -> None:
     """Global batch, items and seeds the same; the second worker's parts are smaller, and once it has none."""
     config = _config(small_config, name)
-    store.create(tmp_path)
-    run_prerequisites(config, Execution(results=tmp_path))
-    arguments = [str(tmp_path / "meeting"), str(tmp_path), config.to_dict(), EXECUTIONS[name]]
+    arguments = [str(tmp_path / "meeting"), str(results), config.to_dict(), EXECUTIONS[name]]
     processes = [
         subprocess.Popen([sys.executable, "-c", WORK, json.dumps([rank, *arguments])], stderr=subprocess.PIPE)
         for rank in range(2)
@@ -91,7 +110,7 @@ def test_two_processes_are_one(
     for process in processes:
         _, complaints = process.communicate(timeout=180)
         assert process.returncode == 0, complaints.decode()
-    row = store.read_run(tmp_path, config.run_key)
+    row = store.read_run(results, config.run_key)
     assert row is not None
     assert_same_metrics(row, alone[name])
     assert row["trainable_parameters"] == alone[name]["trainable_parameters"]
@@ -101,6 +120,7 @@ def test_ray_train_gives_the_same_rows(
     alone: Any,
     small_config: RunConfig,
     ray_address: str,
+    results: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     assert_same_metrics: Callable[..., None],
@@ -108,18 +128,17 @@ def test_ray_train_gives_the_same_rows(
     """A trial of two workers in a sweep, and a run of one by force."""
     monkeypatch.setenv("RAY_ADDRESS", ray_address)
     config = _config(small_config, "grun")
-    run_prerequisites(config, Execution(results=tmp_path))
     choice = {"seed": {"type": "categorical", "choices": [config.seed]}}
     write_yaml(
         tmp_path / "one.yaml", {"study": "one", "base": config.to_dict(), "search_space": choice, "num_trials": 1}
     )
-    main(["sweep", str(tmp_path / "one.yaml"), "--results", str(tmp_path), "--num-workers", "2"])
-    row = store.read_run(tmp_path, config.run_key)
+    main(["sweep", str(tmp_path / "one.yaml"), "--results", str(results), "--num-workers", "2"])
+    row = store.read_run(results, config.run_key)
     assert row is not None
     assert_same_metrics(row, alone["grun"])
-    (tmp_path / "runs" / f"{config.run_key}.parquet").unlink()
-    shutil.rmtree(tmp_path / "modules")
-    (forced,) = run(config, Execution(results=tmp_path, num_threads=1, ray_train="always"))
+    (results / "runs" / f"{config.run_key}.parquet").unlink()
+    shutil.rmtree(results / "modules")
+    (forced,) = run(config, Execution(results=results, num_threads=1, ray_train="always"))
     assert_same_metrics(forced, alone["grun"])
 
 
