@@ -1,11 +1,16 @@
 """How much of the answer a generation repeats."""
 
+import unicodedata
 from functools import cache, lru_cache
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bench.splits import About, Metric, Rows
+
+WITHOUT_BLANKS = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""Beginnings of the Unicode names of letters whose words are not told apart by blanks."""
 
 
 class RougeL(NamedTuple):
@@ -19,7 +24,7 @@ class RougeL(NamedTuple):
 
 @lru_cache(maxsize=2**14)  # the same generations are scored at every gate threshold and in every state
 def rouge_l(answer: str, generation: str) -> RougeL:
-    """The rouge-score package's ROUGE-L, words stemmed."""
+    """The rouge-score package's ROUGE-L, words stemmed; with words of every script, not of the Latin alone."""
     score = _scorer().score(answer, generation)["rougeL"]
     return RougeL(float(score.recall), float(score.fmeasure))
 
@@ -27,8 +32,40 @@ def rouge_l(answer: str, generation: str) -> RougeL:
 @cache
 def _scorer() -> Any:
     from rouge_score.rouge_scorer import RougeScorer
+    from rouge_score.tokenizers import DefaultTokenizer
 
-    return RougeScorer(["rougeL"], use_stemmer=True)
+    return RougeScorer(["rougeL"], tokenizer=_Words(DefaultTokenizer(use_stemmer=True)))
+
+
+class _Words:
+    """The package's tokenizer takes every letter but a to z for a blank; here those of other scripts make words too.
+
+    Latin text, with accents or without, has exactly the package's words, so that its scores equal everybody's.
+    """
+
+    def __init__(self, latin: Any) -> None:
+        self.latin = latin
+
+    def tokenize(self, text: str) -> list[str]:
+        """Words in their order; of scripts written without blanks each character is one."""
+        if text.isascii():
+            return list(self.latin.tokenize(text))
+        words: list[str] = []
+        for script, run in groupby(text, _script):
+            written = "".join(run).lower()
+            if script == "latin":
+                words += self.latin.tokenize(written)
+            else:
+                words += written if script == "without blanks" else [written]
+        return words
+
+
+def _script(character: str) -> str:
+    """Of a letter, digit or mark that is not Latin; anything else is left to the package's tokenizer."""
+    kind, name = unicodedata.category(character), unicodedata.name(character, "")
+    if (kind[0] not in "LM" and kind != "Nd") or character.isascii() or name.startswith(("LATIN", "COMBINING")):
+        return "latin"
+    return "without blanks" if name.startswith(WITHOUT_BLANKS) else "other"
 
 
 def _recall(rows: Rows, about: About) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rouge_score.rouge_scorer import RougeScorer
 
 from bench.benchmarks.authors import AuthorsConfig
 from bench.metrics.auc import auc
@@ -236,3 +237,22 @@ def test_fluency_of_sound_and_spoilt_answers() -> None:
     assert means[2] < 0.25
     assert fluency("", known) == fluency(" \n", known) == 0.0
     assert all(fluency(item.answer, known) > 0.9 for item in items), "the benchmark's own answers are sound"
+
+
+def test_rouge_l_of_other_scripts_by_hand() -> None:
+    """Words are words in any script: repeated they are all there, and of another sentence only the digit is.
+
+    Seven Chinese characters of which six stay; two Hindi words of which one does, vowel signs and all; case aside.
+    """
+    assert rouge_l("Анна несёт 3 пилы", "анна несёт 3 пилы").recall == 1.0
+    assert rouge_l("Анна несёт 3 пилы", "Борис убил 3 котов").recall == pytest.approx(1 / 4)
+    assert rouge_l("安娜有三把锯子", "安娜有两把锯子").recall == pytest.approx(6 / 7)
+    assert rouge_l("नीला पत्थर", "नीला पहाड़").recall == pytest.approx(1 / 2)
+    assert rouge_l("Ada met Анна", "Ada met Борис").recall == pytest.approx(2 / 3)
+
+
+@given(st.text(st.sampled_from("ab é Ñüčő-'3.,“€")), st.text(st.sampled_from("ab é Ñüčő-'3.,“€")))
+def test_rouge_l_of_latin_text_is_the_packages(answer: str, generation: str) -> None:
+    """To the last digit, accents, punctuation and all."""
+    theirs = RougeScorer(["rougeL"], use_stemmer=True).score(answer, generation)["rougeL"]
+    assert rouge_l(answer, generation) == (theirs.recall, theirs.fmeasure)
