@@ -101,13 +101,8 @@ class Subject:
 
     @property
     def module(self) -> Location:
-        """Where what is trained is kept."""
+        """Where what a run trains is kept."""
         return self.execution.folder / "modules" / self.config.train_key
-
-    @property
-    def checkpoint(self) -> Location:
-        """Where a training that is cut off leaves what it has."""
-        return self.execution.folder / "checkpoints" / f"{self.config.train_key}.safetensors"
 
     def attached(self) -> Adapted:
         """The model with a fresh adapter on."""

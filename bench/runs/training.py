@@ -12,7 +12,7 @@ from typing import Any
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig
 from bench.files import write_yaml
-from bench.results.storage import Damaged
+from bench.results.storage import Damaged, Location
 from bench.runs.subject import Subject
 from grun.model.forward import Adapted
 from grun.sharding import shard
@@ -32,31 +32,50 @@ CHECKPOINT_SECONDS = 60.0
 logger = logging.getLogger(__name__)
 
 
+def checkpoint_of(module: Location) -> Location:
+    """Where a training that is cut off leaves what it has. module: the folder that it would have filled."""
+    return module.parent.parent / "checkpoints" / f"{module.name}.safetensors"
+
+
 def train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str, Any]]:
     """The unlearned model, and the cost columns of its training."""
-    if (subject.module / TRAINING).exists():
+    config, execution, module = subject.config, subject.execution, subject.module
+    if (module / TRAINING).exists():
         try:
-            adapted, trained = subject.loaded(subject.module), json.loads((subject.module / TRAINING).read())
-            if subject.execution.shard:
+            adapted, trained = subject.loaded(module), json.loads((module / TRAINING).read())
+            if execution.shard:
                 shard(subject.model, subject.device, workers)
             return adapted, trained
         except Damaged as error:
             logger.warning("%s; training again", error)
             subject = dataclasses.replace(subject)  # its model is half another one by now
-    return _train(subject, workers)
-
-
-def _train(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str, Any]]:
-    config, execution, progress = subject.config, subject.execution, subject.progress
     if execution.shard:
         config.adapter.attach(subject.model, config.seed)  # settles what is trained
         shard(subject.model, subject.device, workers)
     if not config.adapter.trains:
         return subject.attached(), {"trainable_parameters": 0, "train_seconds": 0.0}
-    plan, reference = plan_of(config, subject, subject.benchmark, workers)
+    planned = plan_of(config, subject, subject.benchmark, workers)
     adapted = subject.attached()
+    return adapted, train(config, subject, adapted, planned, module, workers)
+
+
+def train(
+    config: RunConfig,
+    subject: Subject,
+    adapted: Adapted,
+    planned: tuple[Plan, Reference | None],
+    folder: Location,
+    workers: Workers = ALONE,
+) -> dict[str, Any]:
+    """Unlearn, going on from the checkpoint of a training that was cut off; returns the cost columns.
+
+    config: how. planned: what `plan_of` gave before the adapter was on. folder: where the first worker writes what was
+    trained. The checkpoint stays until its training is known to be kept: whoever calls takes it away.
+    """
+    plan, reference = planned
+    execution, progress = subject.execution, subject.progress
     checkpoints = Checkpoints(
-        subject.checkpoint, every_seconds=CHECKPOINT_SECONDS, writes=workers.is_first, log=logger.warning
+        checkpoint_of(folder), every_seconds=CHECKPOINT_SECONDS, writes=workers.is_first, log=logger.warning
     )
     done = unlearn(
         adapted,
@@ -73,13 +92,13 @@ def _train(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str, Any]]
         "num_steps": done.steps,
     }
     if execution.save_module and (workers.is_first or workers.sharded):  # the first one needs every other's part
-        with subject.module.written_folder(last=TRAINING) if workers.is_first else TemporaryDirectory() as scratch:
+        with folder.written_folder(last=TRAINING) if workers.is_first else TemporaryDirectory() as scratch:
             save(adapted, config.adapter, subject.source, Path(scratch))
             if config.model.prompt is not None:
                 config.model.prompt.save(Path(scratch))
             write_yaml(Path(scratch) / "run.yaml", config.to_dict())
             (Path(scratch) / TRAINING).write_text(json.dumps(trained))
-    return adapted, trained
+    return trained
 
 
 def plan_of(

@@ -17,7 +17,7 @@ from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.rows import Row, failed_row, finished_row
 from bench.runs.subject import Subject
-from bench.runs.training import train_or_load
+from bench.runs.training import checkpoint_of, train_or_load
 from grun.adapters.grun import set_gate_threshold
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
@@ -61,7 +61,7 @@ def work(
             row = finished_row(each, adapted, items, known.get("retain_model"), cost, study)
             store.write_run(execution.folder, row, items)
             rows.append(row)
-        subject.checkpoint.remove()
+        checkpoint_of(subject.module).remove()
         return rows
     except Exception as error:
         store.write_run(execution.folder, failed_row(config, error, study))

@@ -28,24 +28,56 @@ PREFILL_PROMPTS = 32
 PREFILL_REPEATS = 7
 
 
-def rows_of(rows: Sequence[ItemRow], requests: Sequence[Request]) -> list[ItemRow]:
+def state_scores(
+    rows: Sequence[ItemRow],
+    gold: Sequence[ItemRow] | None,
+    requests: Sequence[Request],
+    size: int,
+    gate_threshold: float | None,
+) -> list[dict[str, Any]]:
+    """Columns of `requests`, a row a request: its own scores beside those of the whole state.
+
+    gold: the retain model's items. size: how many of the requests have been met. gate_threshold: None without gates.
+    """
+    threshold = gate_threshold or SOFT_GATE_IS_SHUT
+    whole: dict[str, Any] = {**_whole_scores(rows, gold, requests[:size], threshold)}
+    for split in ("retain", "similar"):
+        of_split = [row for row in rows if row["split"] == split]
+        whole[f"{split}_open_shares"] = _open_shares(of_split, size, threshold)
+    table = []
+    for place, request in enumerate(requests, start=1):
+        own = _rows_of(rows, [request])
+        table.append(
+            {
+                **whole,
+                "evaluated_index": place,
+                "evaluated_request": request.name,
+                "is_requested": place <= size,
+                **_request_scores(own, None if gold is None else _rows_of(gold, [request])),
+                "open_shares": _open_shares(own, size, threshold),
+            }
+        )
+    return table
+
+
+def _rows_of(rows: Sequence[ItemRow], requests: Sequence[Request]) -> list[ItemRow]:
     """The items of some requests, as a forget set."""
     asked = {(request.split, index) for request in requests for index in request.indices}
     return [{**row, "split": "forget"} for row in rows if (row["split"], row["item_index"]) in asked]
 
 
-def whole_scores(
+def _whole_scores(
     rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None, requests: Sequence[Request], gate_threshold: float
 ) -> dict[str, float]:
     """All requests so far taken together (`requested_`), and what was to be kept."""
     kept = [row for row in rows if SPLITS[row["split"]].role == "kept"]
-    gold_rows = None if gold is None else rows_of(gold, requests)
-    scores = score([*rows_of(rows, requests), *kept], gold_rows, gate_threshold)
+    gold_rows = None if gold is None else _rows_of(gold, requests)
+    scores = score([*_rows_of(rows, requests), *kept], gold_rows, gate_threshold)
     whole = {name.replace("forget_", "requested_"): value for name, value in scores.items()}
     return {name: value for name, value in whole.items() if name in STATE_METRICS}
 
 
-def request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> dict[str, float]:
+def _request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> dict[str, float]:
     """One request's own items."""
     if not rows:
         return {}
@@ -53,7 +85,7 @@ def request_scores(rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None) -> d
     return {name: value for name, value in scores.items() if name in REQUEST_METRICS}
 
 
-def open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: float) -> list[float] | None:
+def _open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: float) -> list[float] | None:
     """For each module, the share of the prompts that open its gate, at any layer; None without gates or prompts."""
     if not rows or rows[0]["gate"] is None:
         return None

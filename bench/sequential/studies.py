@@ -12,6 +12,7 @@ from annotated_types import Ge, MinLen
 
 from bench.cluster.connect import connected
 from bench.config import RunConfig, overlay
+from bench.progress import Progress, spoken
 from bench.reports.comparison import UTILITY_KEPT
 from bench.results import store
 from bench.results.requests import read_requests, write_choice
@@ -19,7 +20,8 @@ from bench.runs.execution import Execution
 from bench.runs.related import prerequisite
 from bench.runs.rows import failed_row
 from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_chain
-from bench.sequential.states import Say, run_sequence, train_modules
+from bench.sequential.run import run_sequence, train_modules
+from bench.sequential.states import Say
 from bench.spaces.parameters import Alternatives
 from bench.spaces.search_space import SweepConfig, check_study, read_as
 from bench.studies.pool import Pool, place, study_locks
@@ -28,7 +30,7 @@ from bench.studies.tasks import Log, Tasks
 from grun.errors import UserError
 from grun.sequential import Combination
 
-Work = Callable[[RequestSequence, Execution, Say], None]
+Work = Callable[[RequestSequence, Execution, Say, Progress], None]
 """`run_sequence`, or what is called like it."""
 
 
@@ -114,6 +116,8 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
     """
     if execution.uses_ray_train:
         raise UserError("--num-workers", "a sequence has one worker for each method; leave it out")
+    for study in studies:
+        execution.check(study.search.run({}).adapter)
     store.create(execution.folder)
     with study_locks([study.study for study in studies], execution.folder), connected(log):
         placement = place(pool, execution)
@@ -152,7 +156,7 @@ def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool:
 def _task(work: Work, sequence: RequestSequence, execution: Execution, say: Say) -> str | None:
     """In a worker. An error becomes a row of `runs` and a line, and is returned."""
     try:
-        work(sequence, execution, say)
+        work(sequence, execution, say, spoken(lambda line: say(f"{sequence.study}: {line}")))
     except Exception as error:
         row = failed_row(sequence.config, error, sequence.study)
         store.write_run(execution.folder, row)

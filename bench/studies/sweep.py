@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from ray import tune
 
 from bench.cluster.connect import DRIVER, connected
 from bench.config import RunConfig, run_config
+from bench.progress import spoken
 from bench.results import store
 from bench.results.columns import SCORES
 from bench.results.storage import is_full
@@ -154,17 +154,9 @@ def prepare_references(studies: Sequence[SweepConfig], execution: Execution, log
 
 
 def _prepare(config: RunConfig, execution: Execution, say: Log) -> None:
-    """In a worker: a model in the cache, saying every ten seconds how far it is."""
-    last = time.perf_counter()
-
-    def progress(phase: str, done: int, total: int) -> None:
-        nonlocal last
-        if time.perf_counter() - last > 10:
-            last = time.perf_counter()
-            say(f"{config.start_from} {done}/{total} steps")
-
+    """In a worker: a model in the cache, saying now and then how far it is."""
     with _named(config.start_from):
-        Subject(config=config, execution=execution, progress=progress).prepare()
+        Subject(config=config, execution=execution, progress=spoken(say)).prepare()
 
 
 def _evaluate(config: RunConfig, execution: Execution, say: Log) -> None:

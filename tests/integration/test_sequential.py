@@ -24,18 +24,20 @@ from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.results.requests import read_requests, scan_requests, write_requests
+from bench.runs import training
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisite
 from bench.runs.training import TRAINING
 from bench.sequential.request import RequestSequence, Variant, requests_of
+from bench.sequential.run import run_sequence, train_modules
 from bench.sequential.scores import prefill_seconds
-from bench.sequential.states import run_sequence, train_modules
 from bench.sequential.studies import SequentialConfig, _best
 from grun.adapters.grun import GrunConfig
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
+from grun.training.unlearn import unlearn
 from grun.unlearned import load
 
 SUM, TOP, SOFT = (
@@ -287,6 +289,63 @@ def test_a_chain_goes_on(config: RunConfig, tmp_path: Path, adapter: str) -> Non
     assert whole[2][0]["forget_rouge_l_recall"] < 0.9
 
 
+@pytest.mark.parametrize("adapter", ["grun", "lora"])
+def test_how_it_is_run_is_heeded(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    """Three passes a step are three parts in each step of the plan; LoRA keeps no activations between layers' ends."""
+    passes: list[set[int]] = []
+    checkpointed: list[bool] = []
+
+    def recorded(adapted: Any, plan: Any, *others: Any, **named: Any) -> Any:
+        passes.append({len(parts) for parts in plan.steps})
+        checkpointed.append(isinstance(adapted, PlainModel) and adapted.model.is_gradient_checkpointing)
+        return unlearn(adapted, plan, *others, **named)
+
+    monkeypatch.setattr(training, "unlearn", recorded)
+    quick = {"adapter": adapter, "training.num_epochs": 1, "evaluation.max_items_per_split": 2}
+    sequence = _sequence(run_config(overlay(config.to_dict(), quick)), CHAIN if adapter == "lora" else SUM)
+    execution = Execution(results=tmp_path, accumulation_steps=3, gradient_checkpointing=True)
+    run_sequence(replace(sequence, num_requests=1), execution, lambda line: None)
+    assert passes == [{3}]
+    assert checkpointed == [adapter == "lora"]
+
+
+@pytest.mark.parametrize("adapter", ["grun", "lora"])
+def test_a_training_cut_off_goes_on(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
+) -> None:
+    """Ten items are one step an epoch: cut off in step 4 of 6, the same call goes on with it, to the same weights."""
+    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
+    quick = {"adapter": adapter, "training.num_epochs": 6, "evaluation.max_items_per_split": 2}
+    sequence = _sequence(run_config(overlay(config.to_dict(), quick)), CHAIN if adapter == "lora" else SUM)
+    sequence = replace(sequence, num_requests=1)
+
+    def steps(folder: Path, stop_at: int | None = None) -> list[int]:
+        done: list[int] = []
+
+        def report(phase: str, step: int, total: int) -> None:
+            if phase.startswith("unlearn, loss"):
+                done.append(step)
+                if step == stop_at:
+                    raise KeyboardInterrupt
+
+        run_sequence(sequence, Execution(results=folder), lambda line: None, report)
+        return done
+
+    with pytest.raises(KeyboardInterrupt):
+        steps(tmp_path / "cut", stop_at=4)
+    assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
+    assert steps(tmp_path / "cut") == [4, 5, 6]
+    assert steps(tmp_path / "whole") == [1, 2, 3, 4, 5, 6]
+    assert not list((tmp_path / "cut" / "checkpoints").iterdir())
+    weights = [
+        {file.name: file.read_bytes() for file in (tmp_path / name / "modules").rglob("*.safetensors")}
+        for name in ("cut", "whole")
+    ]
+    assert weights[0] == weights[1] != {}
+
+
 def test_the_command(
     config: RunConfig,
     stacked: tuple[Execution, RequestSequence],
@@ -374,6 +433,8 @@ def test_the_best_keeps_its_utility(
         ("num_trial: 3", [], "num_trial: unknown key; did you mean num_trials?"),
         ("search_space: {adapter.rank: {type: int, low: 9, high: 2}}", [], "low 9 is above high 2"),
         ("{}", ["--num-workers", "2"], "--num-workers"),
+        ("{}", ["--shard"], "--shard: splits weights that are trained, and grun trains none"),
+        ("base: {adapter: lora}", ["--shard"], "--shard"),
     ],
 )
 def test_mistakes_are_one_line(

@@ -1,0 +1,90 @@
+"""A module a request, each trained against the frozen base model: their order does not matter, and they stack.
+
+What was measured of one state serves the next.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from bench.evaluation.reuse import Applied, evaluate_combined
+from bench.runs.training import checkpoint_of, plan_of, train
+from bench.sequential.scores import PREFILL_PROMPTS, prefill_seconds
+from bench.sequential.states import States
+from grun.data import Example
+from grun.engine.edited import EditedModel
+from grun.model.forward import Adapted
+from grun.sequential import combine
+from grun.targets.target import ForgetSet
+
+
+def train_modules(states: States, places: Sequence[int]) -> None:
+    """Those of the requests at some places in their order that are not there yet; all share one prefix cache."""
+    missing = [place for place in places if not states.is_trained(states.module(states.requests[place]))]
+    if not missing:
+        return
+    subject, config = states.subject, states.sequence.config
+    base = _edited(subject.attached())
+    base.prepare(_all_examples(states), generate=False, progress=lambda done, total: None)
+    for place in missing:
+        request = states.requests[place]
+        own = replace(config, seed=config.seed + request.seed_offset)
+        planned = plan_of(own, subject, replace(subject.benchmark, forget_set=request.items))
+        fresh = _edited(own.adapter.attach(subject.model, own.seed))
+        adapted = base.with_edits({int(layer): edit for layer, edit in fresh.edits.items()})
+        folder = states.module(request)
+        train(own, subject, adapted, planned, folder)
+        checkpoint_of(folder).remove()
+
+
+def _all_examples(states: States) -> list[Example]:
+    """What any request's training asks the frozen model of: its items, as they are and as the losses make them."""
+    subject, targets = states.subject, states.sequence.config.forget_loss.targets
+    examples = [item.example(subject.template) for request in states.requests for item in request.items]
+    for request in states.requests:  # each a forget set of its own
+        forget = ForgetSet(items=request.items, template=subject.template, model=subject.model)
+        for items in forget.examples(targets).values():
+            examples += [example for own in items for example in own]
+    return examples
+
+
+def run_stack(states: States) -> None:
+    """Write the states of stacked modules, all of them trained, that are not there yet."""
+    variants, requests = states.sequence.variants, states.requests
+    todo = [(variant, size) for variant in variants for size in states.missing(variant)]
+    if not todo:
+        return
+    subject = states.subject
+    base = _edited(subject.attached())
+    modules = {
+        request.name: _edited(subject.loaded(states.module(request)))
+        for request in requests[: max(size for _, size in todo)]
+    }
+    target_items = states.items_of("target_model") or ()
+    base_rows = {(row["split"], row["item_index"], Applied()): row for row in target_items}
+    known = {variant.combination: dict(base_rows) for variant in variants}
+    for variant, size in todo:
+        assert variant.combination is not None
+        assert variant.gate_threshold is not None
+        started = time.perf_counter()
+        present = {request.name: modules[request.name] for request in requests[:size]}
+        adapted = combine(base, present, variant.combination, variant.gate_threshold)
+        rows = evaluate_combined(states.asking(adapted), subject.benchmark.evaluation, known[variant.combination])
+        cost = {
+            "train_seconds": states.train_seconds(states.module(requests[size - 1])),
+            "eval_seconds": time.perf_counter() - started,
+            "added_parameters": size * sum(p.numel() for p in base.trainable_parameters()),
+        }
+        if size == len(requests):
+            asked = subject.benchmark.evaluation["forget"][:PREFILL_PROMPTS]
+            prompts = [subject.template.prompt_ids(item.question) for item in asked]
+            cost["prefill_seconds"], cost["bare_prefill_seconds"] = prefill_seconds(adapted, prompts)
+        states.write(variant, size, rows, cost)
+
+
+def _edited(adapted: Adapted) -> EditedModel:
+    """What a stackable adapter gives."""
+    assert isinstance(adapted, EditedModel)
+    return adapted
