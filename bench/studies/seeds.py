@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bench.benchmarks import HEADLINES
 from bench.config import overlay, run_config
 from bench.reports.comparison import Comparison, MethodSummary
 from bench.results import store
+from bench.results.columns import SCORES
 from bench.results.storage import Location
 from bench.runs.execution import Execution
 from bench.spaces.parameters import Categorical
 from bench.spaces.search_space import SweepConfig
+from bench.splits import COSTS
 from bench.studies.pool import Pool
 from bench.studies.sweep import sweep
 
 Row = dict[str, Any]
 FOLDER = "seeds"
 """Folder under RESULTS that holds the repeated runs: they are no trials, and must not be counted as such."""
-COLUMNS = {
-    "log10_forget_quality": "log10 forget quality",
-    "utility": "model utility",
-    "forget_rouge_l_recall": "forget ROUGE-L",
-    "retain_rouge_l_recall": "retain ROUGE-L",
-    "forget_extraction_strength": "forget ES",
-    "mia_min_k_auc": "MIA min-k AUC",
-    "forget_relearned_rouge_l_recall": "relearned ROUGE-L",
-    "forget_paraphrased_question_rouge_l_recall": "paraphrased ROUGE-L",
-    "trainable_parameters": "trainable",
-    "train_seconds": "train s",
-}
-"""Columns of the table, and their headings."""
+COLUMNS = (
+    *HEADLINES,
+    "forget_extraction_strength",
+    "forget_fluency",
+    "mia_min_k_auc",
+    "forget_paraphrased_question_rouge_l_recall",
+    "trainable_parameters",
+    "train_seconds",
+)
+"""Columns of the table, where any run has them."""
 
 
 def repeat_best(
@@ -55,7 +56,9 @@ def best_of(summary: MethodSummary) -> Row | None:
 
 
 def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:
-    base = overlay(json.loads(chosen["config_json"]), {"evaluation.robustness": {}})
+    config = run_config(json.loads(chosen["config_json"]))
+    attacks: Row = {"evaluation.robustness": {}} if "forget" in config.benchmark.splits else {}
+    base = overlay(config.to_dict(), attacks)
     seeds = range(base["seed"], base["seed"] + num_seeds)
     return SweepConfig(
         study=f"seeds/{chosen['run_key']}",
@@ -68,33 +71,38 @@ def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:
     )
 
 
-def write_table(file: Location, rows: Sequence[Row], utility: str, command: str) -> None:
-    """A Markdown table: one line a method, the target and the retain model first.
+def write_table(file: Location, rows: Sequence[Row], command: str) -> None:
+    """A Markdown table: one line a method, the one that forgets most first, the target and the retain model above.
 
-    utility: `model_utility`, or the partial one. command: what made the table, written above it.
+    command: what made the table, written above it.
     """
-    file.write(("\n".join(_lines(rows, utility, command)) + "\n").encode())
+    file.write(("\n".join(_lines(rows, command)) + "\n").encode())
 
 
-def _lines(rows: Sequence[Row], utility: str, command: str) -> Iterator[str]:
+def _lines(rows: Sequence[Row], command: str) -> Iterator[str]:
     by_method: dict[str, list[Row]] = {}
     for row in rows:
-        by_method.setdefault(row["method"], []).append(row | {"utility": row[utility]})
+        by_method.setdefault(row["method"], []).append(row)
+    columns = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
+    metrics = {name: {**SCORES, **COSTS}[name] for name in columns}
+    known = next(
+        name for name, metric in metrics.items() if metric.better == "min"
+    )  # the first that is to be forgotten
+    left = {name: _mean([row[known] for row in own if row[known] is not None]) for name, own in by_method.items()}
     references = [name for name in ("target_model", "retain_model") if name in by_method]
-    methods = sorted(set(by_method) - set(references), key=lambda name: _mean(by_method[name], "forget_rouge_l_recall"))
     yield "```sh"
     yield command
     yield "```"
     yield ""
-    yield "| method | seeds | " + " | ".join(COLUMNS.values()) + " |"
-    yield "|---|--:|" + "--:|" * len(COLUMNS)
-    for name in [*references, *methods]:
+    yield "| method | seeds | " + " | ".join(metric.heading for metric in metrics.values()) + " |"
+    yield "|---|--:|" + "--:|" * len(columns)
+    for name in [*references, *sorted(set(by_method) - set(references), key=lambda method: left[method])]:
         own = by_method[name]
-        yield f"| {name} | {len(own)} | " + " | ".join(_cell(own, column) for column in COLUMNS) + " |"
+        yield f"| {name} | {len(own)} | " + " | ".join(_cell(own, column) for column in columns) + " |"
 
 
-def _mean(rows: Sequence[Mapping[str, Any]], column: str) -> float:
-    return statistics.mean(row[column] for row in rows)
+def _mean(values: Sequence[float]) -> float:
+    return statistics.mean(values) if values else math.inf
 
 
 def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> str:
@@ -106,4 +114,5 @@ def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> str:
         return f"{mean:,.0f}"
     digits = 1 if column == "train_seconds" else 3
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{mean:.{digits}f}{spread}"
+    lacking = f" ({len(values)} of {len(rows)})" if len(values) < len(rows) else ""
+    return f"{mean:.{digits}f}{spread}{lacking}"

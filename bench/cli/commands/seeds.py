@@ -26,5 +26,5 @@ def run(options: Namespace) -> None:
 
     rows = repeat_best(comparison, options.num_seeds, execution, pool, log)
     output = location(options.output) if options.output else location(options.folder) / "seeds.md"
-    write_table(output, rows, comparison.utility, f"grun-bench seeds {options.folder} --num-seeds {options.num_seeds}")
+    write_table(output, rows, f"grun-bench seeds {options.folder} --num-seeds {options.num_seeds}")
     console.print(f"wrote {output}")
