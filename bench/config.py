@@ -110,7 +110,7 @@ class RunConfig:
     @property
     def run_key(self) -> str:
         """Hash of the whole config: names the run's rows."""
-        return _digest(self.to_dict())
+        return digest(self.to_dict())
 
     @property
     def train_key(self) -> str:
@@ -118,7 +118,7 @@ class RunConfig:
         config = self.to_dict()
         del config["evaluation"]
         config["adapter"].pop("gate_threshold", None)
-        return _digest(config)
+        return digest(config)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data; `run_config` reads it back. A retain loss without settings is its name alone.
@@ -216,5 +216,6 @@ def _holders_first(override: tuple[str, Any]) -> tuple[int, bool]:
     return (0, True) if _is_name(dotted, value) else (dotted.count("."), False)
 
 
-def _digest(data: Mapping[str, Any]) -> str:
+def digest(data: Any) -> str:
+    """A short name for plain data: the same for the same data only."""
     return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,7 +6,7 @@ Gradients of a step's parts are added up, never averaged: every part carries its
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,14 @@ class Workers:
         if self.size > 1:
             dist.all_reduce(values)
         return values
+
+    def shared(self, make: Callable[[], Any]) -> Any:
+        """What the first worker makes, in all of them."""
+        if self.size == 1:
+            return make()
+        held = [make() if self.is_first else None]
+        dist.broadcast_object_list(held)
+        return held[0]
 
     def gather(self, things: list[Any]) -> list[Any]:
         """What all workers hold of some things that `share_of` dealt out, the first worker's first."""

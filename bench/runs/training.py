@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.benchmarks.items import Benchmark
-from bench.config import RunConfig
+from bench.benchmarks.items import Benchmark, Item
+from bench.config import RunConfig, digest
 from bench.files import write_yaml
 from bench.results.storage import Damaged, Location
 from bench.runs.subject import Subject
 from grun.model.forward import Adapted
 from grun.sharding import shard
-from grun.targets.target import ForgetSet
+from grun.targets.target import ForgetSet, Texts
 from grun.training.checkpoints import Checkpoints
 from grun.training.plan import Plan, plan_steps
 from grun.training.recipe import Recipe
@@ -109,10 +110,9 @@ def plan_of(
     config, benchmark: the subject's own, or another config or forget set for the same model.
     """
     recipe = Recipe.of(config)
-    forget = ForgetSet(items=benchmark.forget_set, template=subject.template, model=subject.model)
     plan = plan_steps(
         recipe,
-        forget.examples(recipe.forget_loss.targets),
+        forget_set_of(subject, benchmark.forget_set, workers).examples(recipe.forget_loss.targets),
         [item.example(subject.template) for item in benchmark.retain_set],
         workers=workers,
         accumulation_steps=subject.execution.accumulation_steps,
@@ -121,3 +121,21 @@ def plan_of(
         subject.model, plan, recipe, batch_size=config.evaluation.batch_size, progress=subject.progress
     )
     return plan, reference
+
+
+def forget_set_of(subject: Subject, items: Sequence[Item], workers: Workers = ALONE) -> ForgetSet:
+    """What some items can be made to say; the model's own texts about them are kept in the results folder."""
+
+    def keep(name: str, make: Callable[[], Texts]) -> Texts:
+        config = subject.config.to_dict()
+        pairs = [item.pair for item in items]
+        key = digest([name, *(config[part] for part in ("model", "benchmark", "start_from")), pairs])
+        file = subject.execution.folder / "targets" / f"{key}.json"
+        if not workers.shared(file.exists):
+            made = make() if workers.is_first or workers.sharded else None
+            if workers.is_first and not file.exists():  # of two that made them at once, the first one's count
+                file.write(json.dumps(made).encode())
+        texts: Texts = workers.shared(lambda: json.loads(file.read()))
+        return texts
+
+    return ForgetSet(items=items, template=subject.template, model=subject.model, keep=keep)

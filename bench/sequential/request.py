@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 from bench.benchmarks.items import Benchmark, Item
-from bench.config import RunConfig
+from bench.config import RunConfig, digest
 from grun.errors import UserError
 from grun.sequential import Combination
 
@@ -34,7 +32,7 @@ class Request:
     @cached_property
     def digest(self) -> str:
         """Names what is to be forgotten."""
-        return _digest([[item.pair for item in self.items], self.seed_offset])
+        return digest([[item.pair for item in self.items], self.seed_offset])
 
 
 def requests_of(
@@ -105,15 +103,15 @@ class RequestSequence:
     def state_key(self, requests: Sequence[Request], variant: Variant) -> str:
         """Names the rows of the state after these requests. The same in a longer sequence."""
         config = self.config.to_dict()
-        return _digest([self.config.train_key, config["evaluation"], _digests(requests), dataclasses.asdict(variant)])
+        return digest([self.config.train_key, config["evaluation"], _digests(requests), dataclasses.asdict(variant)])
 
     def module_key(self, request: Request) -> str:
         """Names the module that is trained for a request, whatever the others are."""
-        return _digest([self.config.train_key, request.digest])
+        return digest([self.config.train_key, request.digest])
 
     def chain_key(self, requests: Sequence[Request]) -> str:
         """Names the weights after these requests."""
-        return _digest([self.config.train_key, _digests(requests), "chain"])
+        return digest([self.config.train_key, _digests(requests), "chain"])
 
 
 def is_chain(config: RunConfig) -> bool:
@@ -123,7 +121,3 @@ def is_chain(config: RunConfig) -> bool:
 
 def _digests(requests: Sequence[Request]) -> list[str]:
     return [request.digest for request in requests]
-
-
-def _digest(data: Any) -> str:
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.evaluation.reuse import Applied, evaluate_combined
-from bench.runs.training import checkpoint_of, plan_of, train
+from bench.runs.training import checkpoint_of, forget_set_of, plan_of, train
 from bench.sequential.scores import PREFILL_PROMPTS, prefill_seconds
 from bench.sequential.states import States
 from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted
 from grun.sequential import combine
-from grun.targets.target import ForgetSet
 
 
 def train_modules(states: States, places: Sequence[int]) -> None:
@@ -44,7 +43,7 @@ def _all_examples(states: States) -> list[Example]:
     subject, targets = states.subject, states.sequence.config.forget_loss.targets
     examples = [item.example(subject.template) for request in states.requests for item in request.items]
     for request in states.requests:  # each a forget set of its own
-        forget = ForgetSet(items=request.items, template=subject.template, model=subject.model)
+        forget = forget_set_of(subject, request.items)
         for items in forget.examples(targets).values():
             examples += [example for own in items for example in own]
     return examples

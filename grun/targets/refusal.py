@@ -4,7 +4,6 @@ import random
 from collections.abc import Sequence
 
 from grun.data import Example
-from grun.errors import UserError
 from grun.targets.target import ForgetSet
 
 REFUSALS: tuple[str, ...] = (
@@ -38,8 +37,7 @@ PER_ITEM = 4
 
 def refusals(forget: ForgetSet) -> list[list[Example]]:
     """PER_ITEM examples an item. Raises UserError where an item asks nothing."""
-    if any(item.form != "question" for item in forget.items):
-        raise UserError("forget_loss", "refuses to answer, and the benchmark's forget set asks nothing; use another")
+    forget.check_asks("refuses to answer")
     return [
         [item.example(forget.template, refusal) for refusal in refusals_of(row)]
         for row, item in enumerate(forget.items)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from grun.data import Example
+from grun.errors import UserError
 from grun.model.forward import CausalLM
 from grun.prompts.template import PromptTemplate
 
@@ -19,11 +20,24 @@ class ForgetItem(Protocol):
         """What is asked."""
 
     @property
+    def answer(self) -> str:
+        """What is to be forgotten of it."""
+
+    @property
     def form(self) -> str:
         """`question`, or what else question and answer are (see `bench.benchmarks.items.Item`)."""
 
     def example(self, template: PromptTemplate, answer: str | None = None) -> Example:
         """As token ids. answer: another one than its own."""
+
+
+Texts = list[list[str]]
+"""Some for each item, in the order of the items."""
+
+
+def made_anew(name: str, make: Callable[[], Texts]) -> Texts:
+    """Keeps nothing."""
+    return make()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +48,14 @@ class ForgetSet:
     template: PromptTemplate
     model: CausalLM
     """Before an adapter is attached."""
+    keep: Callable[[str, Callable[[], Texts]], Texts] = made_anew
+    """(name, what makes them) → texts of the model's own, made once and then the same for whoever trains on these items
+    again: another worker, a training that goes on, the next trial."""
+
+    def check_asks(self, verb: str) -> None:
+        """Raises UserError where an item asks nothing. verb: what a forget loss does that needs a question."""
+        if any(item.form != "question" for item in self.items):
+            raise UserError("forget_loss", f"{verb}, and the benchmark's forget set asks nothing; use another")
 
     def examples(self, targets: Mapping[str, Target]) -> dict[str, list[list[Example]]]:
         """Target → each item's examples. Raises UserError where the items cannot be made to say it."""

@@ -18,11 +18,14 @@ HIDDEN_SIZE = 8
 class FreeModel:
     """Two sequences under each of some names: what a model would say of them, with nothing behind it."""
 
-    def __init__(self, names: Sequence[str], *, scale: float = 1.0) -> None:
-        """scale: of the logits; a large one is that of a wrecked model."""
+    def __init__(self, names: Sequence[str], *, wrecked: bool = False) -> None:
+        """What it says is what it holds most likely, as a model that knows its answers. wrecked: it is sure of itself
+        beyond all measure, and mostly wrong."""
         draw, shape = torch.Generator().manual_seed(0), (sum(NUM_TOKENS), VOCABULARY)
-        self.labels = {name: torch.randint(VOCABULARY, shape[:1], generator=draw) for name in names}
-        self.logits = {name: (scale * torch.randn(shape, generator=draw)).requires_grad_(True) for name in names}
+        logits = {name: torch.randn(shape, generator=draw) for name in names}
+        self.labels = {name: (-logit if wrecked else logit).argmax(dim=1) for name, logit in logits.items()}
+        scale = 1e4 if wrecked else 1.0
+        self.logits = {name: (scale * logit).requires_grad_(True) for name, logit in logits.items()}
         self.hidden = {name: torch.randn(shape[0], HIDDEN_SIZE, generator=draw).requires_grad_(True) for name in names}
         self.untouched_logits = {name: torch.randn(shape, generator=draw) for name in names}
         self.untouched_hidden = {name: torch.randn(shape[0], HIDDEN_SIZE, generator=draw) for name in names}

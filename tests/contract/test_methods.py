@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -32,12 +33,12 @@ Train = Callable[..., list[Step]]
 
 
 @pytest.fixture
-def train(small_config: RunConfig) -> Train:
+def train(small_config: RunConfig, tmp_path: Path) -> Train:
     """Trains a model that knows the forget set; returns what each step did."""
 
     def run(changes: dict[str, Any], accumulation_steps: int = 1) -> list[Step]:
         config = run_config(overlay(small_config.to_dict(), FEW_STEPS | changes))
-        execution = Execution(results="unused", engine="plain", accumulation_steps=accumulation_steps)
+        execution = Execution(results=tmp_path, engine="plain", accumulation_steps=accumulation_steps)
         subject = Subject(config=config, execution=execution)
         plan, reference = plan_of(config, subject, subject.benchmark)
         steps: list[Step] = []
