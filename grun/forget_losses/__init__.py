@@ -6,6 +6,7 @@ A loss is added by writing its file and naming its config in `ForgetLossConfig`.
 from typing import get_args
 
 from grun.components import Components
+from grun.forget_losses.altpo import AltpoConfig
 from grun.forget_losses.ce_u import CeUConfig
 from grun.forget_losses.dpo import DpoConfig
 from grun.forget_losses.forget_loss import ForgetLoss
@@ -19,7 +20,8 @@ from grun.forget_losses.undial import UndialConfig
 from grun.forget_losses.wga import WgaConfig
 
 ForgetLossConfig = (
-    CeUConfig
+    AltpoConfig
+    | CeUConfig
     | DpoConfig
     | GradAscentConfig
     | IdkConfig

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +19,9 @@ from grun.adapters import AdapterConfig
 from grun.errors import UserError
 from grun.forget_losses import ForgetLossConfig
 from grun.retain_losses import RetainLossConfig
+from grun.targets import alternate
 from grun.targets.refusal import PER_ITEM
+from grun.targets.target import ForgetSet, Texts
 from grun.training.recipe import Recipe
 from grun.training.unlearn import Step, unlearn
 
@@ -129,3 +132,25 @@ def test_seeds_differ_and_repeat(train: Train) -> None:
     one, again, other = ([step.loss for step in train({"seed": seed})] for seed in (1, 1, 2))
     assert one == again
     assert one != other
+
+
+def test_what_the_model_made_up_is_kept(
+    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A training that goes on, or another trial of the same model, finds it; another forget set gets its own."""
+    made: list[int] = []
+
+    def make(forget: ForgetSet) -> Texts:
+        made.append(len(forget.items))
+        return [[f"made up {len(made)}"] for _ in forget.items]
+
+    monkeypatch.setattr(alternate, "_made_up", make)
+    for changes in ({}, {"seed": 1, "forget_loss.beta": 0.5}):
+        config = run_config(overlay(small_config.to_dict(), {"forget_loss": "altpo", **changes}))
+        subject = Subject(config=config, execution=Execution(results=tmp_path, engine="plain"))
+        plan, _ = plan_of(config, subject, subject.benchmark)
+        texts = [subject.template.text(example.answer_ids) for example in plan.forget]
+        assert texts[10:] == ["made up 1"] * 10
+    assert made == [10]
+    plan_of(config, subject, replace(subject.benchmark, forget_set=subject.benchmark.forget_set[:4]))
+    assert made == [10, 4]

@@ -29,10 +29,11 @@ from grun.workers import ALONE
 
 METHODS: dict[str, dict[str, Any]] = {
     "grun": {"forget_loss": "npo", "evaluation.robustness": {"relearn_items": 4, "relearn_steps": 2}},
-    "lora": {"adapter": "lora", "adapter.dropout": 0.0, "adapter.learning_rate": 3e-3, "forget_loss": "idk"},
+    "lora": {"adapter": "lora", "adapter.dropout": 0.0, "adapter.learning_rate": 3e-3, "forget_loss": "altpo"},
     "full": {"adapter": "full", "adapter.learning_rate": 1e-3, "retain_loss": "kl", "training.num_epochs": 2},
 }
-"""Losses by sequences and by tokens, with and without a reference; 10 forget items in steps of 4: uneven parts."""
+"""Losses by sequences and by tokens, with and without a reference, one with texts of the model's own; 10 forget items
+in steps of 4: uneven parts."""
 EXECUTIONS: dict[str, dict[str, Any]] = {
     "grun": {},
     "lora": {"accumulation_steps": 2, "gradient_checkpointing": True},

@@ -1,0 +1,40 @@
+"""Alternate preference optimisation: DPO with answers of the model's own making in place of refusals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Gt
+from torch import Tensor
+
+from grun.declared import declares
+from grun.forget_losses.dpo import dpo_loss
+from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.losses import ForgetScores, Need, Unit
+from grun.targets.alternate import alternates
+from grun.targets.answer import own_answers
+
+
+@declares(ForgetLoss)
+@dataclass(frozen=True, kw_only=True)
+class AltpoConfig:
+    """Prefer the model's own made-up answers to the forget answer (arXiv 2409.13474)."""
+
+    paper_retain_weight: ClassVar[float] = 1.0
+    targets: ClassVar[Targets] = {"answer": own_answers, "alternate": alternates}
+    reference: ClassVar[Need | None] = "nll"
+    mean_over: ClassVar[Unit] = "sequences"
+    hidden_layer: ClassVar[None] = None
+    name: Literal["altpo"] = "altpo"
+    beta: Annotated[float, Gt(0)] = 0.1
+    """Inverse temperature: the larger, the less the model may move from where it was."""
+
+    def __call__(self, forget: ForgetScores) -> Tensor:
+        """Scalar loss of one forget batch. One alternate a step: over the epochs, the paper's mean over several."""
+        answer, alternate = forget["answer"], forget["alternate"]
+        assert answer.reference_nll_B is not None
+        assert alternate.reference_nll_B is not None
+        return dpo_loss(
+            answer.nll_B - answer.reference_nll_B, alternate.nll_B - alternate.reference_nll_B, beta=self.beta
+        )
