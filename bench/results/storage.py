@@ -28,12 +28,7 @@ SUMS = "SHA256SUMS"
 
 
 class Unreachable(UserError, OSError):
-    """A place that cannot be read or written now: no such bucket, no network, no permission."""
-
-    def __init__(self, field: str, problem: str) -> None:
-        """problem: why."""
-        super().__init__(field, problem)
-        self.strerror = problem
+    """A place that cannot be read or written now: no such bucket, no network, no permission. `strerror`: why."""
 
 
 class Damaged(UserError):
@@ -213,7 +208,9 @@ class Location:
             if is_full(error):
                 raise
             why = error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
-            raise Unreachable(str(self), f"cannot be reached ({why}); nothing was lost, try again") from error
+            unreachable = Unreachable(str(self), f"cannot be reached ({why}); nothing was lost, try again")
+            unreachable.strerror = why
+            raise unreachable from error
 
     def _at(self) -> tuple[Any, str]:
         scheme, _, path = self.where.rpartition("://")

@@ -165,6 +165,8 @@ def test_a_bucket_that_cannot_be_reached_is_not_an_empty_one(monkeypatch: pytest
         assert len(str(error.value).splitlines()) == 1
     with pytest.raises(UserError, match="cannot be reached"):
         store.scan_runs(place)
+    with pytest.raises(UserError, match=r"^--results: s3://out-of-reach/r cannot be written \((?!cannot be reached)"):
+        store.create(place)
 
 
 def test_a_file_that_cannot_be_read_is_not_a_damaged_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
