@@ -96,7 +96,7 @@ def _fetch_or_build(digest: str, build: Callable[[Path], None], folder: Path) ->
                 shutil.copytree(found, folder)
             return
         except Damaged as error:
-            logger.warning("%s; it is kept as %s, and made again", error, there.set_aside().name)
+            logger.warning("%s; what was there is kept as %s", error, there.set_aside().name)
     build(folder)
     if there is not None:
         try:

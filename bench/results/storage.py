@@ -186,9 +186,9 @@ class Location:
             try:
                 is_same = _digest(local / name) == digest
             except FileNotFoundError:
-                raise Damaged(str(self), f"is damaged ({name} is missing)") from None
+                raise Damaged(str(self), f"is damaged ({name} is missing); it has to be made again") from None
             if not is_same:
-                raise Damaged(str(self), f"is damaged ({name} is not what was written)")
+                raise Damaged(str(self), f"is damaged ({name} is not what was written); it has to be made again")
 
     def digest(self) -> str:
         """Names this place in a local cache."""
