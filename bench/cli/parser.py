@@ -99,7 +99,8 @@ def _allowed(field: Mapping[str, Any]) -> Iterator[str]:
         bounds = ", ".join(f"{sign} {field[bound]:g}" for bound, sign in signs if bound in field)
         yield f"{'whole number' if kind == 'integer' else 'number'} {bounds}".rstrip()
     elif kind == "array":
-        yield f"list of {allowed(field['items'])}"
+        items = dict.fromkeys(allowed(item) for item in field.get("prefixItems") or [field["items"]])
+        yield f"list of {', '.join(items)}"
     elif kind == "boolean":
         yield "true or false"
     elif kind == "string":
