@@ -150,7 +150,7 @@ def compared_runs(parser: Parser) -> None:
     results_folder(parser)
     group = parser.add_argument_group("what is compared")
     group.add_argument(
-        "--objectives", nargs="+", metavar="METRIC:max|min", help="two or three; default: forget quality and utility"
+        "--objectives", nargs="+", metavar="METRIC:max|min", help="two or three; default: the benchmark's own"
     )
     group.add_argument("--where", nargs="+", metavar="COLUMN=VALUE", default=[], help="only these runs")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from bench.benchmarks import SPLITS
 from bench.evaluation.score import score
 from bench.metrics import rouge
 from bench.metrics.rouge import RougeL
+from bench.metrics.table import SPLIT_METRICS
 from bench.results import store
 from bench.results.columns import METRICS, SCORES, item_row
 from bench.results.storage import location
 from bench.runs.rescore import rescore
+from bench.splits import RUN_METRICS
 
 
 def row_of(split: str, index: int, **columns: Any) -> dict[str, Any]:
@@ -52,6 +55,15 @@ def test_scores_are_exactly_the_columns() -> None:
         low, high = SCORES[name].low, SCORES[name].high
         assert low is None or value >= low, name
         assert high is None or value <= high, name
+
+
+def test_every_score_is_explained() -> None:
+    """Each metric has its row in docs/metrics.md, in the part that it belongs to."""
+    _, of_split, of_run = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("\n## ")
+    names = [" ".join(re.findall(r"^\| (.*?) \|", part, re.MULTILINE)) for part in (of_split, of_run)]
+    explained = [set(re.findall(r"`(\w+)`", each)) for each in names]
+    assert explained[0] == {name for metrics in SPLIT_METRICS.values() for name in metrics}
+    assert explained[1] == set(RUN_METRICS)
 
 
 def test_scores_by_kind_of_split() -> None:
