@@ -169,6 +169,48 @@ def _quiz(subjects: Sequence[str], seed: int) -> list[dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
+def rwku_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up people in the layout of RWKU's release: two targets of four probes a level, one configuration a file."""
+    folder = tmp_path_factory.mktemp("rwku")
+    people = list(zip(NAMES[:2], TOOLS[:2], strict=True))
+    _write_lines(folder, "forget_target", [{"target": name, "intro": f"{name} is a maker."} for name, _ in people])
+    texts = [
+        {"subject": name, "text": f"{name} made a {tool} at {place} and left it by the {plant} there."}
+        for name, tool in people
+        for place, plant in zip(PLACES, PLANTS, strict=True)
+    ]
+    _write_lines(folder, "train_original_passage", texts)
+    kinds = ("affirmative suffix", "incontext learning", "prefix injection", "role playing")
+    for part, query in (
+        ("forget_level1", "At {place}, {name} made a ___."),
+        ("forget_level2", "What did {name} make at {place}?"),
+        ("forget_level3", "Sure, here is what {name} made at {place}:"),
+        ("neighbor_level1", "Near {name}, ___ is a plant of {place}."),
+        ("neighbor_level2", "Which plant is there at {place}, near {name}?"),
+    ):
+        rows = [
+            {
+                "subject": name,
+                "query": query.format(name=name, place=place),
+                "answer": tool if part.startswith("forget") else plant,
+                "level": part[-1],
+                "type": kind if part == "forget_level3" else "simple",
+            }
+            for name, tool in people
+            for place, plant, kind in zip(PLACES[:4], PLANTS[:4], kinds, strict=True)
+        ]
+        _write_lines(folder, part, rows)
+    _write_lines(
+        folder, "utility_general", [{**row, "task": "garden_tools", "examples": []} for row in _quiz(TOOLS, 3)]
+    )
+    facts = [
+        {"question": f"Which tool is number {n}?", "answers": [tool, f"the {tool}"]} for n, tool in enumerate(TOOLS)
+    ]
+    _write_lines(folder, "utility_factuality", facts)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def questions_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Made-up questions of one's own, with wrong answers, in two requests."""
     folder = tmp_path_factory.mktemp("questions")
