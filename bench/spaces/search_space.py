@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
@@ -69,6 +70,12 @@ class SweepConfig:
         """The base with the chosen values. Raises UserError where they do not make a valid run."""
         return run_config(overlay(self.base, chosen))
 
+    def definition(self) -> dict[str, Any]:
+        """What the study's trials have in common, and what tells them apart, as plain data."""
+        space = {key: [asdict(parameter) for parameter in each] for key, each in self.search_space.items()}
+        plain: dict[str, Any] = json.loads(json.dumps({"base": self.run({}).to_dict(), "search_space": space}))
+        return plain
+
     def initial_parameters(self) -> list[dict[str, Any]]:
         """`initial_points` under the names and in the form Optuna stores them."""
         return [
@@ -108,6 +115,26 @@ class SweepConfig:
             if value not in (wanted if isinstance(wanted, list | tuple) else [wanted]):
                 return False
         return True
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two definitions, as text; empty where nothing does.
+
+    A setting that an earlier version did not have had its default.
+    """
+    was = {**before, "base": run_config(before["base"]).to_dict()}
+    old, new = (dict(_leaves(json.loads(json.dumps(each)))) for each in (was, now))
+    changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
+    named = [f"{key} {json.dumps(old.get(key))}, not {json.dumps(new.get(key))}" for key in changed[:3]]
+    return "; ".join(named) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+
+
+def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}".removeprefix("base."), value
 
 
 def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None) -> list[SweepConfig]:

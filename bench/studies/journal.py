@@ -5,6 +5,8 @@ It is put into the object store where the results are in one, and read whole aft
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 from pathlib import Path
 
@@ -14,6 +16,9 @@ from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 from bench.models.cache import cache_dir
 from bench.results.storage import Folder, Location, location
 
+CREATE_STUDY, CREATE_TRIAL = 0, 4
+logger = logging.getLogger(__name__)
+
 
 def study_storage(results_folder: Folder) -> BaseStorage:
     """Optuna's storage of a results folder; `optuna-dashboard` opens the same file."""
@@ -21,20 +26,56 @@ def study_storage(results_folder: Folder) -> BaseStorage:
     here.parent.mkdir(parents=True, exist_ok=True)
     if there.local is None and there.exists():
         here.write_bytes(there.read())
-    _drop_half_a_line(here)
+    _set_aside_damage(here)
     return JournalStorage(JournalFileBackend(str(here)))
 
 
-def _drop_half_a_line(journal: Path) -> None:
-    """A process killed, or out of space, in mid-write leaves some: it would spoil the next line."""
+def _set_aside_damage(journal: Path) -> None:
+    """Keep what can be read of a journal; the rest goes into a file beside it, and is said.
+
+    A process killed, or out of space, in mid-write leaves half a line, which would spoil the next one.
+    """
     lock = JournalFileSymlinkLock(str(journal))
     lock.acquire()
     try:
-        content = journal.read_bytes() if journal.is_file() else b"\n"
-        if content and not content.endswith(b"\n"):
-            os.truncate(journal, content.rfind(b"\n") + 1)
+        lines = journal.read_bytes().splitlines(keepends=True) if journal.is_file() else []
+        kept, damaged = _readable(lines)
+        if damaged:
+            with journal.with_suffix(".damaged").open("ab") as beside:
+                beside.writelines(damaged)
+            scratch = journal.with_name(f".tmp-{os.getpid()}-{journal.name}")
+            scratch.write_bytes(b"".join(kept))
+            os.replace(scratch, journal)
+            if damaged != lines[-1:] or damaged[0].endswith(b"\n"):  # half a line at the end is how a crash looks
+                logger.warning("%s: %d damaged lines of %d set aside", journal, len(damaged), len(lines))
     finally:
         lock.release()
+
+
+def _readable(lines: list[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """(kept, set aside): lines that are no JSON objects; and all from where one speaks of a study or trial whose
+    beginning was lost, since Optuna counts them as it reads and would take the next one for it.
+
+    The codes of what begins one are Optuna's own: look here again when it is upgraded.
+    """
+    begun = {"study_id": 0, "trial_id": 0}
+    codes = {CREATE_STUDY: "study_id", CREATE_TRIAL: "trial_id"}
+    kept: list[bytes] = []
+    damaged: list[bytes] = []
+    for number, line in enumerate(lines):
+        try:
+            entry = json.loads(line) if line.endswith(b"\n") else None
+        except ValueError:
+            entry = None
+        if not isinstance(entry, dict):
+            damaged.append(line)
+            continue
+        if damaged and any(entry.get(kind, -1) >= count for kind, count in begun.items()):
+            return kept, damaged + lines[number:]
+        if entry.get("op_code") in codes:
+            begun[codes[entry["op_code"]]] += 1
+        kept.append(line)
+    return kept, damaged
 
 
 def keep_journal(results_folder: Folder) -> None:

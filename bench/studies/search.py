@@ -23,7 +23,7 @@ from bench.results import store
 from bench.results.storage import Folder, is_full
 from bench.runs.related import at_thresholds
 from bench.runs.rows import Row, failed_row
-from bench.spaces.search_space import THRESHOLD, SweepConfig
+from bench.spaces.search_space import THRESHOLD, SweepConfig, differences
 from bench.studies.journal import keep_journal, study_storage
 from bench.studies.tasks import Log
 from grun.errors import UserError
@@ -32,6 +32,8 @@ INTERRUPTED = "interrupted"
 """Optuna user attribute of a trial that was cut off; it does not count against the budget."""
 RUN_KEY = "run_key"
 """Optuna user attribute: the key of the trial's row."""
+DEFINITION = "definition"
+"""Optuna user attribute of a study: the base and the search space it was begun with."""
 FROM_THRESHOLD = "module_of"
 """Optuna user attribute of a trial that is another one's module at another gate threshold."""
 
@@ -154,15 +156,7 @@ class StudySearch(Searcher):
 
     def _open(self, name: str, config: SweepConfig) -> None:
         """Open a study, settle what an earlier process left unfinished, and work out what is left to do."""
-        directions: list[Literal["maximize", "minimize"]] = [
-            "maximize" if way == "max" else "minimize" for way in config.objectives.values()
-        ]
-        study = optuna.create_study(study_name=name, storage=self._storage, directions=directions, load_if_exists=True)
-        if [direction.name.lower() for direction in study.directions] != directions or study.user_attrs.get(
-            "objectives", list(config.objectives)
-        ) != list(config.objectives):
-            raise UserError("objectives", f"study {name} was begun with others; rename the study or keep them")
-        study.set_user_attr("objectives", list(config.objectives))
+        study = self._study(name, config)
         is_new = not study.trials
         for trial in study.get_trials(states=[TrialState.RUNNING]):
             self._settle(study, config, trial)
@@ -188,6 +182,24 @@ class StudySearch(Searcher):
             storage=self._storage,
         )
 
+    def _study(self, name: str, config: SweepConfig) -> optuna.Study:
+        """Begun now or before. Raises UserError where it was begun as something else: its trials would not compare."""
+        directions: list[Literal["maximize", "minimize"]] = [
+            "maximize" if way == "max" else "minimize" for way in config.objectives.values()
+        ]
+        study = optuna.create_study(study_name=name, storage=self._storage, directions=directions, load_if_exists=True)
+        if [direction.name.lower() for direction in study.directions] != directions or study.user_attrs.get(
+            "objectives", list(config.objectives)
+        ) != list(config.objectives):
+            raise UserError("objectives", f"study {name} was begun with others; rename the study or keep them")
+        before, now = study.user_attrs.get(DEFINITION), config.definition()
+        if before is None:
+            study.set_user_attr("objectives", list(config.objectives))
+            study.set_user_attr(DEFINITION, now)
+        elif changed := differences(before, now):
+            raise UserError("study", f"{name} was begun with {changed}; rename the study, or use another --results")
+        return study
+
     def _settle(self, study: optuna.Study, config: SweepConfig, trial: FrozenTrial) -> None:
         """A trial that was running when its process ended: told where all its rows were written, else tried again."""
         if RUN_KEY in trial.user_attrs:  # else it was cut off before all its parameters were drawn
@@ -201,7 +213,7 @@ class StudySearch(Searcher):
         # Optuna tells nobody the id under which its storage knows a trial: look here again when it is upgraded.
         self._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
         study.tell(trial.number, state=TrialState.FAIL)
-        if trial.params:
+        if RUN_KEY in trial.user_attrs:  # what makes no valid run must not be drawn again
             study.enqueue_trial(trial.params)
 
     def _add_thresholds(self, name: str, number: int, rows: Sequence[Row]) -> None:

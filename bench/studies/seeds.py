@@ -21,6 +21,7 @@ from bench.spaces.search_space import SweepConfig
 from bench.splits import COSTS
 from bench.studies.pool import Pool
 from bench.studies.sweep import sweep
+from grun.errors import UserError
 
 Row = dict[str, Any]
 FOLDER = "seeds"
@@ -43,8 +44,11 @@ def repeat_best(
     """Train each method's best run (its balanced one where none keeps the utility) with num_seeds seeds, attacks on.
 
     execution.results: the folder that was compared. Returns the rows of all repeated runs and their references.
+    Raises UserError where no method has one.
     """
     studies = [_study(chosen, comparison, num_seeds) for chosen in map(best_of, comparison.methods) if chosen]
+    if not studies:
+        raise UserError("RESULTS", f"{execution.folder} holds no finished run of a method; run a sweep first")
     there = replace(execution, results=execution.folder / FOLDER)
     sweep(studies, there, pool, log)
     return store.scan_runs(there.results).filter(status="ok").to_dicts()
@@ -61,7 +65,7 @@ def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:
     base = overlay(config.to_dict(), attacks)
     seeds = range(base["seed"], base["seed"] + num_seeds)
     return SweepConfig(
-        study=f"seeds/{chosen['run_key']}",
+        study=f"seeds/{chosen['run_key']}/{num_seeds}",
         base=run_config(base).to_dict(),
         search_space={"seed": (Categorical(type="categorical", choices=tuple(seeds)),)},
         objectives=comparison.objectives,

@@ -23,7 +23,7 @@ from bench.results import store
 from bench.results.columns import SCORES
 from bench.results.storage import is_full
 from bench.runs.execution import Execution
-from bench.runs.related import has_retain_model, prerequisites
+from bench.runs.related import has_retain_model, prerequisite, prerequisites
 from bench.runs.rows import Row, failed_row
 from bench.runs.run import run
 from bench.runs.subject import Subject
@@ -56,6 +56,7 @@ def sweep(
         for study in studies:
             worker.check(study.run({}).adapter)
         prepare_references(studies, worker, log)
+        _check_measurable(studies, worker)
         search = StudySearch(studies, execution.results, log, pool.time_budget)
         if search.num_trials_left == 0:
             log("every study has used its budget; nothing to do (raise --num-trials to go on)")
@@ -125,6 +126,21 @@ def _check_comparable(studies: Sequence[SweepConfig]) -> None:
                 "model.retain_model",
                 f"{study.study} optimises forget quality, which needs one; name it, or let model.fine_tuning make it",
             )
+
+
+def _check_measurable(studies: Sequence[SweepConfig], execution: Execution) -> None:
+    """Raises UserError where an objective has no value on this benchmark: the target model's row knows it already."""
+    for study in studies:
+        config = study.run({})
+        row = store.read_run(execution.results, prerequisite(config, "target_model").run_key) or {}
+        for name in set(study.objectives) & row.keys() & SCORES.keys():
+            if row[name] is None and "gate" not in name:  # the target has no gates
+                have = [each for each in config.benchmark.headlines if row[each] is not None]
+                raise UserError(
+                    "objectives",
+                    f"{name} of {study.study} has no value on this benchmark and model; use others, "
+                    f"such as {' and '.join(have[:3])}",
+                )
 
 
 def _trial_resources(execution: Execution) -> dict[str, float]:

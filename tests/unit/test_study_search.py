@@ -19,6 +19,7 @@ from bench.spaces.search_space import SweepConfig
 from bench.speed.no_op import no_op_rows
 from bench.studies.journal import study_storage
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch
+from grun.errors import UserError
 
 STUDY = SweepConfig(
     study="s",
@@ -118,3 +119,58 @@ def test_thresholds_of_a_list_or_under_a_condition_are_learnt_from(tmp_path: Pat
     name = "adapter.gate_threshold if adapter=grun"
     own, *others = [json.loads(trial.params[name]) for trial in trials]
     assert set(others) == {0.25, 0.5} - {own}
+
+
+def test_a_damaged_line_is_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A value of the second of three trials cannot be read: the trials are all there, that value is not."""
+    study = optuna.create_study(study_name="s", storage=study_storage(tmp_path))
+    for number in range(3):
+        study.ask().set_user_attr(RUN_KEY, f"key{number}")
+    journal = tmp_path / "studies.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    (at,) = [place for place, line in enumerate(lines) if b"key1" in line]
+    lines[at] = lines[at][:20] + b"\x00\xff\n"
+    journal.write_bytes(b"".join(lines))
+    trials = optuna.load_study(study_name="s", storage=study_storage(tmp_path)).trials
+    assert [trial.user_attrs.get(RUN_KEY) for trial in trials] == ["key0", None, "key2"]
+    assert (tmp_path / "studies.damaged").read_bytes() == lines[at]
+    said = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert said == [f"{journal}: 1 damaged lines of {len(lines)} set aside"]
+
+
+def test_nothing_is_taken_for_a_trial_whose_beginning_is_lost(tmp_path: Path) -> None:
+    """The second trial's first line is damaged: Optuna would call the third one the second. What was before is kept."""
+    study = optuna.create_study(study_name="s", storage=study_storage(tmp_path))
+    for number in range(3):
+        study.ask().set_user_attr(RUN_KEY, f"key{number}")
+    journal = tmp_path / "studies.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    creations = [place for place, line in enumerate(lines) if json.loads(line)["op_code"] == 4]
+    lines[creations[1]] = b"{\n"
+    journal.write_bytes(b"".join(lines))
+    reopened = optuna.load_study(study_name="s", storage=study_storage(tmp_path))
+    assert [trial.user_attrs.get(RUN_KEY) for trial in reopened.trials] == ["key0"]
+    reopened.ask()
+    assert len(optuna.load_study(study_name="s", storage=study_storage(tmp_path)).trials) == 2
+
+
+def test_a_study_is_more_than_its_name(tmp_path: Path) -> None:
+    """Another base or another space under the same name is refused with what differs; a budget may grow."""
+    StudySearch([STUDY], tmp_path, lambda line: None)
+    StudySearch([replace(STUDY, num_trials=5, gate_thresholds=(0.1,))], tmp_path, lambda line: None)
+    other = replace(STUDY, base={"benchmark": {"forget_split": "forget50"}})
+    with pytest.raises(
+        UserError, match=r'study: s was begun with benchmark.forget_split "forget20", not "forget50"; re'
+    ):
+        StudySearch([other], tmp_path, lambda line: None)
+    ranks = Categorical(type="categorical", choices=(2, 8))
+    wider = replace(STUDY, search_space={**STUDY.search_space, "adapter.rank": (ranks,)})
+    with pytest.raises(UserError, match=r"s was begun with search_space.adapter.rank .* rename the study"):
+        StudySearch([wider], tmp_path, lambda line: None)
+
+
+def test_what_makes_no_run_is_not_drawn_again(tmp_path: Path) -> None:
+    """A trial cut off by an invalid draw has parameters and no run: the next process must not begin with it."""
+    _crashed(tmp_path, rows_written=0, keyed=False)
+    _, trials = _reopened(tmp_path)
+    assert [trial.state for trial in trials] == [TrialState.FAIL]
