@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -136,12 +137,12 @@ def test_keys_lists_the_chosen_adapters_settings(capsys: Captured) -> None:
 def test_keys_lists_every_setting_there_is(capsys: Captured) -> None:
     """All leaves of the config, whichever is chosen; each can be given back as it is shown."""
     for model in ("tiny", "some/model"):
-        main(["keys", "--model", model, "--evaluation.robustness", "{}"])
+        main(["keys", "--model", model, "--model.prompt", "{}", "--evaluation.robustness", "{}"])
         shown = {
             line.split()[0].removeprefix("--") for line in capsys.readouterr().out.splitlines() if line[:2] == "--"
         }
-        config = run_config({"model": model, "evaluation": {"robustness": {}}}).to_dict()
-        leaves = {key.removesuffix(".name") for key in _leaves(config)}
+        config = run_config({"model": {"name": model, "prompt": {}}, "evaluation": {"robustness": {}}})
+        leaves = {key.removesuffix(".name") for key in _leaves(config.to_dict()) + _leaves(asdict(config))}
         assert shown == leaves
 
 
@@ -184,7 +185,7 @@ BAD_INPUT: dict[str, tuple[Sequence[str], str]] = {
         "benchmark: must be one of 'authors', 'corpora', 'questions', 'tofu', 'wmdp'",
     ),
     "missing split": (["train", "--benchmark", "tofu", "--benchmark.forget-split", "forget02"], "must be 'forget01'"),
-    "missing data": (["train", "--benchmark", "tofu", "--benchmark.data-dir", "/nowhere"], "full.json is missing"),
+    "missing data": (["train", "--benchmark", "tofu", "--benchmark.data-dir", "/nowhere"], "full.json cannot be read; give the folder"),
     "too few authors": (
         ["train", "--benchmark.num_authors", "5", "--benchmark.forget_split", "forget05"],
         "at least 20",
@@ -285,7 +286,7 @@ def test_unreadable_yaml(content: str, message: str, tmp_path: Path, capsys: Cap
     assert message in _one_line(["sweep", str(tmp_path / "bad.yaml")], capsys)
 
 
-@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ("{oops", "is not JSON lines")])
+@pytest.mark.parametrize(("content", "message"), [("", "is empty"), ("{oops", "line 1 is not JSON")])
 def test_empty_or_broken_data(content: str, message: str, tmp_path: Path, capsys: Captured) -> None:
     (tmp_path / "full.json").write_text(content)
     argv = ["train", "--benchmark", "tofu", "--benchmark.data-dir", str(tmp_path), "--results", str(tmp_path / "r")]
