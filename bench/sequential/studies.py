@@ -109,7 +109,9 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
     return replace(config, num_tuning_requests=min(config.num_tuning_requests, count - len(config.extra_requests)))
 
 
-def run_studies(studies: Sequence[SequentialConfig], execution: Execution, pool: Pool, log: Log) -> None:
+def run_studies(  # noqa: C901 (rounds of work, one after the other)
+    studies: Sequence[SequentialConfig], execution: Execution, pool: Pool, log: Log
+) -> None:
     """Tune every method on the first requests, then put the best configuration of each to all of them.
 
     Goes on from what the results folder holds. Raises UserError where nothing fits, or no trial of a method succeeds.

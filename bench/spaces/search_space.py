@@ -180,7 +180,9 @@ def _split(path: str, config: SweepConfig) -> list[SweepConfig]:
     ]
 
 
-def check_study(path: str, config: SweepConfig, overrides: Mapping[str, Any]) -> None:
+def check_study(  # noqa: C901 (checks, one after the other)
+    path: str, config: SweepConfig, overrides: Mapping[str, Any]
+) -> None:
     """Try the base, every end of every range and every initial point as a run. overrides: what is not the file's own.
 
     Raises UserError naming the file, where the fault is in it.

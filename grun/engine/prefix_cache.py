@@ -90,7 +90,7 @@ class PrefixCache:
         return self._shards[shard]["hidden"][start : start + len(example.answer_ids)]
 
 
-def open_or_build(
+def open_or_build(  # noqa: PLR0913 (all that makes a cache the one that is needed)
     model: Any,
     examples: Sequence[Example],
     *,

@@ -17,7 +17,7 @@ KEEP_SHARE = 0.75
 """The cache is cut down to the unfinished sequences once fewer than this share of its rows are."""
 
 
-def decode(
+def decode(  # noqa: PLR0913 (a decoder's state, from wherever it comes)
     model: Any,
     cache: Any,
     logits_BV: Tensor,

@@ -185,7 +185,10 @@ BAD_INPUT: dict[str, tuple[Sequence[str], str]] = {
         "benchmark: must be one of 'authors', 'corpora', 'questions', 'tofu', 'wmdp'",
     ),
     "missing split": (["train", "--benchmark", "tofu", "--benchmark.forget-split", "forget02"], "must be 'forget01'"),
-    "missing data": (["train", "--benchmark", "tofu", "--benchmark.data-dir", "/nowhere"], "full.json cannot be read; give the folder"),
+    "missing data": (
+        ["train", "--benchmark", "tofu", "--benchmark.data-dir", "/nowhere"],
+        "full.json cannot be read; give the folder",
+    ),
     "too few authors": (
         ["train", "--benchmark.num_authors", "5", "--benchmark.forget_split", "forget05"],
         "at least 20",

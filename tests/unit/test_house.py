@@ -11,15 +11,9 @@ PRODUCT = ("bench", "grun", "pyvene_custom")
 FOLDER_LINES, FILE_LINES, FUNCTION_LINES = 900, 300, 50
 """At most so many lines, blank ones and comments included; a folder without its subfolders."""
 EXCEPTIONS = {
-    "bench/benchmarks": "a file a benchmark: it grows with them",
-    "bench/cli/main.py": "to be split into commands",
-    "bench/cli/main.py:_parser": "to be derived from the dataclasses",
-    "bench/runs/run.py": "to be split",
-    "bench/runs/run.py:_train_or_load": "to be split",
-    "bench/sequential/states.py": "to be split",
-    "bench/speed": "to be split",
-    "bench/speed/measure.py": "to be split",
-    "bench/speed/scaling.py": "to be split",
+    "bench/speed": "a stopwatch for each thing that is timed; nothing of the product imports it",
+    "bench/speed/measure.py": "one section of the report after the other",
+    "bench/speed/scaling.py": "a script of its own: each measurement a function and a command",
 }
 """What may be longer, and why: a folder, a file, or a function as file:name."""
 
@@ -56,7 +50,10 @@ def _too_long() -> dict[str, str]:
 
 
 def test_nothing_is_longer_than_its_budget() -> None:
-    assert {name: size for name, size in _too_long().items() if name not in EXCEPTIONS} == {}
+    """But for the exceptions, each of which is still needed: one that is not is to be taken off the list."""
+    too_long = _too_long()
+    assert {name: size for name, size in too_long.items() if name not in EXCEPTIONS} == {}
+    assert [name for name in EXCEPTIONS if name not in too_long] == []
 
 
 def test_a_file_says_what_it_is_for() -> None:
