@@ -13,6 +13,7 @@ from grun.forget_losses.forget_loss import ForgetLoss
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
+from grun.forget_losses.pdu import PduConfig
 from grun.forget_losses.rmu import RmuConfig
 from grun.forget_losses.satimp import SatimpConfig
 from grun.forget_losses.simnpo import SimnpoConfig
@@ -26,6 +27,7 @@ ForgetLossConfig = (
     | GradAscentConfig
     | IdkConfig
     | NpoConfig
+    | PduConfig
     | RmuConfig
     | SatimpConfig
     | SimnpoConfig

@@ -101,6 +101,16 @@ def test_what_a_step_minimises(gate_function: str, gate_weight: float, gate_warm
         assert step.loss == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_constraint_weighs_more_while_it_is_not_met(train: Train) -> None:
+    """Step t is forget + λ_t · retain, λ_1 = retain_weight and λ_t+1 = max(0, λ_t + η (retain_t − ε)), here ε = 0."""
+    changes = {"adapter": "reft", "forget_loss": "pdu", "training.retain_weight": 1.0, "retain_loss.max_loss": 0.0}
+    weight = 1.0
+    for step in train({**changes, "retain_loss": "pdu", "retain_loss.dual_rate": 0.5}):
+        assert step.loss == pytest.approx(step.forget_loss + weight * step.retain_loss, rel=1e-5)
+        weight = max(0.0, weight + 0.5 * step.retain_loss)
+    assert weight > 1.0
+
+
 @pytest.mark.parametrize(("weight", "learn"), [(1.0, True), (0.0, False)])
 def test_without_a_gate_loss_the_gates_still_learn(weight: float, learn: bool, small_config: RunConfig) -> None:
     """They get their gradient from the forget and retain losses, and where those weigh nothing, none at all."""

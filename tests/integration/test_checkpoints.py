@@ -27,8 +27,9 @@ class _CutOff(BaseException):
 
 @pytest.fixture(scope="module")
 def config(small_config: RunConfig) -> RunConfig:
-    """Six epochs of three steps."""
-    return run_config(overlay(small_config.to_dict(), {"training.batch_size": 4, "training.num_epochs": 6}))
+    """Six epochs of three steps, with a retain loss whose weight is learned on the way."""
+    changes = {"training.batch_size": 4, "training.num_epochs": 6, "retain_loss": "pdu"}
+    return run_config(overlay(small_config.to_dict(), changes))
 
 
 def _steps(config: RunConfig, folder: Path, stop_after: int | None = None) -> tuple[list[int], dict[str, Any] | None]:

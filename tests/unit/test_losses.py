@@ -10,12 +10,14 @@ from grun.forget_losses.dpo import dpo_loss
 from grun.forget_losses.grad_ascent import grad_ascent_loss
 from grun.forget_losses.idk import idk_loss
 from grun.forget_losses.npo import npo_loss
+from grun.forget_losses.pdu import margin_loss
 from grun.forget_losses.rmu import rmu_loss, steering_vector
 from grun.forget_losses.satimp import satimp_loss
 from grun.forget_losses.simnpo import simnpo_loss
 from grun.forget_losses.undial import undial_loss
 from grun.forget_losses.wga import wga_loss
 from grun.losses import gate_bce, kl_divergence, mean_token_nll, sequence_sum, token_nll
+from grun.retain_losses.pdu import dual_step
 
 
 def test_token_nll_of_uniform_logits() -> None:
@@ -156,6 +158,25 @@ def test_undial_by_hand() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(math.log(3))
     torch.testing.assert_close(logits.grad, torch.tensor([[2 / 15, -1 / 15, -1 / 15]]))
+
+
+def test_pdu_by_hand() -> None:
+    """Logits 3, 1, 2: (3 − 2)² = 1; logits 5, 5, 5: 0; their mean ½. Gradient (3 − 2)(one-hot of the 3 − ⅓ each).
+
+    Down it goes: the largest logit falls and the others rise. Equal logits stay.
+    """
+    logits = torch.tensor([[3.0, 1.0, 2.0], [5.0, 5.0, 5.0]], requires_grad=True)
+    loss = margin_loss(logits)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.5)
+    torch.testing.assert_close(logits.grad, torch.tensor([[2 / 3, -1 / 3, -1 / 3], [0.0, 0.0, 0.0]]))
+
+
+def test_a_dual_step_by_hand() -> None:
+    """λ = 2, η = 5, ε = 0.3: at 0.5 nats 2 + 5 · 0.2 = 3, at 0.1 nats 2 − 1 = 1, at the bound 2, and never below 0."""
+    steps = {loss: dual_step(2.0, loss, max_loss=0.3, dual_rate=5.0) for loss in (0.5, 0.1, 0.3)}
+    assert steps == pytest.approx({0.5: 3.0, 0.1: 1.0, 0.3: 2.0})
+    assert dual_step(0.5, 0.0, max_loss=0.3, dual_rate=5.0) == 0.0
 
 
 def test_rmu_by_hand() -> None:
