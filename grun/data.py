@@ -1,7 +1,4 @@
-"""Examples and batches: token ids of prompts and answers, in the order in which they are trained on.
-
-Shapes: B sequences, L tokens, N answer tokens of the whole batch (sequence after sequence).
-"""
+"""Examples and batches: token ids of prompts and answers, in the order in which they are trained on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Shared maths of the losses: tensors in, tensors out.
-
-Shapes: B sequences, N answer tokens of the whole batch, V vocabulary, K edited layers.
-"""
+"""Shared maths of the losses: tensors in, tensors out."""
 
 from __future__ import annotations
 

@@ -2,8 +2,6 @@
 
 Every request has trained a gated edit of its own on the same layers. At inference all their gates read the same hidden
 state, and h' = h + Σ_k w_k(h) · Δ_k(h), where the combination says how the gates g_k become the weights w_k.
-
-Shapes: B prompts, T edited positions of each, D hidden size, R rank, K requests.
 """
 
 from __future__ import annotations

@@ -2,8 +2,6 @@
 
 Two paths, equal to float rounding: the plain one runs the whole model through pyvene; the engine runs only what the
 edits can change (`grun.engine.later_layers`), for the examples and prompts that `prepare` has been told of.
-
-Shapes: B sequences, K edited layers, D hidden size.
 """
 
 from __future__ import annotations

@@ -2,9 +2,6 @@
 
 Exact, not approximate: see `grun.engine.prefix_cache`. The model's own layers, masks and head do the work; the layers
 below the first edit are skipped, and the edits are put in at the position that stands first.
-
-Shapes: B sequences, P prefix tokens, T tokens from the edited position on, K edited layers, D hidden size, N answer
-tokens, V vocabulary.
 """
 
 from __future__ import annotations

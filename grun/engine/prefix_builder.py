@@ -1,7 +1,4 @@
-"""Computes what a prefix cache holds: one pass over the prompts, then over what follows each of them.
-
-Shapes: M layers with keys and values.
-"""
+"""Computes what a prefix cache holds: one pass over the prompts, then over what follows each of them."""
 
 from __future__ import annotations
 

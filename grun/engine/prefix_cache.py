@@ -7,8 +7,6 @@ The edit sits on a prompt's last token, at the output of some layer. Neither dep
 
 So both are constants, shared by every step, trial and process on the node: memory-mapped safetensors, written once
 under a lock, named by a hash of all they follow from, checked when opened, evicted when least recently used.
-
-Shapes: M layers with keys and values.
 """
 
 from __future__ import annotations

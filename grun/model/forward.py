@@ -1,7 +1,4 @@
-"""A causal LM as training and evaluation see it: answer logits, greedy answers, what is trainable.
-
-Shapes: B sequences, L tokens, N answer tokens of the whole batch, V vocabulary, K edited layers.
-"""
+"""A causal LM as training and evaluation see it: answer logits, greedy answers, what is trainable."""
 
 from __future__ import annotations
 

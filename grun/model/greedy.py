@@ -1,6 +1,6 @@
 """Greedy decoding with a KV cache, where a finished answer soon stops costing anything.
 
-Shapes: B sequences still being answered, S tokens in the cache, V vocabulary.
+Shapes: B sequences still being answered.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""transformers' caches of keys and values, as far as we reach into them: the one file that an upgrade must check.
-
-Shapes: M layers with keys and values.
-"""
+"""transformers' caches of keys and values, as far as we reach into them: the one file that an upgrade must check."""
 
 from __future__ import annotations
 

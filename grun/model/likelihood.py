@@ -1,7 +1,4 @@
-"""How likely a model holds some answers, token by token.
-
-Shapes: B sequences, N answer tokens of the whole batch, V vocabulary.
-"""
+"""How likely a model holds some answers, token by token."""
 
 from __future__ import annotations
 

@@ -1,8 +1,6 @@
 """What the untouched model says about a plan's examples: constants, computed once, before anything is trained.
 
 The reference model of every loss that has one. It is never a second model: what is kept of it are numbers.
-
-Shapes: B sequences, N answer tokens of the whole batch, V vocabulary, D hidden size.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""THE training loop: every adapter with every forget loss goes through it.
-
-Shapes: B all sequences of a step (forget first, then retain), N their answer tokens, K edited layers.
-"""
+"""THE training loop: every adapter with every forget loss goes through it."""
 
 from __future__ import annotations
 

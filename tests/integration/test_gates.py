@@ -72,17 +72,20 @@ def test_generation_edits_the_prompt_and_never_a_decoded_token(
             assert forced.argmax(dim=-1).tolist() == answer
 
 
-def test_earlier_positions_are_untouched(fresh_target: Fresh, small_benchmark: Benchmark) -> None:
+@pytest.mark.parametrize("edits", ["prompt_end", "answer"])
+def test_earlier_positions_are_untouched(edits: Any, fresh_target: Fresh, small_benchmark: Benchmark) -> None:
     """Logits at every prompt token before the last are the base model's, bit for bit."""
     model, template = fresh_target()
-    batch = collate(_examples(template, small_benchmark)[:1])
+    examples = _examples(template, small_benchmark)[:1]
+    batch = collate(examples)
     inputs = {"input_ids": batch.input_ids_BL, "attention_mask": batch.attention_mask_BL}
     edited_at = int(batch.edited_position_B[0])
     with torch.no_grad():
         base = model(**inputs).logits
-        adapted = GrunConfig(layers=(1, 3)).attach(model, 0)
+        adapted = GrunConfig(layers=(1, 3), edits=edits).attach(model, 0)
         adapted.train(False)
-        edited = adapted._plain()(inputs, adapted.editing(batch.edited_position_B)).logits
+        editing = adapted.editing([examples[0].prompt_ids], batch.edited_position_B)
+        edited = adapted._plain()(inputs, editing).logits
     assert torch.equal(edited[:, :edited_at], base[:, :edited_at])
     assert not torch.allclose(edited[:, edited_at], base[:, edited_at])
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -213,7 +214,9 @@ def test_greedy_answers_are_the_librarys(fresh_target: Callable[[], tuple[Any, P
     assert len({len(answer) for answer in mine}) > 1
 
 
+@pytest.mark.parametrize("settings", [{}, {"edits": "answer", "gate_layer": 1.0}], ids=["paper", "latched, late"])
 def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
+    settings: dict[str, Any],
     small_config: RunConfig,
     small_references: Path,
     tmp_path: Path,
@@ -227,7 +230,8 @@ def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
     }
     for name in executions:
         shutil.copytree(small_references, tmp_path / name)
-    rows = {name: run(small_config, each, gate_thresholds=thresholds) for name, each in executions.items()}
+    config = replace(small_config, adapter=replace(small_config.adapter, **settings))
+    rows = {name: run(config, each, gate_thresholds=thresholds) for name, each in executions.items()}
     assert [row["engine"] for row in rows["auto"]] == ["prefix_cache"] * 4
     assert [row["engine"] for row in rows["plain"]] == ["plain"] * 4
     different = 0

@@ -191,7 +191,7 @@ def test_a_request_taken_back_is_answered_again(
 @torch.no_grad()
 def _logits(adapted: EditedModel, prompt: tuple[int, ...]) -> torch.Tensor:
     inputs = {"input_ids": torch.tensor([prompt]), "attention_mask": torch.ones(1, len(prompt), dtype=torch.long)}
-    outputs = adapted._plain()(inputs, adapted.editing(torch.tensor([len(prompt) - 1])))
+    outputs = adapted._plain()(inputs, adapted.editing([prompt], torch.tensor([len(prompt) - 1])))
     return outputs.logits
 
 

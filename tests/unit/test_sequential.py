@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from grun.adapters.grun import GrunConfig
+from grun.data import Example
 from grun.errors import UserError
-from grun.sequential import Combination, CombinedEdit
+from grun.model.forward import PlainModel
+from grun.sequential import Combination, CombinedEdit, combine, load_deployment, save_deployment
 from pyvene_custom.edits import LoReFT
 from pyvene_custom.gate_functions import GateFunction
 
@@ -123,3 +128,30 @@ def test_all_gates_are_one_product(monkeypatch: pytest.MonkeyPatch) -> None:
             products.clear()
             _apply(combined, h_BD)
             assert len(products) == wanted
+
+
+class _Tokenizer:
+    def save_pretrained(self, folder: Path) -> None:
+        """Nothing here is text."""
+
+
+@pytest.mark.parametrize("settings", [{}, {"edits": "answer", "gate_layer": 1}], ids=["paper", "latched, late"])
+def test_a_deployment_is_what_was_deployed(settings: dict[str, Any], tmp_path: Path) -> None:
+    """Two modules on a model, saved and loaded: the same logits, which are not the model's own."""
+    torch.manual_seed(0)
+    shape = {"vocab_size": 31, "hidden_size": D, "intermediate_size": 8, "num_hidden_layers": 3}
+    model = LlamaForCausalLM(LlamaConfig(**shape, num_attention_heads=2)).eval()
+    config = GrunConfig(layers=(0, 2), rank=R, **settings)
+    modules = {name: config.attach(model, seed) for seed, name in enumerate("ab")}
+    folders = {name: tmp_path / name for name in modules}
+    for name, module in modules.items():
+        folders[name].mkdir()
+        config.save(module, folders[name])
+    save_deployment(tmp_path / "all", model, _Tokenizer(), config, folders, "sum", 0.0)
+    loaded = load_deployment(tmp_path / "all", model)
+    stacked = combine(modules["a"], modules, "sum", 0.0)
+    examples = [Example(prompt_ids=(3, 4, 5), answer_ids=(6, 7, 8)), Example(prompt_ids=(9,), answer_ids=(1,))]
+    with torch.no_grad():
+        ours, theirs, base = (each.answer_output(examples) for each in (stacked, loaded, PlainModel(model)))
+    assert torch.equal(theirs.logits_NV, ours.logits_NV)
+    assert not torch.allclose(ours.logits_NV, base.logits_NV)
