@@ -90,11 +90,17 @@ class UnlearnedLM(TemplateLM):
         return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations, cut before the first stop string."""
+        """Greedy continuations, cut before the first stop string. Raises UserError where they leave no room to ask."""
         prompts, limits, stops = [], [], []
         for request in requests:
             context, settings = request.args
             limit = int(settings.get("max_gen_toks", MAX_GENERATED))
+            if limit >= self.max_length:
+                raise UserError(
+                    "--lm-eval",
+                    f"a task asks for {limit} tokens of a model of {self.max_length}: none is left for the question; "
+                    "set a lower max_gen_toks in its file",
+                )
             prompts.append(tuple(self.tok_encode(context)[-(self.max_length - limit) :]))
             limits.append(limit)
             stops.append(handle_stop_sequences(settings.get("until"), eos=self.tokenizer.eos_token))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from bench.config import RunConfig
 from bench.runs.execution import Execution
 from bench.runs.run import run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
+from grun.errors import UserError
 from grun.model.forward import PlainModel
 from grun.prompts.template import PromptTemplate
 
@@ -130,3 +132,20 @@ def test_evaluate_runs_lm_eval(small_config: RunConfig, small_results: Path, tas
         main(["evaluate", module, "--lm-eval", "no_such_task"])
     assert error.value.code == 2
     assert "no_such_task" in capsys.readouterr().err
+
+
+def test_an_answer_as_long_as_the_context_leaves_no_question(
+    fresh_target: Callable[[], tuple[Any, PromptTemplate]],
+) -> None:
+    """127 of 128 tokens leave one; 128 leave none, and a model asked nothing would be scored on it."""
+    from bench.evaluation.harness import UnlearnedLM
+
+    model, template = fresh_target()
+    lm = UnlearnedLM(PlainModel(model), template.tokenizer, max_length=128, batch_size=2)
+    for limit in (128, 256):
+        request = SimpleNamespace(args=("Who wrote it?", {"until": ["\n"], "max_gen_toks": limit}))
+        with pytest.raises(UserError, match=f"a task asks for {limit} tokens of a model of 128"):
+            lm.generate_until([request])
+    assert (
+        len(lm.generate_until([SimpleNamespace(args=("Who wrote it?", {"until": ["\n"], "max_gen_toks": 127}))])) == 1
+    )
