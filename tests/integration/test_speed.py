@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,10 +13,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from bench.cli.main import main
 from bench.config import RunConfig
 from bench.files import write_yaml
+from bench.models.pretrained import load_pretrained
+from bench.progress import quiet
 from bench.results import store
-from bench.speed import scaling
-from bench.speed.contenders import EDITED, best_ratio, contender
+from bench.runs import subject
+from bench.runs.execution import Execution
+from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, contender
 from bench.speed.report import read_records, write_records
+from bench.speed.scaling import __main__ as scaling
+from bench.speed.stopwatch import Effort, Stopwatch
 from grun.data import Example
 from grun.engine.edited import PrefixCaching
 
@@ -115,3 +121,22 @@ def test_a_no_op_goes_through_the_sweep(tmp_path: Path) -> None:
     assert trained.height == trained["run_key"].n_unique() == 12
     assert sorted(rows.filter(adapter="none")["method"].to_list()) == ["retain_model", "target_model"]
     assert store.scan_items(tmp_path, trained["run_key"].to_list()).height == 12 * 440
+
+
+def test_each_model_is_opened_in_the_dtype_its_run_uses(
+    small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """GRUN's and LoRA's weights stay frozen, bfloat16 on a GPU; full fine-tuning's are trained, float32 everywhere."""
+    asked: list[bool] = []
+
+    def load(name: str, device: Any, **options: Any) -> Any:
+        asked.append(options["trained_in_place"])
+        return load_pretrained(name, device, **options)
+
+    monkeypatch.setattr(subject, "load_pretrained", load)
+    effort = Effort(rounds=1, steps=1, trials=0)
+    watch = Stopwatch(small_config, Execution(results=tmp_path), effort, tmp_path, quiet)
+    assert asked == [False], "the model that GRUN's edits are timed on"
+    for name in FINE_TUNED:
+        watch.model_for(name)
+    assert dict(zip(FINE_TUNED, asked[1:], strict=True)) == {"lora": False, "full": True}

@@ -18,7 +18,7 @@ from bench.cli.options import CONFIG_SECTIONS, execution, pool_of
 from bench.config import RunConfig, run_config
 from bench.results.storage import location
 from bench.runs.execution import Execution
-from bench.speed.no_op import no_op, no_op_references
+from bench.speed.scaling.no_op import no_op, no_op_references
 from bench.studies.pool import Pool
 
 Captured = pytest.CaptureFixture[str]

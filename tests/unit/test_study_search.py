@@ -16,7 +16,7 @@ from bench.results import store
 from bench.runs.related import at_thresholds
 from bench.spaces.parameters import Categorical, FloatRange
 from bench.spaces.search_space import SweepConfig
-from bench.speed.no_op import no_op_rows
+from bench.speed.scaling.no_op import no_op_rows
 from bench.studies.journal import study_storage
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch
 from grun.errors import UserError

@@ -11,20 +11,15 @@ Prints Markdown tables; docs/scaling.md is made of them.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import os
 import random
 import signal
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -32,12 +27,12 @@ import optuna
 import psutil
 from optuna.trial import TrialState
 
-from bench.cluster.connect import ENVIRONMENT
 from bench.config import run_config
 from bench.results import store
 from bench.runs.execution import Execution
 from bench.spaces.search_space import SweepConfig, read_studies
-from bench.speed.no_op import no_op, no_op_references, no_op_rows
+from bench.speed.scaling.no_op import no_op, no_op_references, no_op_rows
+from bench.speed.scaling.simulated import MB, cluster, kill_a_worker, start_driver, watched
 from bench.studies.journal import study_storage
 from bench.studies.pool import Pool
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, StudySearch
@@ -45,7 +40,6 @@ from bench.studies.sweep import sweep
 
 SPACE = "search_spaces/demo_grun.yaml"
 """Its first study is asked: eight parameters, four rows a trial."""
-MB = 1e6
 SEED = 0
 NODES_OF_SOAK = 4
 
@@ -76,9 +70,9 @@ def nodes(options: argparse.Namespace) -> None:
     for number in options.counts:
         at_once = options.at_once or number
         folder, num_trials = options.results / str(number), max(60, 20 * at_once)
-        with _cluster(number) as address:
-            driver = _start_driver(folder, num_trials, at_once, options.seconds, address)
-            samples = list(_watched(driver, folder))
+        with cluster(number) as address:
+            driver = start_driver(folder, num_trials, at_once, options.seconds, address)
+            samples = list(watched(driver, folder))
         first = next(sample for sample in samples if sample.done >= at_once + 10)  # every worker is up
         last = next(sample for sample in samples if sample.done >= num_trials - at_once)
         done = last.done - first.done
@@ -175,12 +169,12 @@ def soak(options: argparse.Namespace) -> None:
     workers_killed = drivers_killed = 0
     marks = [number for number in (100, 300, 500, num_trials) if number <= num_trials]
     _head("trials", "seconds", "driver, MB", "largest worker, MB", "workers", "workers killed", "drivers killed")
-    with _cluster(NODES_OF_SOAK) as address:
+    with cluster(NODES_OF_SOAK) as address:
         started = time.perf_counter()
         next_kill = draw.randint(10, 30)
         while True:
-            driver = _start_driver(folder, num_trials, NODES_OF_SOAK, options.seconds, address)
-            for sample in _watched(driver, folder):
+            driver = start_driver(folder, num_trials, NODES_OF_SOAK, options.seconds, address)
+            for sample in watched(driver, folder):
                 if marks and sample.done >= marks[0]:
                     _line(
                         marks.pop(0),
@@ -195,7 +189,7 @@ def soak(options: argparse.Namespace) -> None:
                     driver.kill()
                     drivers_killed += 1
                 elif sample.done > next_kill:
-                    workers_killed += _kill_a_worker(draw)
+                    workers_killed += kill_a_worker(draw)
                     next_kill = sample.done + draw.randint(10, 30)
             if driver.wait() != -signal.SIGKILL:
                 break
@@ -229,89 +223,8 @@ def _line(*cells: object) -> None:
     print("| " + " | ".join(map(str, cells)) + " |", flush=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Sample:
-    """The driver and its workers at one moment."""
-
-    seconds: float
-    done: int
-    """Trials so far, those of earlier drivers included."""
-    cpu_s: Mapping[str, float]
-    """Of the driver, of the workers that run trials, and of Ray's other processes."""
-    driver_mb: float
-    worker_mb: float
-    """Of the largest."""
-    num_workers: int
-
-
 def _study(num_trials: int) -> SweepConfig:
     return replace(read_studies(SPACE, {}, num_trials)[0], initial_points=())
-
-
-@contextmanager
-def _cluster(num_nodes: int) -> Iterator[str]:
-    """Nodes of one CPU; yields the cluster's address."""
-    from ray.cluster_utils import Cluster
-
-    os.environ.update(ENVIRONMENT)
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
-    for _ in range(num_nodes - 1):
-        cluster.add_node(num_cpus=1)
-    try:
-        yield cluster.address
-    finally:
-        cluster.shutdown()
-
-
-def _start_driver(folder: Path, num_trials: int, at_once: int, seconds: float, address: str) -> subprocess.Popen[bytes]:
-    folder.mkdir(parents=True, exist_ok=True)
-    words = ["no_op_sweep", num_trials, "--at-once", at_once, "--seconds", seconds, "--results", folder]
-    with (folder / "log").open("a") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "bench.speed.scaling", *map(str, words)],
-            stdout=log,
-            stderr=log,
-            env=os.environ | {"RAY_ADDRESS": address},
-        )
-
-
-def _watched(driver: subprocess.Popen[bytes], folder: Path) -> Iterator[_Sample]:
-    """A sample twice a second, until the driver ends."""
-    while driver.poll() is None:
-        cpu_s = {"driver": 0.0, "workers": 0.0, "Ray": 0.0}
-        megabytes: dict[str, list[float]] = {who: [] for who in cpu_s}
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
-                who = "driver" if process.pid == driver.pid else "workers" if _runs_trials(process) else "Ray"
-                times = process.cpu_times()
-                cpu_s[who] += times.user + times.system
-                megabytes[who].append(process.memory_info().rss / MB)
-        yield _Sample(
-            seconds=time.perf_counter(),
-            done=(folder / "log").read_text().count("\n["),
-            cpu_s=cpu_s,
-            driver_mb=sum(megabytes["driver"]),
-            worker_mb=max(megabytes["workers"], default=0.0),
-            num_workers=len(megabytes["workers"]),
-        )
-        time.sleep(0.5)
-
-
-def _runs_trials(process: psutil.Process) -> bool:
-    """Ray names a worker after what it runs."""
-    return "ImplicitFunc" in " ".join(process.cmdline())
-
-
-def _kill_a_worker(draw: random.Random) -> int:
-    """How many were killed: one, or none where there are none."""
-    workers = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            workers += [process] if _runs_trials(process) else []
-    if not workers:
-        return 0
-    draw.choice(workers).kill()
-    return 1
 
 
 if __name__ == "__main__":
