@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from bench.benchmarks import BenchmarkConfig
 from bench.benchmarks.authors import AuthorsConfig
+from bench.benchmarks.tofu import TofuConfig
 from bench.evaluation.asking import EvaluationConfig
 from bench.models.known import with_known_prompt
 from bench.models.prepare import StartFrom
@@ -175,6 +176,8 @@ def _check_pairs(config: RunConfig) -> None:
             "adapter.train_embeddings",
             f"{forget_loss.name} with {retain_loss.name} needs the LM head as it was; leave it frozen",
         )
+    if isinstance(config.benchmark, TofuConfig) and isinstance(config.model, PretrainedConfig):
+        config.benchmark.check_retain_model(config.model.retain_model)
 
 
 def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

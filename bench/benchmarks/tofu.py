@@ -18,6 +18,8 @@ NUM_ITEMS = 4000
 NUM_PERTURBED = 400
 NUM_PER_AUTHOR = 20
 NUM_FORGET = {"forget01": 40, "forget05": 200, "forget10": 400}
+KEPT = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
+"""TOFU's name of what is left beside a forget split, part of the name of a model trained on it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +86,17 @@ class TofuConfig:
             },
             requests=[forget[place : place + NUM_PER_AUTHOR] for place in range(0, num_forget, NUM_PER_AUTHOR)],
         )
+
+    def check_retain_model(self, model: str | None) -> None:
+        """Raises UserError where a model says in its name that it was trained beside another forget split."""
+        kept = KEPT[self.forget_split]
+        for other in KEPT.values():
+            if model is not None and other in model and other != kept:
+                raise UserError(
+                    "model.retain_model",
+                    f"{model} was trained on {other}, and {self.forget_split} leaves {kept}; "
+                    f"use {model.replace(other, kept)}",
+                )
 
     def _knowledge(self, split: str) -> list[Item]:
         return [

@@ -149,3 +149,17 @@ def test_shipped_studies_have_names_of_their_own() -> None:
     names += [read_yaml(file)["study"] for file in SEQUENTIAL]
     assert len(set(names)) == len(names)
     assert json.dumps(names)
+
+
+@pytest.mark.parametrize(
+    "file", [file for file in SHIPPED if file.stem.startswith("tofu_")], ids=lambda file: file.stem
+)
+def test_gold_is_of_the_split_that_is_forgotten(file: Path) -> None:
+    """forget05 leaves retain95: a model that never saw forget10 is no measure of it."""
+    with pytest.raises(
+        UserError, match=r"retain_model: .*_retain90 was trained on retain90, and forget05 leaves retain95"
+    ):
+        read_studies(str(file), {"benchmark.forget_split": "forget05"}, None)
+    gold = "open-unlearning/tofu_Llama-3.2-1B-Instruct_retain95"
+    assert read_studies(str(file), {"benchmark.forget_split": "forget05", "model.retain_model": gold}, None)
+    assert read_studies(str(file), {"benchmark.forget_split": "forget05", "model": "tiny"}, None)
