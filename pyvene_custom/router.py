@@ -121,9 +121,10 @@ def _training_set(known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     A prompt that one request wants forgotten is not kept, whatever the others say; where there is none at all, a zero
     vector is kept.
     """
-    forget = [(row[:-1], place) for place, rows in enumerate(known) for row in rows if row[-1] > 0]
+    blocks = [(rows[rows[:, -1] > 0, :-1], rows[rows[:, -1] == 0, :-1]) for rows in known]
+    forget = [(row, place) for place, (own, _) in enumerate(blocks) for row in own]
     taken = {_name(row) for row, _ in forget}
-    keep = {_name(row[:-1]): row[:-1] for rows in known for row in rows if row[-1] == 0}
+    keep = {_name(row): row for block in {_name(block): block for _, block in blocks}.values() for row in block}
     kept = [(keep[name], len(known)) for name in sorted(keep.keys() - taken)]
     labelled = [*forget, *kept] or [(known[0].new_zeros(known[0].shape[1] - 1), len(known))]
     h_XD = torch.stack([row for row, _ in labelled]).double()
