@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.runs.execution import Execution
 from bench.runs.run import run
@@ -174,6 +175,13 @@ def test_a_key_does_not_depend_on_how_it_was_found(package: Path) -> None:
     assert keys != {run_config(overlay({}, {**BY_PATH, "forget_loss.half_life": 4.0})).run_key}
 
 
+def test_keys_lists_their_settings(package: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["keys", "--forget-loss", BY_PATH["forget_loss"]])
+    listed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    settings = [words[:2] for words in listed if words and words[0].startswith("--forget_loss.")]
+    assert settings == [["--forget_loss.half_life", "2.0"]]
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -188,7 +196,7 @@ def test_a_key_does_not_depend_on_how_it_was_found(package: Path) -> None:
         ),
         ({**BY_PATH, "forget_loss.half_live": 1.0}, "forget_loss.half_live: unknown key; did you mean half_life?"),
         ({**BY_PATH, "forget_loss.half_life": 0}, "forget_loss.half_life: must be greater than 0 (got 0)"),
-        ({"forget_loss": "halve"}, "forget_loss: must be one of 'ce_u', "),
+        ({"forget_loss": "halve"}, "forget_loss: must be one of 'altpo', "),
     ],
 )
 def test_errors_name_the_field_and_the_fix(changes: dict[str, Any], message: str, package: Path) -> None:

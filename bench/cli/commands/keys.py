@@ -22,12 +22,17 @@ def arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     config = shared.run_config(options, options.settings)
-    from bench.config import RunConfig
+    from bench.config import COMPONENTS, RunConfig
     from bench.validation import schemas
 
+    known = schemas(RunConfig)
+    for kinds in COMPONENTS:
+        component = getattr(config, kinds.field)
+        if type(component) not in kinds.own:  # from outside: listed with its own settings, under its whole path
+            known |= {kinds.name_of(component): schemas(type(component))[type(component).__name__]}
     table = Table("setting", "value", "allowed", "meaning", box=None, padding=(0, 2, 0, 0))
     table.columns[0].no_wrap = True
-    for key, *cells in _lines(schemas(RunConfig), "RunConfig", config.to_dict(), ""):
+    for key, *cells in _lines(known, "RunConfig", config.to_dict(), ""):
         table.add_row(f"--{key}", *cells)
     console.print(table, markup=False)
 
@@ -50,7 +55,7 @@ def _lines(
             continue
         by_name = {kinds[each]["properties"].get("name", {}).get("const", "any other name"): each for each in inner}
         settings = {"name": value} if isinstance(value, str) else value or {}
-        config = by_name.get(settings.get("name"), inner[-1])
+        config = settings["name"] if settings.get("name") in kinds else by_name.get(settings.get("name"), inner[-1])
         if len(inner) > 1:
             yield key, settings["name"], " or ".join(by_name), f"{meaning} {kinds[config]['description']}"
         elif value is None:
