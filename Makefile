@@ -51,7 +51,7 @@ test: check setup-smollm2
 # For the loop of someone who edits a loss: what needs no Ray and no whole run.
 test-quick: $(READY)
 	@echo "== tests of units and contracts"
-	$(PYTEST) tests/contract tests/unit
+	$(PYTEST) tests/contract/test_methods.py tests/unit tests/contract
 
 # As root, on Linux, with openssh-server and rsync; says what is missing. About four minutes.
 test-cluster: setup-cluster
