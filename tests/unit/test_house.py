@@ -11,9 +11,7 @@ PRODUCT = ("bench", "grun", "pyvene_custom")
 FOLDER_LINES, FILE_LINES, FUNCTION_LINES = 900, 300, 50
 """At most so many lines, blank ones and comments included; a folder without its subfolders."""
 EXCEPTIONS = {
-    "bench/speed": "a stopwatch for each thing that is timed; nothing of the product imports it",
-    "bench/speed/measure.py": "one section of the report after the other",
-    "bench/speed/scaling.py": "a script of its own: each measurement a function and a command",
+    "bench/benchmarks": "a file a benchmark: it grows with each",
 }
 """What may be longer, and why: a folder, a file, or a function as file:name."""
 
