@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from grun.adapters import ADAPTERS, AdapterConfig
 from grun.data import length_sorted_batches
 from grun.errors import UserError
-from grun.model.forward import Adapted, CausalLM, prepare_for_answers
+from grun.model.forward import Adapted, CausalLM, set_answer_ends
 from grun.prompts.config import saved_prompt
 from grun.prompts.template import PromptTemplate
 from grun.sequential import DEPLOYMENT, load_deployment
@@ -70,7 +70,7 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
 def _ready(folder: Path, model: CausalLM, tokenizer: Any) -> PromptTemplate:
     """The model is asked as it was when it was trained."""
     template = PromptTemplate.of(tokenizer, saved_prompt(folder))
-    prepare_for_answers(model, template)
+    set_answer_ends(model, template)
     return template
 
 

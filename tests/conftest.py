@@ -93,7 +93,7 @@ def target_folder(small_config: RunConfig, small_benchmark: Benchmark) -> str:
 
 
 @pytest.fixture(scope="session")
-def small_references(small_config: RunConfig, common_folder: Path) -> Path:
+def small_prerequisites(small_config: RunConfig, common_folder: Path) -> Path:
     """A results folder with the small target and retain model's rows, and nothing else."""
     folder = common_folder / "references"
     with FileLock(common_folder / "references.lock"):
@@ -102,9 +102,9 @@ def small_references(small_config: RunConfig, common_folder: Path) -> Path:
 
 
 @pytest.fixture
-def small_results(small_references: Path, tmp_path: Path) -> Path:
+def small_results(small_prerequisites: Path, tmp_path: Path) -> Path:
     """A copy of that folder, for a test to go on in."""
-    return Path(shutil.copytree(small_references, tmp_path / "results"))
+    return Path(shutil.copytree(small_prerequisites, tmp_path / "results"))
 
 
 @pytest.fixture(scope="session")

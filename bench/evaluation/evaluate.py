@@ -78,7 +78,7 @@ def own_questions(asking: Asking, split: str, items: Sequence[Item]) -> list[Que
             texts.append(("paraphrase", item.paraphrased_answer))
         answers = [(kind, item.example(asking.template, text)) for kind, text in texts]
         questions.append(Question(index=index, item=item, answers=answers))
-    asking.adapted.prepare(
+    asking.adapted.announce(
         [example for question in questions for _, example in question.answers],
         generate=any(question.is_asked for question in questions),
         progress=partial(asking.progress, f"prefix cache, {split}"),

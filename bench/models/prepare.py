@@ -30,7 +30,7 @@ from bench.models.pretrained import (
 from bench.results.storage import Damaged, Location, location
 from grun.data import Example, epoch_batches
 from grun.errors import UserError
-from grun.model.forward import CausalLM, PlainModel, prepare_for_answers
+from grun.model.forward import CausalLM, PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.settings import plain_data
 from grun.training.recipe import learning_rate_share
@@ -119,7 +119,7 @@ def _build(
     tokenizer: Any
     if isinstance(config, TinyConfig):
         model, tokenizer = new_tiny_model(config, texts)
-        prepare_for_answers(model, PromptTemplate.of(tokenizer, config.prompt))
+        set_answer_ends(model, PromptTemplate.of(tokenizer, config.prompt))
         model.to(device)
     else:
         model, tokenizer = load_pretrained(config.name, device, trained_in_place=True, prompt=config.prompt)

@@ -18,7 +18,7 @@ from pydantic import BeforeValidator
 
 from bench.models.cache import cache_dir, made_once
 from grun.errors import UserError
-from grun.model.forward import CausalLM, prepare_for_answers
+from grun.model.forward import CausalLM, set_answer_ends
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
 from grun.settings import LATER
@@ -142,7 +142,7 @@ def load_pretrained(
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError("model.name", f"{name!r} cannot be read ({reason})") from error
     tokenizer = load_tokenizer(name)
-    prepare_for_answers(model, PromptTemplate.of(tokenizer, prompt))
+    set_answer_ends(model, PromptTemplate.of(tokenizer, prompt))
     return model.to(device).eval(), tokenizer
 
 

@@ -1,6 +1,6 @@
 """The rows of a state: what each request's questions and the kept splits say after so many requests.
 
-Shapes: B prompts, L edited layers, K requests so far.
+Shapes: B prompts, E edited layers, K requests so far.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: floa
     """For each module, the share of the prompts that open its gate, at any layer; None without gates or prompts."""
     if not rows or rows[0]["gate"] is None:
         return None
-    gates_BLK = np.array([row["gate"] for row in rows]).reshape(len(rows), -1, num_modules)
-    return [float(share) for share in (gates_BLK >= gate_threshold).any(axis=1).mean(axis=0)]
+    gates_BEK = np.array([row["gate"] for row in rows]).reshape(len(rows), -1, num_modules)
+    return [float(share) for share in (gates_BEK >= gate_threshold).any(axis=1).mean(axis=0)]
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ def train_modules(states: States, places: Sequence[int]) -> None:
         return
     subject, config = states.subject, states.sequence.config
     base = _edited(subject.attached())
-    base.prepare(_all_examples(states), generate=False, progress=lambda done, total: None)
+    base.announce(_all_examples(states), generate=False, progress=lambda done, total: None)
     for place in missing:
         request = states.requests[place]
         own = replace(config, seed=config.seed + request.seed_offset)

@@ -25,7 +25,7 @@ from bench.sequential.states import Say
 from bench.spaces.parameters import Alternatives
 from bench.spaces.search_space import SweepConfig, check_study, read_as
 from bench.studies.pool import Pool, place, study_locks
-from bench.studies.sweep import prepare_references
+from bench.studies.sweep import make_prerequisites
 from bench.studies.tasks import Log, Tasks
 from grun.errors import UserError
 from grun.sequential import Combination
@@ -123,7 +123,7 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
     store.create(execution.folder)
     with study_locks([study.study for study in studies], execution.folder), connected(log):
         placement = place(pool, execution)
-        prepare_references([study.search for study in studies], placement.worker, log)
+        make_prerequisites([study.search for study in studies], placement.worker, log)
         tasks = Tasks(placement.worker, log)
         trials = {study.study: _trials(study) for study in studies}
         tuned = [study for study in studies if len(trials[study.study]) > 1]

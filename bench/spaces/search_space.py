@@ -26,7 +26,7 @@ from bench.splits import Direction
 from bench.validation import validated
 from grun.errors import UserError
 
-Study = TypeVar("Study")
+Kind = TypeVar("Kind")
 THRESHOLD = "adapter.gate_threshold"
 
 
@@ -151,7 +151,7 @@ def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None
     return studies
 
 
-def read_as(kind: type[Study], path: str) -> Study:
+def read_as(kind: type[Kind], path: str) -> Kind:
     """A YAML file as one of the dataclasses that describe studies. Raises UserError naming the file and the field."""
     return validated(kind, read_yaml(path), lambda field: f"{path}: {field}")
 

@@ -56,7 +56,7 @@ class WholeModel:
         """See `grun.model.forward.Adapted`, here and below."""
         return self.edited.device
 
-    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
+    def announce(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """Nothing is kept from step to step."""
 
     def fit(self, forget: Sequence[Example], retain: Sequence[Example]) -> None:

@@ -110,7 +110,7 @@ def cache(watch: Stopwatch) -> Record:
     for _ in range(2):
         adapted = contender("engine", watch.config, watch.model, layers, "grad_ascent", caching)
         started = time.perf_counter()
-        adapted.prepare(examples, generate=False, progress=partial(watch.progress, "prefix cache"))
+        adapted.announce(examples, generate=False, progress=partial(watch.progress, "prefix cache"))
         seconds.append(time.perf_counter() - started)
     naive = contender("hooks", watch.config, watch.model, layers, "grad_ascent", caching)
     step_s = statistics.median(watch.step_seconds(naive, "grad_ascent"))

@@ -55,7 +55,7 @@ def sweep(
         worker = placement.worker
         for study in studies:
             worker.check(study.run({}).adapter)
-        prepare_references(studies, worker, log)
+        make_prerequisites(studies, worker, log)
         _check_measurable(studies, worker)
         search = StudySearch(studies, execution.results, log, pool.time_budget)
         if search.num_trials_left == 0:
@@ -150,7 +150,7 @@ def _trial_resources(execution: Execution) -> dict[str, float]:
     return {"cpu": float(execution.cpus_per_worker), "gpu": execution.gpus_per_worker}
 
 
-def prepare_references(studies: Sequence[SweepConfig], execution: Execution, log: Log) -> None:
+def make_prerequisites(studies: Sequence[SweepConfig], execution: Execution, log: Log) -> None:
     """Target and retain models trained side by side and evaluated, before any trial needs them."""
     needed = {each.run_key: each for study in studies for each in prerequisites(study.run({}))}
     missing = [each for key, each in needed.items() if store.read_run(execution.results, key) is None]

@@ -1,7 +1,7 @@
 """A frozen causal LM with ReFT or GRUN edits, on the last prompt token or from there on: forward, generate, save, load.
 
 Two paths, equal to float rounding: the plain one runs the whole model through pyvene; the engine runs only what the
-edits can change (`grun.engine.later_layers`), for the examples and prompts that `prepare` has been told of.
+edits can change (`grun.engine.later_layers`), for the examples and prompts that `announce` has been told of.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ class EditedModel:
         return "prefix_cache" if self._caches else "plain"
 
     def use_prefix_caching(self, caching: PrefixCaching) -> None:
-        """Let `prepare` build and open prefix caches; without this call everything takes the plain path."""
+        """Let `announce` build and open prefix caches; without this call everything takes the plain path."""
         self._caching = caching
 
-    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
+    def announce(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """See `Adapted`. Whatever the engine cannot serve takes the plain path, and one line says so."""
         if self._caching is None or all(self._home(example) for example in examples):
             return

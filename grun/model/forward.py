@@ -70,7 +70,7 @@ class Adapted(Protocol):
     def device(self) -> torch.device:
         """Where its inputs belong."""
 
-    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
+    def announce(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """Announce examples that will be used many times; generate: that their prompts will be answered, too.
 
         Changes no result. progress: called where this takes time.
@@ -112,7 +112,7 @@ class PlainModel:
         """See `Adapted`."""
         return self.model.device
 
-    def prepare(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
+    def announce(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
         """See `Adapted`. Nothing here stays the same from step to step."""
 
     def fit(self, forget: Sequence[Example], retain: Sequence[Example]) -> None:
@@ -218,7 +218,7 @@ def generate(model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens
     )
 
 
-def prepare_for_answers(model: CausalLM, template: PromptTemplate) -> None:
+def set_answer_ends(model: CausalLM, template: PromptTemplate) -> None:
     """Make sure the model knows which tokens end an answer and which one pads; call it once after loading."""
     own, tokenizer = model.generation_config, template.tokenizer
     known = [] if own.eos_token_id is None else eos_ids(model)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from grun.data import Example
-from grun.model.forward import CausalLM, prepare_for_answers
+from grun.model.forward import CausalLM, set_answer_ends
 from grun.prompts.template import PromptTemplate
 
 NAMES = ("Ada", "Bo", "Cyd", "Dee", "Eve", "Fay")
@@ -72,7 +72,7 @@ class SmallModels:
 
         model, tokenizer = (kind.from_pretrained(self.folder) for kind in (AutoModelForCausalLM, AutoTokenizer))
         template = PromptTemplate.of(tokenizer)
-        prepare_for_answers(model, template)
+        set_answer_ends(model, template)
         return model.eval(), template
 
 

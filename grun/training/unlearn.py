@@ -56,7 +56,7 @@ def unlearn(
     """
     started = time.perf_counter()
     for name, known in (("forget", plan.forget), ("retain", plan.retain)):
-        adapted.prepare(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
+        adapted.announce(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
     adapted.fit(plan.forget, plan.retain)
     parameters = adapted.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.training.weight_decay)

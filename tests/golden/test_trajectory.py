@@ -21,7 +21,7 @@ from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.forget_losses.idk import IdkConfig
 from grun.forget_losses.npo import NpoConfig
 from grun.forget_losses.rmu import RmuConfig
-from grun.model.forward import prepare_for_answers
+from grun.model.forward import set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.retain_losses.ce import CeConfig
 from grun.retain_losses.kl import KlConfig
@@ -55,7 +55,7 @@ def test_trajectory(name: str) -> None:
     tiny = TinyConfig(num_layers=2, hidden_size=32, vocab_size=500)
     model, tokenizer = new_tiny_model(tiny, [text for pair in pairs for text in pair])
     template = PromptTemplate.of(tokenizer)
-    prepare_for_answers(model, template)
+    set_answer_ends(model, template)
     recipe = Recipe(
         forget_loss=forget_loss,
         retain_loss=retain_loss,

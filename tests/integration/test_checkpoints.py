@@ -50,7 +50,7 @@ def _steps(config: RunConfig, folder: Path, stop_after: int | None = None) -> tu
 
 def test_training_goes_on_after_the_last_epoch(
     config: RunConfig,
-    small_references: Path,
+    small_prerequisites: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     assert_same_metrics: Any,
@@ -58,7 +58,7 @@ def test_training_goes_on_after_the_last_epoch(
     """Cut off in step 11 of 18, it goes on with step 10; the row is the uncut run's, and the checkpoint is gone."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     for name in ("cut", "whole"):
-        shutil.copytree(small_references, tmp_path / name)
+        shutil.copytree(small_prerequisites, tmp_path / name)
     assert _steps(config, tmp_path / "cut", stop_after=11) == (list(range(1, 12)), None)
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
     steps, row = _steps(config, tmp_path / "cut")
@@ -115,10 +115,10 @@ def _of_another_rank(module: Path) -> None:
 
 @pytest.fixture(scope="module")
 def whole(
-    config: RunConfig, small_references: Path, tmp_path_factory: pytest.TempPathFactory
+    config: RunConfig, small_prerequisites: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, Any]]:
     """A results folder whose module is whole and whose row is lost, and the row."""
-    folder = Path(shutil.copytree(small_references, tmp_path_factory.mktemp("whole") / "results"))
+    folder = Path(shutil.copytree(small_prerequisites, tmp_path_factory.mktemp("whole") / "results"))
     _, row = _steps(config, folder)
     assert row is not None
     (folder / "runs" / f"{row['run_key']}.parquet").unlink()

@@ -22,9 +22,9 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def folder(small_config: RunConfig, small_references: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(small_config: RunConfig, small_prerequisites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Results of two methods, with a failed run among them."""
-    folder = Path(shutil.copytree(small_references, tmp_path_factory.mktemp("cli") / "results"))
+    folder = Path(shutil.copytree(small_prerequisites, tmp_path_factory.mktemp("cli") / "results"))
     execution = Execution(results=folder)
     run(small_config, execution, gate_thresholds=(0.5,))
     lora = {"adapter": "lora", "training.num_epochs": 2}

@@ -31,7 +31,7 @@ from grun.data import Example
 from grun.engine.edited import EditedModel, PrefixCaching
 from grun.errors import UserError
 from grun.losses import gate_bce, sequence_sum, token_nll
-from grun.model.forward import PlainModel, prepare_for_answers
+from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
 from grun.training.reference import Reference
@@ -85,7 +85,7 @@ def _model(family: str) -> Any:
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter.mul_(3.0)
-    prepare_for_answers(model, PromptTemplate.of(_Tokenizer()))
+    set_answer_ends(model, PromptTemplate.of(_Tokenizer()))
     return model
 
 
@@ -107,7 +107,7 @@ def _pair(family: str, config: Any, root: Path) -> tuple[EditedModel, EditedMode
     plain, engine = config.attach(_model(family), 3), config.attach(_model(family), 3)
     lines: list[str] = []
     engine.use_prefix_caching(PrefixCaching(root=root, max_bytes=10**9, log=lines.append))
-    engine.prepare(examples, generate=True, progress=lambda done, total: None)
+    engine.announce(examples, generate=True, progress=lambda done, total: None)
     assert lines == [], "the engine serves this family"
     for adapted in (plain, engine):
         adapted.fit(examples[:6], examples[6:])

@@ -179,11 +179,11 @@ def _fill(file: Path) -> None:
 
 
 def test_a_full_disk_stops_a_sweep_in_one_line(
-    small_disk: Path, small_references: Path, space: Any, check_whole: Any, ray_address: str, tmp_path: Path
+    small_disk: Path, small_prerequisites: Path, space: Any, check_whole: Any, ray_address: str, tmp_path: Path
 ) -> None:
     """With space again, the same command goes on to the end; what was finished is not done twice."""
     log, ballast = tmp_path / "log", small_disk / "ballast"
-    folder = Path(shutil.copytree(small_references, small_disk / "r"))
+    folder = Path(shutil.copytree(small_prerequisites, small_disk / "r"))
     words = (space("disk", 3, num_epochs=10), "--results", folder)
     sweep = _start(log, *words, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
     _until(lambda: _modules(folder) >= 1, sweep, log)

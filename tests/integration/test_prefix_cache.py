@@ -24,7 +24,7 @@ from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import Example
 from grun.engine import later_layers
 from grun.engine.edited import EditedModel, PrefixCaching
-from grun.model.forward import PlainModel, prepare_for_answers
+from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from pyvene_custom.editing import Editing
 
@@ -59,7 +59,7 @@ def _ready(model: Any) -> Any:
         for parameter in model.parameters():  # larger than at birth, so that positions and keys matter
             if parameter.ndim > 1:
                 parameter.mul_(5.0)
-    prepare_for_answers(model.eval(), PromptTemplate.of(_Tokenizer()))
+    set_answer_ends(model.eval(), PromptTemplate.of(_Tokenizer()))
     return model
 
 
@@ -71,7 +71,7 @@ def _edited(
     calls: list[int] = []
     adapted = GrunConfig(layers=(1, 3)).attach(model or _llama(), seed=0)
     adapted.use_prefix_caching(PrefixCaching(root=root, max_bytes=max_bytes, log=lines.append))
-    adapted.prepare(examples or EXAMPLES, generate=True, progress=lambda done, total: calls.append(done))
+    adapted.announce(examples or EXAMPLES, generate=True, progress=lambda done, total: calls.append(done))
     adapted.train(False)
     return adapted, lines, len(calls)
 
@@ -218,7 +218,7 @@ def test_greedy_answers_are_the_librarys(fresh_target: Callable[[], tuple[Any, P
 def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
     settings: dict[str, Any],
     small_config: RunConfig,
-    small_references: Path,
+    small_prerequisites: Path,
     tmp_path: Path,
     assert_same_metrics: Callable[[dict[str, Any], dict[str, Any]], None],
 ) -> None:
@@ -229,7 +229,7 @@ def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
         "plain": Execution(results=tmp_path / "plain", engine="plain"),
     }
     for name in executions:
-        shutil.copytree(small_references, tmp_path / name)
+        shutil.copytree(small_prerequisites, tmp_path / name)
     config = replace(small_config, adapter=replace(small_config.adapter, **settings))
     rows = {name: run(config, each, gate_thresholds=thresholds) for name, each in executions.items()}
     assert [row["engine"] for row in rows["auto"]] == ["prefix_cache"] * 4

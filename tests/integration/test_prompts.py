@@ -17,7 +17,7 @@ from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.run import run
 from grun.errors import UserError
-from grun.model.forward import prepare_for_answers
+from grun.model.forward import set_answer_ends
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
 from grun.unlearned import load
@@ -44,7 +44,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
             GPT2Config(vocab_size=300, n_positions=256, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
         )
     template = PromptTemplate.of(tokenizer)
-    prepare_for_answers(model, template)
+    set_answer_ends(model, template)
     recipe = FineTuningConfig(num_epochs=150, batch_size=4, learning_rate=1e-2)
     fine_tune(model, [template.example(*pair) for pair in PAIRS], recipe, lambda done, total: None)
     folder = tmp_path_factory.mktemp("chat")

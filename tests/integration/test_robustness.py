@@ -25,7 +25,7 @@ from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig
 from grun.errors import UserError
-from grun.model.forward import Generated, PlainModel, prepare_for_answers
+from grun.model.forward import Generated, PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
@@ -112,7 +112,7 @@ def test_quantisation_that_rounds_nothing_is_refused(fresh_target: Fresh, small_
     _, template = fresh_target()
     sizes = {"vocab_size": len(template.tokenizer), "n_embd": 16, "n_layer": 1, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(**sizes))
-    prepare_for_answers(model, template)
+    set_answer_ends(model, template)
     with pytest.raises(UserError, match=r"quantize: no layer of a GPT2LMHeadModel can be rounded; leave it out"):
         _attack(PlainModel(model), template, small_benchmark, quantize=True)
 

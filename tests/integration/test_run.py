@@ -29,10 +29,10 @@ THRESHOLDS = (0.5, 0.9)
 
 @pytest.fixture(scope="module")
 def finished(
-    small_config: RunConfig, small_references: Path, tmp_path_factory: pytest.TempPathFactory
+    small_config: RunConfig, small_prerequisites: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[dict[str, Any]]]:
     """A results folder with target, retain model and one GRUN module at three thresholds."""
-    folder = Path(shutil.copytree(small_references, tmp_path_factory.mktemp("run") / "results"))
+    folder = Path(shutil.copytree(small_prerequisites, tmp_path_factory.mktemp("run") / "results"))
     execution = Execution(results=folder)
     rows = run_prerequisites(small_config, execution)
     return folder, [*rows, *run(small_config, execution, gate_thresholds=THRESHOLDS)]

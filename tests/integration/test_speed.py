@@ -35,7 +35,7 @@ def test_the_three_ways_to_run_grun_agree(small_config: RunConfig, tmp_path: Pat
     outputs = []
     for name in EDITED:
         adapted = contender(name, small_config, model, (1, 3), "npo", caching)
-        adapted.prepare(EXAMPLES, generate=False, progress=lambda done, total: None)
+        adapted.announce(EXAMPLES, generate=False, progress=lambda done, total: None)
         outputs.append(adapted.answer_output(EXAMPLES))
     for output in outputs[1:]:
         torch.testing.assert_close(output.logits_NV, outputs[0].logits_NV, rtol=1e-4, atol=1e-5)

@@ -292,7 +292,7 @@ def test_a_run_its_module_and_its_front_in_s3(
 
 
 def test_a_sweep_in_s3_goes_on(
-    s3: str, small_config: RunConfig, small_references: Path, own_cache: Path, tmp_path: Path
+    s3: str, small_config: RunConfig, small_prerequisites: Path, own_cache: Path, tmp_path: Path
 ) -> None:
     """Its study too is kept there: from another cache the same command finds what is done."""
     space = {
@@ -302,7 +302,7 @@ def test_a_sweep_in_s3_goes_on(
     }
     write_yaml(tmp_path / "s.yaml", space)
     command = [str(Path(sys.executable).with_name("grun-bench")), "sweep", str(tmp_path / "s.yaml")]
-    _copy_rows(small_references, f"{s3}/sweep")
+    _copy_rows(small_prerequisites, f"{s3}/sweep")
     printed = []
     for trials, cache in ((1, "one"), (2, "two")):
         half_made = shutil.ignore_patterns("*.tmp-*")  # by another process of this session

@@ -70,9 +70,9 @@ dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def references(small_config: RunConfig, small_references: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def references(small_config: RunConfig, small_prerequisites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with what every method is measured against."""
-    folder = shutil.copytree(small_references, tmp_path_factory.mktemp("references") / "results")
+    folder = shutil.copytree(small_prerequisites, tmp_path_factory.mktemp("references") / "results")
     run_prerequisites(_config(small_config, "grun"), Execution(results=folder))
     return folder
 

@@ -14,7 +14,7 @@ from bench.benchmarks.authors import AuthorsConfig
 from bench.models.pretrained import TinyConfig, new_tiny_model
 from grun.data import Example
 from grun.errors import UserError
-from grun.model.forward import eos_ids, prepare_for_answers
+from grun.model.forward import eos_ids, set_answer_ends
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
 
@@ -233,6 +233,6 @@ def test_answers_stop_at_the_turns_end_and_at_what_the_model_says_itself() -> No
     model = LlamaForCausalLM(
         LlamaConfig(vocab_size=99, hidden_size=8, num_attention_heads=1, num_hidden_layers=1, eos_token_id=5)
     )
-    prepare_for_answers(model, PromptTemplate.of(tokenizer_of("BPE first", CHAT)))
+    set_answer_ends(model, PromptTemplate.of(tokenizer_of("BPE first", CHAT)))
     assert eos_ids(model) == [2, 5, END]
     assert model.generation_config.pad_token_id == 2
