@@ -6,17 +6,19 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
 
+from bench.benchmarks import BenchmarkConfig
 from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.run import run
+from grun.forget_losses import ForgetLossConfig
 
 Captured = pytest.CaptureFixture[str]
 
@@ -164,6 +166,13 @@ def _space(tmp_path: Path, **changes: Any) -> str:
 
 
 RANK = "adapter.rank"
+
+
+def _names(union: Any) -> str:
+    """Of all members, as an error lists them."""
+    return ", ".join(repr(name) for name in sorted(member.name for member in get_args(union)))
+
+
 BAD_INPUT: dict[str, tuple[Sequence[str], str]] = {
     "no command": ([], "required: COMMAND"),
     "unknown command": (["tarin"], "invalid choice: 'tarin'"),
@@ -175,14 +184,14 @@ BAD_INPUT: dict[str, tuple[Sequence[str], str]] = {
     "value of the wrong kind": (["train", "--seed", "abc"], "seed: must be a valid integer"),
     "negative weight": (["train", "--training.forget_weight", "-1"], "training.forget_weight: must be greater"),
     "unknown adapter": (["train", "--adapter", "lorra"], "adapter: must be one of 'full', 'grun'"),
-    "unknown loss": (["train", "--forget-loss", "nop"], "forget_loss: must be one of 'ce_u', 'dpo', 'grad_ascent'"),
+    "unknown loss": (["train", "--forget-loss", "nop"], f"forget_loss: must be one of {_names(ForgetLossConfig)} (got"),
     "key of another adapter": (
         ["train", "--adapter", "lora", "--adapter.gate_weight", "1"],
         "adapter.gate_weight: unknown",
     ),
     "unknown benchmark": (
         ["train", "--benchmark", "touf"],
-        "benchmark: must be one of 'authors', 'corpora', 'questions', 'tofu', 'wmdp'",
+        f"benchmark: must be one of {_names(BenchmarkConfig)} (got",
     ),
     "missing split": (["train", "--benchmark", "tofu", "--benchmark.forget-split", "forget02"], "must be 'forget01'"),
     "missing data": (
