@@ -40,6 +40,14 @@ def test_rays_schema_takes_it(file: str) -> None:
     validate_config(prepare_config(_description(file)))
 
 
+@pytest.mark.parametrize("file", FILES)
+def test_no_room_of_the_product_is_left_behind(file: str) -> None:
+    """rsync leaves out a name without a slash wherever it stands: `results` would take bench/results/ too."""
+    names = {pattern for pattern in _description(file)["rsync_exclude"] if "/" not in pattern}
+    rooms = {path.name for package in ("bench", "grun", "pyvene_custom") for path in (ROOT / package).rglob("*")}
+    assert not names & (rooms | {"bench", "grun", "pyvene_custom", "search_spaces"})
+
+
 @pytest.mark.parametrize("file", CLOUDS)
 def test_node_configs_hold_known_keys(file: str) -> None:
     description = _description(file)
