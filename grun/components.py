@@ -11,7 +11,10 @@ Checked like our own (`grun.declared`); `grun.testing` has the contracts that it
 from __future__ import annotations
 
 import importlib
+import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import entry_points
 from typing import Any
 
@@ -38,10 +41,9 @@ class Components:
         Raises UserError where it is one from outside that cannot be imported, or does not say what it must.
         """
         found = [kind for kind in self.own if kind.name == name]
-        offered = entry_points(group=self.group, name=name) if not found else ()
-        if found or not (":" in name or offered):
+        path = name if ":" in name else _offered(self.group, tuple(sys.path)).get(name)
+        if found or path is None:
             return found[0] if found else None
-        path = next(iter(offered)).value if offered else name
         module, _, attribute = path.partition(":")
         try:
             return declares(self.kind)(getattr(importlib.import_module(module), attribute))
@@ -52,3 +54,12 @@ class Components:
         """By which `named` finds a config's class again, wherever it was found: of those from outside, the path."""
         kind = type(config)
         return str(kind.name) if kind in self.own else f"{kind.__module__}:{kind.__qualname__}"
+
+
+@cache
+def _offered(group: str, where: tuple[str, ...]) -> Mapping[str, str]:
+    """Name → path of what other packages offer; asked once, since it reads a file of every installed package.
+
+    where: Python's search path, on which the packages lie.
+    """
+    return {offer.name: offer.value for offer in entry_points(group=group)}

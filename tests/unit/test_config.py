@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from bench.config import overlay, run_config
+from grun import components
 from grun.errors import UserError
 from grun.model.layers import layer_indices
 from grun.prompts.config import PromptConfig
@@ -161,3 +162,14 @@ def test_each_setting_of_a_prompt_makes_a_key_of_its_own() -> None:
     configs = [run_config({"model": {"name": "gpt2", "prompt": prompt}}) for prompt in (None, *prompts)]
     assert len({config.train_key for config in configs}) == len(configs)
     assert all(run_config(json.loads(config.to_json())) == config for config in configs)
+
+
+def test_what_is_installed_is_looked_through_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For each of the three kinds of components: it takes 10 ms, and a search space is tried at hundreds of points."""
+    asked: list[Any] = []
+    monkeypatch.setattr(components, "entry_points", lambda **words: asked.append(words) or ())
+    components._offered.cache_clear()
+    for _ in range(3):
+        run_config({})
+    components._offered.cache_clear()
+    assert len(asked) == 3
