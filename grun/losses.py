@@ -36,6 +36,12 @@ class AnswerScores:
     reference_logits_NV: Tensor | None = None
     reference_hidden_ND: Tensor | None = None
 
+    @property
+    def change_B(self) -> Tensor:
+        """nll_B above the untouched model's: [B], nats. For losses whose reference is `nll`."""
+        assert self.reference_nll_B is not None
+        return self.nll_B - self.reference_nll_B
+
     @classmethod
     def of(
         cls, logits_NV: Tensor, label_N: Tensor, num_tokens: Sequence[int], **of_hidden_and_reference: Tensor | None

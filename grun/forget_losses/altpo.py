@@ -32,9 +32,4 @@ class AltpoConfig:
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch. One alternate a step: over the epochs, the paper's mean over several."""
-        answer, alternate = forget["answer"], forget["alternate"]
-        assert answer.reference_nll_B is not None
-        assert alternate.reference_nll_B is not None
-        return dpo_loss(
-            answer.nll_B - answer.reference_nll_B, alternate.nll_B - alternate.reference_nll_B, beta=self.beta
-        )
+        return dpo_loss(forget["answer"].change_B, forget["alternate"].change_B, beta=self.beta)

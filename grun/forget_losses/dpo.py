@@ -32,13 +32,7 @@ class DpoConfig:
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""
-        assert forget["answer"].reference_nll_B is not None
-        assert forget["refusal"].reference_nll_B is not None
-        return dpo_loss(
-            forget["answer"].nll_B - forget["answer"].reference_nll_B,
-            forget["refusal"].nll_B - forget["refusal"].reference_nll_B,
-            beta=self.beta,
-        )
+        return dpo_loss(forget["answer"].change_B, forget["refusal"].change_B, beta=self.beta)
 
 
 def dpo_loss(answer_change_B: Tensor, refusal_change_B: Tensor, *, beta: float) -> Tensor:
