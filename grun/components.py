@@ -35,6 +35,11 @@ class Components:
     group: str
     """Of entry points."""
 
+    def __post_init__(self) -> None:
+        """Raises TypeError where one of our own does not say what it must."""
+        for kind in self.own:
+            declares(self.kind)(kind)
+
     def named(self, name: str) -> Any:
         """The config class; None where nothing is called that.
 

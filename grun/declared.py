@@ -10,20 +10,22 @@ Component = TypeVar("Component", bound=type)
 
 
 def declares(kind: type) -> Callable[[Component], Component]:
-    """Class decorator: the class gives every class variable that the protocol `kind` annotates as one, and in some way
-    each of its properties.
+    """Class decorator: the class, or one that it inherits from, gives in some way all that the protocol `kind`
+    annotates, and each of its properties.
 
     Raises TypeError where one is missing, or is a value that its annotation does not allow.
     """
-    wanted = {name: get_args(hint)[0] for name, hint in get_type_hints(kind).items() if get_origin(hint) is ClassVar}
+    hints = get_type_hints(kind).items()
+    wanted = {name: get_args(hint)[0] if get_origin(hint) is ClassVar else hint for name, hint in hints}
     wanted |= {name: object for name, member in vars(kind).items() if isinstance(member, property)}
 
     def check(component: Component) -> Component:
+        said = {name: value for parent in reversed(component.__mro__) for name, value in vars(parent).items()}
         for name, hint in wanted.items():
-            if name not in vars(component):
+            if name not in said:
                 raise TypeError(f"{component.__name__} does not say what its {name} is; see {kind.__name__}")
-            if not _allows(hint, value := vars(component)[name]):
-                raise TypeError(f"{component.__name__}.{name} is {value!r}; it must be {hint}")
+            if not _allows(hint, said[name]):
+                raise TypeError(f"{component.__name__}.{name} is {said[name]!r}; it must be {hint}")
         return component
 
     return check

@@ -3,30 +3,35 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from grun.model.forward import Adapted, CausalLM
 from pyvene_custom.editing import Edits
 
 
 class Adapter(Protocol):
-    """A frozen dataclass of settings. Class variables are annotated as Literals, so that mypy tells adapters apart."""
+    """A frozen dataclass of settings. What mypy tells adapters apart by is annotated as Literals in each of them."""
 
     name: str
-    trains: ClassVar[bool]
+    """What it is called in configurations and results."""
+    trains: ClassVar[bool] = True
     """Whether anything is trained at all."""
     trains_in_place: ClassVar[bool]
     """The model's own weights are what is trained: it is loaded in float32, and cannot be shared. There is
     `train_embeddings`."""
-    is_small: ClassVar[bool]
+    is_small: ClassVar[bool] = True
     """What is trained is small enough to be kept of every run."""
     is_gated: ClassVar[bool]
     """Gates decide by the prompt; there are `gate_threshold`, `gate_weight` and `gate_warmup_steps`."""
     is_stackable: ClassVar[bool]
     """Each deletion request trains a module of its own on the untouched model, in any order, and all are put on
     together; otherwise a request goes on from the weights of the one before."""
-    edits: ClassVar[Edits | None]
-    """Which positions' hidden states are edited, a setting where there is a choice; None: it is weights that train."""
+
+    @property
+    def edits(self) -> Edits | None:
+        """Which positions' hidden states are edited, a setting where there is a choice; None: it is weights that
+        train."""
+        return None
 
     def attach(self, model: CausalLM, seed: int) -> Adapted:
         """The model with fresh trainable parts, whose initial values come from `seed` alone."""
@@ -36,3 +41,11 @@ class Adapter(Protocol):
 
     def load(self, model: CausalLM, folder: Path) -> Adapted:
         """The model with what `save` wrote, bit for bit, in evaluation mode."""
+
+
+class Ungated(Adapter, Protocol):
+    """What most adapters are: without gates, and beside the model's own weights."""
+
+    trains_in_place: ClassVar[Literal[False]] = False
+    is_gated: ClassVar[Literal[False]] = False
+    is_stackable: ClassVar[Literal[False]] = False

@@ -10,7 +10,6 @@ from annotated_types import Gt
 from safetensors.torch import load_file, save_file
 
 from grun.adapters.adapter import Adapter
-from grun.declared import declares
 from grun.model.forward import CausalLM, PlainModel
 from grun.model.layers import Layers, layer_indices
 from grun.model.patching import decoder_layers
@@ -19,17 +18,14 @@ from grun.sharding import whole
 WEIGHTS = "weights.safetensors"
 
 
-@declares(Adapter)
 @dataclass(frozen=True, kw_only=True)
-class FullConfig:
+class FullConfig(Adapter):
     """Train the weights themselves."""
 
-    trains: ClassVar[Literal[True]] = True
     trains_in_place: ClassVar[Literal[True]] = True
-    is_small: ClassVar[Literal[False]] = False
     is_gated: ClassVar[Literal[False]] = False
     is_stackable: ClassVar[Literal[False]] = False
-    edits: ClassVar[Literal[None]] = None
+    is_small: ClassVar[bool] = False
     name: Literal["full"] = "full"
     learning_rate: Annotated[float, Gt(0)] = 1e-5
     """AdamW's peak learning rate. TOFU's value for 7B models (arXiv 2401.06121)."""

@@ -12,7 +12,6 @@ from annotated_types import Ge, Gt, Le, MinLen
 
 from grun.adapters.adapter import Adapter
 from grun.adapters.attaching import attach_edits
-from grun.declared import declares
 from grun.engine.edited import EditedModel
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, Layers
@@ -22,14 +21,11 @@ from pyvene_custom.edits import LoReFT
 from pyvene_custom.gate_functions import GateFunction
 
 
-@declares(Adapter)
 @dataclass(frozen=True, kw_only=True)
-class GrunConfig:
+class GrunConfig(Adapter):
     """Edit the last prompt token's hidden state behind a soft gate (arXiv 2502.17823)."""
 
-    trains: ClassVar[Literal[True]] = True
     trains_in_place: ClassVar[Literal[False]] = False
-    is_small: ClassVar[Literal[True]] = True
     is_gated: ClassVar[Literal[True]] = True
     is_stackable: ClassVar[Literal[True]] = True
     name: Literal["grun"] = "grun"

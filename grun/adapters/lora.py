@@ -4,27 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt, Lt
 
-from grun.adapters.adapter import Adapter
-from grun.declared import declares
+from grun.adapters.adapter import Ungated
 from grun.model.forward import CausalLM, PlainModel
 
 
-@declares(Adapter)
 @dataclass(frozen=True, kw_only=True)
-class LoraConfig:
+class LoraConfig(Ungated):
     """Train low-rank updates of the linear layers (arXiv 2106.09685)."""
 
-    trains: ClassVar[Literal[True]] = True
-    trains_in_place: ClassVar[Literal[False]] = False
-    is_small: ClassVar[Literal[True]] = True
-    is_gated: ClassVar[Literal[False]] = False
-    is_stackable: ClassVar[Literal[False]] = False
-    edits: ClassVar[Literal[None]] = None
     name: Literal["lora"] = "lora"
     learning_rate: Annotated[float, Gt(0)] = 1e-4
     """AdamW's peak learning rate."""

@@ -6,23 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from grun.adapters.adapter import Adapter
-from grun.declared import declares
+from grun.adapters.adapter import Ungated
 from grun.model.forward import CausalLM, PlainModel
 
 
-@declares(Adapter)
 @dataclass(frozen=True, kw_only=True)
-class NoneConfig:
+class NoneConfig(Ungated):
     """Nothing is trained."""
 
     learning_rate: ClassVar[float] = 0.0
-    trains: ClassVar[Literal[False]] = False
-    trains_in_place: ClassVar[Literal[False]] = False
-    is_small: ClassVar[Literal[True]] = True
-    is_gated: ClassVar[Literal[False]] = False
-    is_stackable: ClassVar[Literal[False]] = False
-    edits: ClassVar[Literal[None]] = None
+    trains: ClassVar[bool] = False
     name: Literal["none"] = "none"
 
     def attach(self, model: CausalLM, seed: int) -> PlainModel:

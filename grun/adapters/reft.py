@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
-from grun.adapters.adapter import Adapter
+from grun.adapters.adapter import Ungated
 from grun.adapters.attaching import attach_edits
-from grun.declared import declares
 from grun.engine.edited import EditedModel
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
@@ -18,16 +17,10 @@ from grun.settings import LATER
 from pyvene_custom.editing import Edits
 
 
-@declares(Adapter)
 @dataclass(frozen=True, kw_only=True)
-class ReftConfig:
+class ReftConfig(Ungated):
     """Edit the last prompt token's hidden state at a few layers (arXiv 2404.03592)."""
 
-    trains: ClassVar[Literal[True]] = True
-    trains_in_place: ClassVar[Literal[False]] = False
-    is_small: ClassVar[Literal[True]] = True
-    is_gated: ClassVar[Literal[False]] = False
-    is_stackable: ClassVar[Literal[False]] = False
     name: Literal["reft"] = "reft"
     learning_rate: Annotated[float, Gt(0)] = 4e-3
     """AdamW's peak learning rate. GRUN's value, so that the gate is the only difference."""

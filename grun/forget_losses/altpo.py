@@ -8,7 +8,6 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.declared import declares
 from grun.forget_losses.dpo import dpo_loss
 from grun.forget_losses.forget_loss import ForgetLoss, Targets
 from grun.losses import ForgetScores, Need, Unit
@@ -16,16 +15,13 @@ from grun.targets.alternate import alternates
 from grun.targets.answer import own_answers
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class AltpoConfig:
+class AltpoConfig(ForgetLoss):
     """Prefer the model's own made-up answers to the forget answer (arXiv 2409.13474)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[Targets] = {"answer": own_answers, "alternate": alternates}
     reference: ClassVar[Need | None] = "nll"
     mean_over: ClassVar[Unit] = "sequences"
-    hidden_layer: ClassVar[None] = None
     name: Literal["altpo"] = "altpo"
     beta: Annotated[float, Gt(0)] = 0.1
     """Inverse temperature: the larger, the less the model may move from where it was."""

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from grun.declared import declares
-from grun.forget_losses.forget_loss import ForgetLoss, Targets
-from grun.losses import ForgetScores, Need, Unit
-from grun.targets.answer import own_answers
+from grun.forget_losses.forget_loss import ForgetLoss
+from grun.losses import ForgetScores
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class CeUConfig:
+class CeUConfig(ForgetLoss):
     """Cross-entropy to the model's own distribution without the true token (arXiv 2503.01224)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[Targets] = {"answer": own_answers}
-    reference: ClassVar[Need | None] = None
-    mean_over: ClassVar[Unit] = "tokens"
-    hidden_layer: ClassVar[None] = None
     name: Literal["ce_u"] = "ce_u"
 
     def __call__(self, forget: ForgetScores) -> Tensor:

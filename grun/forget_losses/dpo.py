@@ -9,23 +9,19 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.declared import declares
 from grun.forget_losses.forget_loss import ForgetLoss, Targets
 from grun.losses import ForgetScores, Need, Unit
 from grun.targets.answer import own_answers
 from grun.targets.refusal import refusals
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class DpoConfig:
+class DpoConfig(ForgetLoss):
     """Prefer a refusal to the forget answer (arXiv 2305.18290; on TOFU: arXiv 2401.06121)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[Targets] = {"answer": own_answers, "refusal": refusals}
     reference: ClassVar[Need | None] = "nll"
     mean_over: ClassVar[Unit] = "sequences"
-    hidden_layer: ClassVar[None] = None
     name: Literal["dpo"] = "dpo"
     beta: Annotated[float, Gt(0)] = 0.1
     """Inverse temperature: the larger, the less the model may move from where it was."""

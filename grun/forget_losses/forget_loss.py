@@ -9,6 +9,7 @@ from torch import Tensor
 
 from grun.losses import ForgetScores, Need, Unit
 from grun.model.layers import Layer
+from grun.targets.answer import own_answers
 from grun.targets.target import Target
 
 Targets = Mapping[str, Target]
@@ -16,24 +17,23 @@ Targets = Mapping[str, Target]
 
 
 class ForgetLoss(Protocol):
-    """A frozen dataclass of settings."""
+    """A frozen dataclass of settings; it says where it departs from what most are."""
 
-    targets: ClassVar[Targets]
+    name: str
+    """What it is called in configurations and results."""
+    targets: ClassVar[Targets] = {"answer": own_answers}
     """What the forget items are made to say, under the names that the loss finds it by."""
-    reference: ClassVar[Need | None]
+    reference: ClassVar[Need | None] = None
     """What it needs of the untouched model on its targets."""
-    mean_over: ClassVar[Unit]
+    mean_over: ClassVar[Unit] = "tokens"
     """What it is a mean over, so that a batch can be cut into parts."""
-    paper_retain_weight: ClassVar[float]
+    paper_retain_weight: ClassVar[float] = 1.0
     """`training.retain_weight` where none is given."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in configurations and results."""
 
     @property
     def hidden_layer(self) -> Layer | None:
         """The layer whose output it looks at, and a retain loss with it; None: none."""
+        return None
 
     def __call__(self, forget: ForgetScores) -> Tensor:
         """Scalar loss of one forget batch."""

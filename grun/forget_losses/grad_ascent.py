@@ -7,22 +7,15 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.declared import declares
-from grun.forget_losses.forget_loss import ForgetLoss, Targets
-from grun.losses import ForgetScores, Need, Unit, mean_token_nll
-from grun.targets.answer import own_answers
+from grun.forget_losses.forget_loss import ForgetLoss
+from grun.losses import ForgetScores, mean_token_nll
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class GradAscentConfig:
+class GradAscentConfig(ForgetLoss):
     """Raise the forget answers' loss without bound (TOFU, arXiv 2401.06121)."""
 
     paper_retain_weight: ClassVar[float] = 2.0
-    targets: ClassVar[Targets] = {"answer": own_answers}
-    reference: ClassVar[Need | None] = None
-    mean_over: ClassVar[Unit] = "tokens"
-    hidden_layer: ClassVar[None] = None
     name: Literal["grad_ascent"] = "grad_ascent"
 
     def __call__(self, forget: ForgetScores) -> Tensor:

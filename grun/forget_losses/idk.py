@@ -7,22 +7,16 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.declared import declares
 from grun.forget_losses.forget_loss import ForgetLoss, Targets
-from grun.losses import ForgetScores, Need, Unit, mean_token_nll
+from grun.losses import ForgetScores, mean_token_nll
 from grun.targets.refusal import refusals
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class IdkConfig:
+class IdkConfig(ForgetLoss):
     """Lower the loss of a refusal in place of the answer (TOFU, arXiv 2401.06121)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
     targets: ClassVar[Targets] = {"refusal": refusals}
-    reference: ClassVar[Need | None] = None
-    mean_over: ClassVar[Unit] = "tokens"
-    hidden_layer: ClassVar[None] = None
     name: Literal["idk"] = "idk"
 
     def __call__(self, forget: ForgetScores) -> Tensor:

@@ -9,22 +9,16 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.declared import declares
-from grun.forget_losses.forget_loss import ForgetLoss, Targets
+from grun.forget_losses.forget_loss import ForgetLoss
 from grun.losses import ForgetScores, Need, Unit
-from grun.targets.answer import own_answers
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class NpoConfig:
+class NpoConfig(ForgetLoss):
     """Push the forget answers below their probability under the untouched model (arXiv 2404.05868)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = "nll"
     mean_over: ClassVar[Unit] = "sequences"
-    hidden_layer: ClassVar[None] = None
     name: Literal["npo"] = "npo"
     beta: Annotated[float, Gt(0)] = 0.1
     """Inverse temperature: the larger, the sooner the push fades. 0 would be gradient ascent."""

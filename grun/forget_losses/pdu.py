@@ -7,22 +7,15 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.declared import declares
-from grun.forget_losses.forget_loss import ForgetLoss, Targets
-from grun.losses import ForgetScores, Need, Unit
-from grun.targets.answer import own_answers
+from grun.forget_losses.forget_loss import ForgetLoss
+from grun.losses import ForgetScores
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class PduConfig:
+class PduConfig(ForgetLoss):
     """Pull the largest logit down to the mean of all (arXiv 2506.05314); retain_loss pdu is its other half."""
 
     paper_retain_weight: ClassVar[float] = 100.0  # where the weight starts, on TOFU
-    targets: ClassVar[Targets] = {"answer": own_answers}
-    reference: ClassVar[Need | None] = None
-    mean_over: ClassVar[Unit] = "tokens"
-    hidden_layer: ClassVar[None] = None
     name: Literal["pdu"] = "pdu"
 
     def __call__(self, forget: ForgetScores) -> Tensor:

@@ -3,29 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.declared import declares
-from grun.forget_losses.forget_loss import ForgetLoss, Targets
-from grun.losses import ForgetScores, Need, Unit
+from grun.forget_losses.forget_loss import ForgetLoss
+from grun.losses import ForgetScores
 from grun.model.layers import Layer
-from grun.targets.answer import own_answers
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class RmuConfig:
+class RmuConfig(ForgetLoss):
     """Move a layer's output on forget answers to a fixed random vector (arXiv 2403.03218)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[Targets] = {"answer": own_answers}
-    reference: ClassVar[Need | None] = None
-    mean_over: ClassVar[Unit] = "tokens"
     name: Literal["rmu"] = "rmu"
     layer: Layer = 1.0
     """Steered layer: its index from 0, or its relative depth in (0, 1] as a decimal. With edits: an edited layer or one

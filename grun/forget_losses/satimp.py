@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge
 from torch import Tensor
 
-from grun.declared import declares
-from grun.forget_losses.forget_loss import ForgetLoss, Targets
-from grun.losses import ForgetScores, Need, Unit
-from grun.targets.answer import own_answers
+from grun.forget_losses.forget_loss import ForgetLoss
+from grun.losses import ForgetScores
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class SatimpConfig:
+class SatimpConfig(ForgetLoss):
     """Gradient ascent, each token weighted by p^β1 (1 − p)^β2 (arXiv 2505.11953)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[Targets] = {"answer": own_answers}
-    reference: ClassVar[Need | None] = None
-    mean_over: ClassVar[Unit] = "tokens"
-    hidden_layer: ClassVar[None] = None
     name: Literal["satimp"] = "satimp"
     beta1: Annotated[float, Ge(0)] = 5.0
     """Power of p: the larger, the sooner a token counts as forgotten. The paper's value."""

@@ -9,22 +9,15 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from grun.declared import declares
-from grun.forget_losses.forget_loss import ForgetLoss, Targets
-from grun.losses import ForgetScores, Need, Unit
-from grun.targets.answer import own_answers
+from grun.forget_losses.forget_loss import ForgetLoss
+from grun.losses import ForgetScores, Unit
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class SimnpoConfig:
+class SimnpoConfig(ForgetLoss):
     """Push the forget answers' likelihood per token down (arXiv 2410.07163)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[Targets] = {"answer": own_answers}
-    reference: ClassVar[Need | None] = None
     mean_over: ClassVar[Unit] = "sequences"
-    hidden_layer: ClassVar[None] = None
     name: Literal["simnpo"] = "simnpo"
     beta: Annotated[float, Gt(0)] = 2.5
     """Inverse temperature of the per-token likelihood. The paper's value on TOFU."""

@@ -10,22 +10,15 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
-from grun.declared import declares
-from grun.forget_losses.forget_loss import ForgetLoss, Targets
-from grun.losses import ForgetScores, Need, Unit
-from grun.targets.answer import own_answers
+from grun.forget_losses.forget_loss import ForgetLoss
+from grun.losses import ForgetScores, Need
 
 
-@declares(ForgetLoss)
 @dataclass(frozen=True, kw_only=True)
-class UndialConfig:
+class UndialConfig(ForgetLoss):
     """Distil the untouched model with each true token's logit lowered (arXiv 2402.10052)."""
 
-    paper_retain_weight: ClassVar[float] = 1.0
-    targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = "logits"
-    mean_over: ClassVar[Unit] = "tokens"
-    hidden_layer: ClassVar[None] = None
     name: Literal["undial"] = "undial"
     beta: Annotated[float, Gt(0)] = 10.0
     """How far the true token's logit is lowered."""

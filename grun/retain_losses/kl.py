@@ -7,14 +7,12 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.declared import declares
 from grun.losses import AnswerScores, Need, kl_divergence
 from grun.retain_losses.retain_loss import RetainLoss
 
 
-@declares(RetainLoss)
 @dataclass(frozen=True, kw_only=True)
-class KlConfig:
+class KlConfig(RetainLoss):
     """The divergence from the untouched model on the retain answers (TOFU, arXiv 2401.06121)."""
 
     reference: ClassVar[Need | None] = "logits"
@@ -24,7 +22,3 @@ class KlConfig:
         """Scalar loss of one retain batch."""
         assert retain.reference_logits_NV is not None
         return kl_divergence(retain.reference_logits_NV, retain.logits_NV)
-
-    def next_weight(self, weight: float, loss: float) -> float:
-        """See `RetainLoss`."""
-        return weight

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from grun.declared import declares
-from grun.losses import AnswerScores, Need, mean_token_nll
+from grun.losses import AnswerScores, mean_token_nll
 from grun.retain_losses.retain_loss import RetainLoss
 
 
-@declares(RetainLoss)
 @dataclass(frozen=True, kw_only=True)
-class PduConfig:
+class PduConfig(RetainLoss):
     """The mean token nll of the retain answers, to be held below a bound (arXiv 2506.05314).
 
     `training.retain_weight` is the dual variable's first value.
     """
 
-    reference: ClassVar[Need | None] = None
     name: Literal["pdu"] = "pdu"
     max_loss: Annotated[float, Ge(0)] = 0.3
     """The bound ε, nats per token. The paper's value on TOFU."""

@@ -12,12 +12,10 @@ from grun.losses import AnswerScores, Need
 class RetainLoss(Protocol):
     """A frozen dataclass of settings. It is a mean over tokens, so that a batch can be cut into parts."""
 
-    reference: ClassVar[Need | None]
+    name: str
+    """What it is called in configurations and results."""
+    reference: ClassVar[Need | None] = None
     """What it needs of the untouched model on the retain items. `hidden`: at the forget loss's `hidden_layer`."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in configurations and results."""
 
     def __call__(self, retain: AnswerScores) -> Tensor:
         """Scalar loss of one retain batch."""
@@ -25,3 +23,4 @@ class RetainLoss(Protocol):
     def next_weight(self, weight: float, loss: float) -> float:
         """Its weight in the next step, given what it weighed and came to in this one; before the first step it is
         `training.retain_weight`."""
+        return weight

@@ -8,14 +8,12 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor
 
-from grun.declared import declares
 from grun.losses import AnswerScores, Need
 from grun.retain_losses.retain_loss import RetainLoss
 
 
-@declares(RetainLoss)
 @dataclass(frozen=True, kw_only=True)
-class RmuMseConfig:
+class RmuMseConfig(RetainLoss):
     """The mean squared distance from the untouched model's hidden states, at forget_loss's layer (arXiv 2403.03218)."""
 
     reference: ClassVar[Need | None] = "hidden"
@@ -26,7 +24,3 @@ class RmuMseConfig:
         assert retain.hidden_ND is not None
         assert retain.reference_hidden_ND is not None
         return F.mse_loss(retain.hidden_ND.float(), retain.reference_hidden_ND.float())
-
-    def next_weight(self, weight: float, loss: float) -> float:
-        """See `RetainLoss`."""
-        return weight

@@ -19,7 +19,7 @@ class _Kind(Protocol):
         """Of an instance, or of all."""
 
 
-WHOLE = {"is_big": True, "unit": None, "parts": {}, "layer": None}
+WHOLE = {"name": "thing", "is_big": True, "unit": None, "parts": {}, "layer": None}
 
 
 @pytest.mark.parametrize(
