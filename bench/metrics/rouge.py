@@ -24,7 +24,7 @@ class RougeL(NamedTuple):
 
 @lru_cache(maxsize=2**14)  # the same generations are scored at every gate threshold and in every state
 def rouge_l(answer: str, generation: str) -> RougeL:
-    """The rouge-score package's ROUGE-L, words stemmed; with words of every script, not of the Latin alone."""
+    """The rouge-score package's ROUGE-L, words stemmed; with words of every script, not of a to z alone."""
     score = _scorer().score(answer, generation)["rougeL"]
     return RougeL(float(score.recall), float(score.fmeasure))
 
@@ -38,34 +38,34 @@ def _scorer() -> Any:
 
 
 class _Words:
-    """The package's tokenizer takes every letter but a to z for a blank; here those of other scripts make words too.
+    """The package's tokenizer takes every letter but a to z for a blank; here all letters make words, with accents too.
 
-    Latin text, with accents or without, has exactly the package's words, so that its scores equal everybody's.
+    A word of a to z and digits is the package's own, stem and all, so that English scores equal everybody's.
     """
 
-    def __init__(self, latin: Any) -> None:
-        self.latin = latin
+    def __init__(self, english: Any) -> None:
+        self.english = english
 
     def tokenize(self, text: str) -> list[str]:
         """Words in their order; of scripts written without blanks each character is one."""
         if text.isascii():
-            return list(self.latin.tokenize(text))
+            return list(self.english.tokenize(text))
         words: list[str] = []
-        for script, run in groupby(text, _script):
-            written = "".join(run).lower()
-            if script == "latin":
-                words += self.latin.tokenize(written)
-            else:
-                words += written if script == "without blanks" else [written]
+        for kind, run in groupby(unicodedata.normalize("NFC", text.lower()), _kind):
+            word = "".join(run)
+            if kind == "without blanks":
+                words += word
+            elif kind == "word":
+                words += self.english.tokenize(word) if word.isascii() else [word]
         return words
 
 
-def _script(character: str) -> str:
-    """Of a letter, digit or mark that is not Latin; anything else is left to the package's tokenizer."""
-    kind, name = unicodedata.category(character), unicodedata.name(character, "")
-    if (kind[0] not in "LM" and kind != "Nd") or character.isascii() or name.startswith(("LATIN", "COMBINING")):
-        return "latin"
-    return "without blanks" if name.startswith(WITHOUT_BLANKS) else "other"
+def _kind(character: str) -> str:
+    """What a character is part of."""
+    category = unicodedata.category(character)
+    if category[0] not in "LM" and category != "Nd":
+        return "between"
+    return "without blanks" if unicodedata.name(character, "").startswith(WITHOUT_BLANKS) else "word"
 
 
 def _recall(rows: Rows, about: About) -> float:
