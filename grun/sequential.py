@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,9 @@ from grun.model.forward import CausalLM
 from pyvene_custom.edits import LoReFT
 from pyvene_custom.gates import Gate
 
-Combination = Literal["sum", "scaled", "top_1"]
-"""sum: w = g. scaled: w = g · (0.6 n + 0.6), n the sum of the gates, as GRUN's own code. top_1: w = g of the most
-open gate, 0 of the others."""
+Combination = Literal["sum", "scaled_by_number", "top_1"]
+"""sum: w = g. scaled_by_number: w = g · (0.6 K + 0.6), K the number of modules, as GRUN's own code. top_1: w = g of the
+most open gate, 0 of the others."""
 DEPLOYMENT = "deployment.json"
 MODULES = "requests"
 
@@ -42,9 +42,11 @@ class CombinedEdit(nn.Module):
     def __init__(self, edits: Mapping[str, LoReFT], combination: Combination, gate_threshold: float) -> None:
         """edits: by request, in the order of the gate logits. They share rank and gate function.
 
-        Raises UserError where they do not.
+        Raises UserError where they do not, or there is no such combination.
         """
         super().__init__()
+        if combination not in get_args(Combination):
+            raise UserError("combination", f"is {combination!r}; use one of {', '.join(get_args(Combination))}")
         self.requests = tuple(edits)
         self.combination = combination
         self.gate_threshold = gate_threshold
@@ -69,8 +71,8 @@ class CombinedEdit(nn.Module):
         if self.combination == "top_1":
             first_B1 = gate_BK.argmax(dim=1, keepdim=True)
             return torch.zeros_like(weight_BK).scatter(1, first_B1, weight_BK.gather(1, first_B1))
-        if self.combination == "scaled":
-            return weight_BK * (0.6 * weight_BK.sum(dim=1, keepdim=True) + 0.6)
+        if self.combination == "scaled_by_number":
+            return weight_BK * (0.6 * len(self.requests) + 0.6)
         return weight_BK
 
     def read(self, h_BD: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from bench.evaluation.reuse import Applied, evaluate_combined
+from bench.results.columns import ItemRow
 from bench.runs.training import checkpoint_of, forget_set_of, plan_of, train
 from bench.sequential.scores import PREFILL_PROMPTS, prefill_seconds
 from bench.sequential.states import States
@@ -63,14 +64,18 @@ def run_stack(states: States) -> None:
     }
     target_items = states.items_of("target_model") or ()
     base_rows = {(row["split"], row["item_index"], Applied()): row for row in target_items}
-    known = {variant.combination: dict(base_rows) for variant in variants}
+    known: dict[tuple[str, int], dict[tuple[str, int, Applied], ItemRow]] = {}
     for variant, size in todo:
         assert variant.combination is not None
         assert variant.gate_threshold is not None
         started = time.perf_counter()
         present = {request.name: modules[request.name] for request in requests[:size]}
         adapted = combine(base, present, variant.combination, variant.gate_threshold)
-        rows = evaluate_combined(states.asking(adapted), subject.benchmark.evaluation, known[variant.combination])
+        # Where the number of modules says how much an edit weighs, rows of another number are no rows of this state.
+        same = variant.combination, size if variant.combination == "scaled_by_number" else 0
+        rows = evaluate_combined(
+            states.asking(adapted), subject.benchmark.evaluation, known.setdefault(same, dict(base_rows))
+        )
         cost = {
             "train_seconds": states.train_seconds(states.module(requests[size - 1])),
             "eval_seconds": time.perf_counter() - started,

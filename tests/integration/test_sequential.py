@@ -40,9 +40,9 @@ from grun.sequential import combine
 from grun.training.unlearn import unlearn
 from grun.unlearned import load
 
-SUM, TOP, SOFT = (
+SUM, TOP, SOFT, SCALED = (
     Variant(combination=combination, gate_threshold=threshold)
-    for combination, threshold in (("sum", 0.5), ("top_1", 0.5), ("sum", 0.0))
+    for combination, threshold in (("sum", 0.5), ("top_1", 0.5), ("sum", 0.0), ("scaled_by_number", 0.5))
 )
 CHAIN = Variant(combination=None, gate_threshold=None)
 
@@ -71,9 +71,9 @@ def _sequence(config: RunConfig, *variants: Variant, extra: Any = (), num_reques
 
 @pytest.fixture(scope="module")
 def stacked(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Execution, RequestSequence]:
-    """Three requests, one of them repeated, one for what the model never knew; under three variants."""
+    """Three requests, one of them repeated, one for what the model never knew; under four variants."""
     execution = Execution(results=tmp_path_factory.mktemp("stacked"))
-    sequence = _sequence(config, SUM, TOP, SOFT, extra=("repeat", "unknown"))
+    sequence = _sequence(config, SUM, TOP, SOFT, SCALED, extra=("repeat", "unknown"))
     run_sequence(sequence, execution, lambda line: None)
     return execution, sequence
 
@@ -135,7 +135,7 @@ def modules(stacked: tuple[Execution, RequestSequence]) -> tuple[EditedModel, di
     return adapter.attach(model, 0), loaded
 
 
-@pytest.mark.parametrize("variant", [SUM, TOP, SOFT], ids=["sum", "top_1", "soft"])
+@pytest.mark.parametrize("variant", [SUM, TOP, SOFT, SCALED], ids=["sum", "top_1", "soft", "scaled"])
 def test_what_is_reused_is_what_would_be_measured(
     stacked: tuple[Execution, RequestSequence],
     modules: tuple[EditedModel, dict[str, EditedModel]],

@@ -41,15 +41,15 @@ def _apply(combined: CombinedEdit, h_BD: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize("gate_function", ["linear", "mlp_3", "mlp_5"])
 @pytest.mark.parametrize("gate_threshold", [0.0, 0.5])
 def test_stacked_is_one_after_another(gate_function: GateFunction, gate_threshold: float) -> None:
-    """sum: h + Σ g·Δ over the open gates; scaled: the same times 0.6 n + 0.6; top_1: the most open one alone."""
+    """sum: h + Σ g·Δ over the open gates; scaled_by_number: 0.6 · 5 + 0.6 = 3.6 times that; top_1: the most open
+    one alone."""
     edits, h_BD = _edits(5, gate_function), torch.randn(16, D)
     with torch.no_grad():
         gates = _gates(edits, h_BD)
         deltas = torch.stack([edit.difference(h_BD) for edit in edits.values()], dim=1)
         opened = gates * (gates >= gate_threshold)
-        scale = 0.6 * opened.sum(dim=1, keepdim=True) + 0.6
         first = opened * (opened == opened.max(dim=1, keepdim=True).values)
-        for combination, weights in (("sum", opened), ("scaled", opened * scale), ("top_1", first)):
+        for combination, weights in (("sum", opened), ("scaled_by_number", opened * 3.6), ("top_1", first)):
             combined = CombinedEdit(edits, combination, gate_threshold)  # type: ignore[arg-type]
             edited, logits = _apply(combined, h_BD), combined.read(h_BD)[1]
             torch.testing.assert_close(edited, h_BD + (weights[..., None] * deltas).sum(dim=1), rtol=1e-5, atol=1e-5)
@@ -57,18 +57,25 @@ def test_stacked_is_one_after_another(gate_function: GateFunction, gate_threshol
             assert torch.equal(combined.weight(gates) > 0, weights > 0)
 
 
-def test_scaled_by_hand() -> None:
-    """Two gates at logit 0 are both 1/2: n = 1, so each edit counts 1/2 · (0.6 + 0.6) = 0.6; under sum, 0.5."""
+@pytest.mark.parametrize("bias", [0.0, -2.0])
+def test_scaled_by_number_by_hand(bias: float) -> None:
+    """Two modules: 0.6 · 2 + 0.6 = 1.8 times what `sum` adds, however open the gates are: 0.9 each at σ(0) = 1/2."""
     edits = _edits(2)
     for edit in edits.values():
         torch.nn.init.zeros_(edit.gate[-1].weight)
-        torch.nn.init.zeros_(edit.gate[-1].bias)
-    h_BD = torch.randn(3, D)
+        torch.nn.init.constant_(edit.gate[-1].bias, bias)
+    h_BD, gate = torch.randn(3, D), torch.sigmoid(torch.tensor(bias))
     with torch.no_grad():
         both = sum(edit.difference(h_BD) for edit in edits.values())
-        for combination, weight in (("sum", 0.5), ("scaled", 0.6)):
+        for combination, weight in (("sum", gate), ("scaled_by_number", 1.8 * gate)):
             edited = _apply(CombinedEdit(edits, combination, 0.0), h_BD)  # type: ignore[arg-type]
             torch.testing.assert_close(edited, h_BD + weight * both, rtol=1e-5, atol=1e-5)
+
+
+def test_a_combination_of_before_is_not_taken_for_another() -> None:
+    """`scaled` weighed by the sum of the gates: a deployment that names it must not be loaded as something else."""
+    with pytest.raises(UserError, match="combination: is 'scaled'; use one of sum, scaled_by_number, top_1"):
+        CombinedEdit(_edits(2), "scaled", 0.0)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("combination", get_args(Combination))
