@@ -1,19 +1,16 @@
 """Whose steps are timed: GRUN's engine, the same edits as an ordinary tool applies them, and fine-tuning."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 from collections.abc import Sequence
 
 import torch
-from torch import nn
 
-from bench.config import RunConfig, overlay, run_config
+from bench.config import RunConfig
 from grun.adapters.grun import GrunConfig
 from grun.data import Example, collate
 from grun.engine.edited import EditedModel, PrefixCaching
-from grun.model.forward import Adapted, AnswerOutput, CausalLM, Generated, Tally
+from grun.model.forward import AnswerOutput, CausalLM
 from grun.model.hooks import through_hooks
 from grun.model.layers import Layer
 from grun.model.patching import decoder_layers
@@ -24,16 +21,13 @@ EDITED = ("pyvene", "hooks", "engine")
 FINE_TUNED = ("lora", "full")
 
 
-def contender(
+def edited(
     name: str, config: RunConfig, model: CausalLM, layers: tuple[int, ...], forget_loss: str, caching: PrefixCaching
-) -> Adapted:
-    """One of EDITED or FINE_TUNED on a model; fine-tuning wants one of its own.
+) -> EditedModel:
+    """One of EDITED on a model.
 
     config: a GRUN run. layers: the edited ones. caching: where the engine keeps its prefixes.
     """
-    if name in FINE_TUNED:
-        adapter = run_config(overlay({}, {"adapter": name})).adapter
-        return adapter.attach(model, config.seed)
     assert isinstance(config.adapter, GrunConfig)
     adapted = dataclasses.replace(config.adapter, layers=layers).attach(model, config.seed)
     if name != "engine":
@@ -42,26 +36,16 @@ def contender(
     return adapted
 
 
-class WholeModel:
+class WholeModel(EditedModel):
     """GRUN's edits as an ordinary tool applies them: the whole model on every token of one padded batch, the LM head
     everywhere and, where the loss has a reference, the untouched model on the forget half in every step.
     """
 
     def __init__(self, edited: EditedModel, *, hooks: bool, reads_reference: bool) -> None:
         """hooks: through torch's forward hooks; else through pyvene."""
-        self.edited, self.hooks, self.reads_reference = edited, hooks, reads_reference
-
-    @property
-    def device(self) -> torch.device:
-        """See `grun.model.forward.Adapted`, here and below."""
-        return self.edited.device
-
-    def announce(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
-        """Nothing is kept from step to step."""
-
-    def fit(self, forget: Sequence[Example], retain: Sequence[Example]) -> None:
-        """See `grun.model.forward.Adapted`."""
-        self.edited.fit(forget, retain)
+        edits = {layer: edited.edits[str(layer)] for layer in edited.layers}
+        super().__init__(edited.model, edits, edited.where, edited.gate_layer)
+        self.hooks, self.reads_reference = hooks, reads_reference
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """Forget examples are the first half."""
@@ -69,31 +53,16 @@ class WholeModel:
         if self.reads_reference:
             forget = collate(examples[: len(examples) // 2], device=self.device)
             with torch.no_grad():
-                self.edited.model(**model_inputs(forget))
+                self.model(**model_inputs(forget))
         batch = collate(examples, device=self.device)
-        editing = self.edited.editing([example.prompt_ids for example in examples], batch.edited_position_B)
-        if self.hooks:
-            outputs = through_hooks(self.edited.model, batch, editing)
-        else:
-            outputs = self.edited.through_pyvene(batch, editing)
+        editing = self.editing([example.prompt_ids for example in examples], batch.edited_position_B)
+        outputs = through_hooks(self.model, batch, editing) if self.hooks else self.through_pyvene(batch, editing)
         return AnswerOutput(
             logits_NV=outputs.logits[batch.predicts_answer_BL],
             label_N=batch.label_N,
             row_N=batch.row_N,
             gate_logit_BK=editing.gate_logit_BK(),
         )
-
-    def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
-        """See `grun.model.forward.Adapted`."""
-        return self.edited.generate(prompts, max_new_tokens)
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        """See `grun.model.forward.Adapted`."""
-        return self.edited.trainable_parameters()
-
-    def train(self, mode: bool) -> None:
-        """See `grun.model.forward.Adapted`."""
-        self.edited.train(mode)
 
 
 def best_ratio(

@@ -18,10 +18,10 @@ from bench.progress import quiet
 from bench.results import store
 from bench.runs import subject
 from bench.runs.execution import Execution
-from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, contender
+from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, edited
+from bench.speed.measure import Effort, Stopwatch
 from bench.speed.report import read_records, write_records
 from bench.speed.scaling import __main__ as scaling
-from bench.speed.stopwatch import Effort, Stopwatch
 from grun.data import Example
 from grun.engine.edited import PrefixCaching
 
@@ -34,7 +34,7 @@ def test_the_three_ways_to_run_grun_agree(small_config: RunConfig, tmp_path: Pat
     caching = PrefixCaching(root=tmp_path, max_bytes=10**9, log=print)
     outputs = []
     for name in EDITED:
-        adapted = contender(name, small_config, model, (1, 3), "npo", caching)
+        adapted = edited(name, small_config, model, (1, 3), "npo", caching)
         adapted.announce(EXAMPLES, generate=False, progress=lambda done, total: None)
         outputs.append(adapted.answer_output(EXAMPLES))
     for output in outputs[1:]:
@@ -138,5 +138,5 @@ def test_each_model_is_opened_in_the_dtype_its_run_uses(
     watch = Stopwatch(small_config, Execution(results=tmp_path), effort, tmp_path, quiet)
     assert asked == [False], "the model that GRUN's edits are timed on"
     for name in FINE_TUNED:
-        watch.model_for(name)
+        watch.contender(name, "npo", ())
     assert dict(zip(FINE_TUNED, asked[1:], strict=True)) == {"lora": False, "full": True}

@@ -27,9 +27,8 @@ def arguments(parser: Parser) -> None:
 def run(options: Namespace) -> None:
     execution = shared.execution(options, options.output.parent)
     config = shared.run_config(options, options.settings)
-    from bench.speed.measure import measure
+    from bench.speed.measure import Effort, measure
     from bench.speed.report import read_records, write_records
-    from bench.speed.stopwatch import Effort
 
     others = read_records(options.output.with_suffix(".json"))
     effort = Effort(rounds=options.rounds, steps=options.steps, trials=max(0, options.num_trials))

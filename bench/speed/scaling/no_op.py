@@ -1,7 +1,5 @@
 """A run without a model: rows and items like a real run's, to measure and to try all that is around one."""
 
-from __future__ import annotations
-
 import random
 import time
 from collections.abc import Sequence

@@ -1,14 +1,11 @@
 """Ray clusters of one-CPU nodes on this machine, a driver on them, and what it takes while it works."""
 
-from __future__ import annotations
-
 import contextlib
 import os
-import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +19,16 @@ MB = 1e6
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """The driver and its workers at one moment."""
+    """The driver (`driver`), the processes that run trials (`workers`) and Ray's other ones (`Ray`) at one moment."""
 
     seconds: float
     done: int
     """Trials so far, those of earlier drivers included."""
     cpu_s: Mapping[str, float]
-    """Of the driver, of the workers that run trials, and of Ray's other processes."""
-    driver_mb: float
-    worker_mb: float
-    """Of the largest."""
-    num_workers: int
+    """Of all processes of a kind together."""
+    megabytes: Mapping[str, Sequence[float]]
+    """Of each process of a kind."""
+    workers: Sequence[psutil.Process]
 
 
 @contextmanager
@@ -68,35 +64,19 @@ def watched(driver: subprocess.Popen[bytes], folder: Path) -> Iterator[Sample]:
     while driver.poll() is None:
         cpu_s = {"driver": 0.0, "workers": 0.0, "Ray": 0.0}
         megabytes: dict[str, list[float]] = {who: [] for who in cpu_s}
+        workers = []
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess), process.oneshot():
                 who = "driver" if process.pid == driver.pid else "workers" if _runs_trials(process) else "Ray"
                 times = process.cpu_times()
                 cpu_s[who] += times.user + times.system
                 megabytes[who].append(process.memory_info().rss / MB)
-        yield Sample(
-            seconds=time.perf_counter(),
-            done=(folder / "log").read_text().count("\n["),
-            cpu_s=cpu_s,
-            driver_mb=sum(megabytes["driver"]),
-            worker_mb=max(megabytes["workers"], default=0.0),
-            num_workers=len(megabytes["workers"]),
-        )
+                workers += [process] if who == "workers" else []
+        done = (folder / "log").read_text().count("\n[")
+        yield Sample(seconds=time.perf_counter(), done=done, cpu_s=cpu_s, megabytes=megabytes, workers=workers)
         time.sleep(0.5)
 
 
 def _runs_trials(process: psutil.Process) -> bool:
     """Ray names a worker after the class of Tune's that holds a trial's function."""
     return "ImplicitFunc" in " ".join(process.cmdline())
-
-
-def kill_a_worker(draw: random.Random) -> int:
-    """How many were killed: one, or none where there are none."""
-    workers = []
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            workers += [process] if _runs_trials(process) else []
-    if not workers:
-        return 0
-    draw.choice(workers).kill()
-    return 1
