@@ -144,7 +144,7 @@ def run_config(data: Mapping[str, Any]) -> RunConfig:
     config = validated(RunConfig, {key: value for key, value in data.items() if key not in outside})
     config = dataclasses.replace(config, **outside)
     _check_pairs(config)
-    return dataclasses.replace(config, training=config.training.resolved(config.forget_loss))
+    return dataclasses.replace(config, training=config.training.resolved(config.forget_loss, config.adapter))
 
 
 def _from_outside(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 Need = Literal["nll", "logits", "hidden"]
 """What a loss may need of the untouched model."""
-Unit = Literal["tokens", "sequences"]
-"""What a loss is a mean over."""
+Unit = Literal["tokens", "later_tokens", "sequences"]
+"""What a loss is a mean over: an answer's tokens, those behind its first one, or answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,12 @@ class AnswerScores:
         assert self.reference_nll_B is not None
         return self.nll_B - self.reference_nll_B
 
+    @property
+    def is_first_N(self) -> Tensor:
+        """bool: whether a token is the first of its answer: [N]."""
+        first_B = self.num_tokens_B.cumsum(0) - self.num_tokens_B
+        return torch.zeros_like(self.label_N, dtype=torch.bool).index_fill(0, first_B, True)
+
     @classmethod
     def of(
         cls, logits_NV: Tensor, label_N: Tensor, num_tokens: Sequence[int], **of_hidden_and_reference: Tensor | None
@@ -62,6 +68,11 @@ class AnswerScores:
 
 ForgetScores = Mapping[str, AnswerScores]
 """Target → what the forget items say of it, in the same order for each target."""
+
+
+def num_units(num_tokens: Iterable[int], unit: Unit) -> int:
+    """How many there are to take the mean over. num_tokens: of each answer."""
+    return sum(1 if unit == "sequences" else count - (unit == "later_tokens") for count in num_tokens)
 
 
 def token_nll(logits_NV: Tensor, label_N: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -26,6 +27,9 @@ class Adapter(Protocol):
     is_stackable: ClassVar[bool]
     """Each deletion request trains a module of its own on the untouched model, in any order, and all are put on
     together; otherwise a request goes on from the weights of the one before."""
+    paper_retain_weights: ClassVar[Mapping[str, float]] = {}
+    """Forget loss → `training.retain_weight` where none is given, of those losses for which its own paper has another
+    than theirs."""
 
     @property
     def edits(self) -> Edits | None:

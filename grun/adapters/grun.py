@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, cast
@@ -28,6 +28,7 @@ class GrunConfig(Adapter):
     trains_in_place: ClassVar[Literal[False]] = False
     is_gated: ClassVar[Literal[True]] = True
     is_stackable: ClassVar[Literal[True]] = True
+    paper_retain_weights: ClassVar[Mapping[str, float]] = {"grad_ascent": 2.0}
     name: Literal["grun"] = "grun"
     learning_rate: Annotated[float, Gt(0)] = 4e-3
     """AdamW's peak learning rate."""

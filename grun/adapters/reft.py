@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
@@ -21,6 +22,7 @@ from pyvene_custom.editing import Edits
 class ReftConfig(Ungated):
     """Edit the last prompt token's hidden state at a few layers (arXiv 2404.03592)."""
 
+    paper_retain_weights: ClassVar[Mapping[str, float]] = {"grad_ascent": 2.0}  # as GRUN's
     name: Literal["reft"] = "reft"
     learning_rate: Annotated[float, Gt(0)] = 4e-3
     """AdamW's peak learning rate. GRUN's value, so that the gate is the only difference."""

@@ -25,10 +25,14 @@ class ForgetLoss(Protocol):
     """What the forget items are made to say, under the names that the loss finds it by."""
     reference: ClassVar[Need | None] = None
     """What it needs of the untouched model on its targets."""
-    mean_over: ClassVar[Unit] = "tokens"
-    """What it is a mean over, so that a batch can be cut into parts."""
     paper_retain_weight: ClassVar[float] = 1.0
-    """`training.retain_weight` where none is given."""
+    """`training.retain_weight` where none is given: what its own paper weighs the retain loss with, the forget loss
+    weighing 1."""
+
+    @property
+    def mean_over(self) -> Unit:
+        """What it is a mean over, so that a batch can be cut into parts."""
+        return "tokens"
 
     @property
     def hidden_layer(self) -> Layer | None:

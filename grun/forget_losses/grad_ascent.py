@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -15,7 +15,6 @@ from grun.losses import ForgetScores, mean_token_nll
 class GradAscentConfig(ForgetLoss):
     """Raise the forget answers' loss without bound (TOFU, arXiv 2401.06121)."""
 
-    paper_retain_weight: ClassVar[float] = 2.0
     name: Literal["grad_ascent"] = "grad_ascent"
 
     def __call__(self, forget: ForgetScores) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from grun.model.layers import Layer
 class RmuConfig(ForgetLoss):
     """Move a layer's output on forget answers to a fixed random vector (arXiv 2403.03218)."""
 
+    paper_retain_weight: ClassVar[float] = 1.0  # GRUN's; its own paper has one for each model, 350 for Llama-3.1-8B
     name: Literal["rmu"] = "rmu"
     layer: Layer = 1.0
     """Steered layer: its index from 0, or its relative depth in (0, 1] as a decimal. With edits: an edited layer or one

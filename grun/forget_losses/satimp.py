@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 from torch import Tensor
@@ -16,6 +16,7 @@ from grun.losses import ForgetScores
 class SatimpConfig(ForgetLoss):
     """Gradient ascent, each token weighted by p^β1 (1 − p)^β2 (arXiv 2505.11953)."""
 
+    paper_retain_weight: ClassVar[float] = 0.1  # in its authors' code; open-unlearning's settings swap the two
     name: Literal["satimp"] = "satimp"
     beta1: Annotated[float, Ge(0)] = 5.0
     """Power of p: the larger, the sooner a token counts as forgotten. The paper's value."""

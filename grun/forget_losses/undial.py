@@ -19,6 +19,7 @@ class UndialConfig(ForgetLoss):
     """Distil the untouched model with each true token's logit lowered (arXiv 2402.10052)."""
 
     reference: ClassVar[Need | None] = "logits"
+    paper_retain_weight: ClassVar[float] = 0.0  # it has no retain loss
     name: Literal["undial"] = "undial"
     beta: Annotated[float, Gt(0)] = 10.0
     """How far the true token's logit is lowered."""

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from grun.losses import ForgetScores
+from grun.losses import ForgetScores, num_units
 from grun.testing.scores import NUM_TOKENS, FreeModel
 
 
@@ -20,15 +20,17 @@ class ForgetLossContract:
         raise NotImplementedError("give the fixture `loss`")
 
     def test_is_a_finite_scalar_with_a_gradient_for_every_token(self, loss: Any) -> None:
-        """A token that gets none is never forgotten."""
+        """A token that gets none is never forgotten; only answers' first ones may be left out, and that is said."""
         model = FreeModel(list(loss.targets))
-        value = loss(_asked(loss, model))
+        scores = _asked(loss, model)
+        left_out_N = next(iter(scores.values())).is_first_N if loss.mean_over == "later_tokens" else False
+        value = loss(scores)
         value.backward()
         assert value.shape == ()
         assert torch.isfinite(value)
         for leaf in model.leaves(hidden=loss.hidden_layer is not None):
             assert leaf.grad is not None
-            assert (leaf.grad != 0).any(dim=1).all()
+            assert ((leaf.grad != 0).any(dim=1) ^ left_out_N).all()
 
     def test_a_step_down_pushes_its_targets_the_right_way(self, loss: Any) -> None:
         """It raises the nll of every answer and lowers that of everything else; one that steers a layer falls."""
@@ -57,8 +59,7 @@ class ForgetLossContract:
         """Cut between its two sequences, by what `mean_over` says the loss is a mean of: so workers share a step."""
         model = FreeModel(list(loss.targets))
         parts = [loss(_asked(loss, model, only=row)) for row in range(2)]
-        by_tokens = [count / sum(NUM_TOKENS) for count in NUM_TOKENS]
-        shares = [0.5, 0.5] if loss.mean_over == "sequences" else by_tokens
+        shares = [num_units([count], loss.mean_over) / num_units(NUM_TOKENS, loss.mean_over) for count in NUM_TOKENS]
         together = sum(share * part for share, part in zip(shares, parts, strict=True))
         torch.testing.assert_close(together, loss(_asked(loss, model)))
 

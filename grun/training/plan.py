@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from grun.data import Example, paired_batches
-from grun.losses import Unit
+from grun.losses import Unit, num_units
 from grun.training.recipe import Recipe
 from grun.workers import ALONE, Workers
 
@@ -100,18 +100,18 @@ def _parts(step: StepExamples, mean_over: Unit, num_parts: int) -> list[Part]:
         is_empty = number >= len(step.retain)
         part = step.part(slice(0, 1) if is_empty else slice(number, None, num_parts))
         of_items = len(part.retain) / len(step.retain)
-        of_forget_tokens = _num_tokens(chain(*part.forget.values())) / _num_tokens(chain(*step.forget.values()))
-        of_retain_tokens = _num_tokens(part.retain) / _num_tokens(step.retain)
+        in_part, in_step = (_num(chain(*some.forget.values()), mean_over) for some in (part, step))
+        of_retain = _num(part.retain, "tokens") / _num(step.retain, "tokens")
         parts.append(
             Part(
                 examples=part,
-                forget_share=0.0 if is_empty else of_items if mean_over == "sequences" else of_forget_tokens,
-                retain_share=0.0 if is_empty else of_retain_tokens,
+                forget_share=0.0 if is_empty else in_part / max(1, in_step),
+                retain_share=0.0 if is_empty else of_retain,
                 gate_share=0.0 if is_empty else of_items,
             )
         )
     return parts
 
 
-def _num_tokens(examples: Iterable[Example]) -> int:
-    return sum(len(example.answer_ids) for example in examples)
+def _num(examples: Iterable[Example], unit: Unit) -> int:
+    return num_units((len(example.answer_ids) for example in examples), unit)

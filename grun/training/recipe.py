@@ -24,7 +24,7 @@ class TrainingConfig:
     forget_weight: Annotated[float, Ge(0)] = 1.0
     """Weight of the forget loss."""
     retain_weight: Annotated[float, Ge(0)] | None = None
-    """Weight of the retain loss. None: the paper's, 2 with grad_ascent and 1 otherwise."""
+    """Weight of the retain loss. None: the forget loss's own paper's, or the adapter's where it has one."""
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """AdamW's decoupled weight decay."""
     warmup_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
@@ -35,11 +35,12 @@ class TrainingConfig:
     """Training ends early once the retain loss, its mean over an epoch, is larger: such a model is lost, and the
     rest of a trial's time with it. None: never."""
 
-    def resolved(self, forget_loss: ForgetLoss) -> TrainingConfig:
-        """The same with the paper's retain_weight filled in where it is None."""
+    def resolved(self, forget_loss: ForgetLoss, adapter: AdapterConfig) -> TrainingConfig:
+        """The same with the papers' retain_weight filled in where it is None."""
         if self.retain_weight is not None:
             return self
-        return replace(self, retain_weight=forget_loss.paper_retain_weight)
+        weight = adapter.paper_retain_weights.get(forget_loss.name, forget_loss.paper_retain_weight)
+        return replace(self, retain_weight=weight)
 
 
 class Configured(Protocol):
@@ -80,7 +81,7 @@ class Recipe:
         return cls(
             forget_loss=config.forget_loss,
             retain_loss=config.retain_loss,
-            training=config.training,
+            training=config.training.resolved(config.forget_loss, adapter),
             learning_rate=adapter.learning_rate,
             gate_weight=adapter.gate_weight if adapter.is_gated else 0.0,
             gate_warmup_steps=adapter.gate_warmup_steps if adapter.is_gated else 0,
@@ -90,7 +91,8 @@ class Recipe:
     @property
     def retain_weight(self) -> float:
         """That of the first step."""
-        return self.training.resolved(self.forget_loss).retain_weight or 0.0
+        given = self.training.retain_weight
+        return self.forget_loss.paper_retain_weight if given is None else given
 
     @property
     def needs(self) -> list[Need]:

@@ -59,7 +59,9 @@ def test_trajectory(name: str) -> None:
     recipe = Recipe(
         forget_loss=forget_loss,
         retain_loss=retain_loss,
-        training=TrainingConfig(num_epochs=2, batch_size=4),
+        training=TrainingConfig(
+            num_epochs=2, batch_size=4, retain_weight=2.0 if forget_loss.name == "grad_ascent" else 1.0
+        ),
         learning_rate=adapter.learning_rate,
         gate_weight=10.0,
         gate_warmup_steps=adapter.gate_warmup_steps if adapter.is_gated else 0,

@@ -55,6 +55,7 @@ class SilentConfig:
     name: str = "silent"
 ''',
     "outsiders/shift.py": '''
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
@@ -78,6 +79,7 @@ class ShiftConfig:
     is_small: ClassVar[Literal[True]] = True
     is_gated: ClassVar[Literal[False]] = False
     is_stackable: ClassVar[Literal[False]] = False
+    paper_retain_weights: ClassVar[Mapping[str, float]] = {}
     edits: ClassVar[None] = None
     name: Literal["shift"] = "shift"
     learning_rate: Annotated[float, Gt(0)] = 1e-2

@@ -10,6 +10,7 @@ from grun import components
 from grun.errors import UserError
 from grun.model.layers import layer_indices
 from grun.prompts.config import PromptConfig
+from grun.training.recipe import Recipe
 
 
 def test_default_config_survives_json() -> None:
@@ -42,9 +43,28 @@ def test_run_key_is_stable() -> None:
 
 
 def test_retain_weight_defaults_to_the_papers() -> None:
-    assert run_config({"forget_loss": "grad_ascent"}).training.retain_weight == 2.0
-    assert run_config({"forget_loss": "npo"}).training.retain_weight == 1.0
+    """GRUN's for what GRUN ran (2 with gradient ascent), the loss's own elsewhere: GradDiff 1, SatImp 1 to 10, none for
+    UNDIAL and CE-U. SimNPO on forget05: 0.1375 · forget + 1 · retain."""
+    own = {"npo": 1.0, "grad_ascent": 1.0, "satimp": 0.1, "undial": 0.0, "ce_u": 0.0, "simnpo": 1 / 0.1375}
+    for adapter, of_losses in (("lora", own), ("full", own), ("grun", own | {"grad_ascent": 2.0})):
+        for loss, weight in of_losses.items():
+            config = run_config({"adapter": adapter, "forget_loss": loss})
+            assert config.training.retain_weight == weight, (adapter, loss)
+            assert Recipe.of(config).retain_weight == weight
     assert run_config({"forget_loss": "npo", "training": {"retain_weight": 3}}).training.retain_weight == 3.0
+
+
+def test_a_loss_that_changed_has_a_key_of_its_own() -> None:
+    """CE-U leaves first tokens out now: even at the same retain weight its rows are not those of before.
+
+    What did not change has the keys of before.
+    """
+    keys = [
+        run_config({"adapter": "lora", "forget_loss": loss, "training": {"retain_weight": 1.0}}).run_key
+        for loss in ("ce_u", "npo", "grad_ascent", "simnpo")
+    ]
+    assert keys[0] != "1d6f8634e11a39c2"
+    assert keys[1:] == ["10ec1060200a6eed", "ae77a383f5640742", "bddb5bca63aaa647"]
 
 
 def test_overlay_by_name_drops_the_settings_of_another_choice() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from grun.forget_losses.ce_u import ce_u_loss
+from grun.forget_losses.ce_u import CeUConfig, ce_u_loss
 from grun.forget_losses.dpo import dpo_loss
 from grun.forget_losses.grad_ascent import grad_ascent_loss
 from grun.forget_losses.idk import idk_loss
@@ -16,7 +16,7 @@ from grun.forget_losses.satimp import satimp_loss
 from grun.forget_losses.simnpo import simnpo_loss
 from grun.forget_losses.undial import undial_loss
 from grun.forget_losses.wga import wga_loss
-from grun.losses import gate_bce, kl_divergence, mean_token_nll, sequence_sum, token_nll
+from grun.losses import AnswerScores, gate_bce, kl_divergence, mean_token_nll, num_units, sequence_sum, token_nll
 from grun.retain_losses.pdu import dual_step
 
 
@@ -101,7 +101,10 @@ def test_gate_bce_has_a_gradient_where_the_sigmoid_has_none() -> None:
 
 
 def test_simnpo_by_hand() -> None:
-    """6 nats over 3 tokens, β = 0.5, γ = 1: −4 log σ(0.5·2 − 1) = 4 ln 2; gradient −2 σ(0)/n = −1/3: nll rises."""
+    """6 nats over 3 tokens, β = 0.5, γ = 1: −4 log σ(0.5·2 − 1) = 4 ln 2; gradient −2 σ(0)/n = −1/3: nll rises.
+
+    In its code's form δ = γ/β = 2 nats: −4 log σ(0.5 (2 − 2)), the same.
+    """
     nll = torch.tensor([6.0], requires_grad=True)
     loss = simnpo_loss(nll, torch.tensor([3.0]), beta=0.5, gamma=1.0)
     loss.backward()
@@ -146,6 +149,25 @@ def test_ce_u_by_hand() -> None:
     loss.backward()
     assert loss.item() == pytest.approx(math.log(4))
     torch.testing.assert_close(logits.grad, torch.tensor([[-1 / 12, -1 / 12, 1 / 4, -1 / 12]]))
+
+
+def test_ce_u_leaves_first_tokens_out() -> None:
+    """Answers of 2 and 1 tokens have one later token: q = (½, ½, 0) against p = ⅓ each is ln 3, gradient p − q there.
+
+    The first token's gradient is 0, and so is the loss of an answer with no other. With it there are 3 tokens.
+    """
+    logits = torch.zeros(3, 3, requires_grad=True)
+    scores = {"answer": AnswerScores.of(logits, torch.tensor([0, 2, 1]), [2, 1])}
+    loss = CeUConfig()(scores)
+    loss.backward()
+    assert loss.item() == pytest.approx(math.log(3))
+    torch.testing.assert_close(logits.grad, torch.tensor([[0, 0, 0], [-1 / 6, -1 / 6, 1 / 3], [0, 0, 0]]))
+    assert num_units([2, 1], CeUConfig().mean_over) == num_units([2], CeUConfig().mean_over) == 1
+    assert CeUConfig()({"answer": AnswerScores.of(logits[:1], torch.tensor([0]), [1])}).item() == 0.0
+    whole = CeUConfig(first_token=True)
+    assert (num_units([2, 1], whole.mean_over), num_units([2, 1], "sequences")) == (3, 2)
+    (gradient,) = torch.autograd.grad(whole(scores), logits)
+    assert (gradient.abs().sum(dim=1) > 0).all()
 
 
 def test_undial_by_hand() -> None:
