@@ -11,7 +11,7 @@ import optuna
 from annotated_types import Ge, MinLen
 
 from bench.cluster.connect import connected
-from bench.config import RunConfig, overlay
+from bench.config import RunConfig
 from bench.progress import Progress, spoken
 from bench.reports.comparison import UTILITY_KEPT
 from bench.results import store
@@ -23,7 +23,7 @@ from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_
 from bench.sequential.run import run_sequence, train_modules
 from bench.sequential.states import Say
 from bench.spaces.parameters import Alternatives
-from bench.spaces.search_space import SweepConfig, check_study, read_as
+from bench.spaces.search_space import SweepConfig, check_study, laid_in, read_as
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.sweep import make_prerequisites
 from bench.studies.tasks import Log, Tasks
@@ -100,7 +100,7 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
     Raises UserError naming the file and the field.
     """
     config = read_as(SequentialConfig, path)
-    config = replace(config, base=overlay(config.base, overrides), num_requests=num_requests or config.num_requests)
+    config = replace(config, **laid_in(config, overrides), num_requests=num_requests or config.num_requests)
     check_study(path, config.search, overrides)
     run = config.search.run({})
     if not run.adapter.trains:

@@ -140,15 +140,43 @@ def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None) -> list[SweepConfig]:
     """The studies of a search-space file, each checked at the ends of all its ranges.
 
-    overrides: dotted RunConfig keys laid over the base. num_trials: in place of the file's own.
+    overrides: dotted RunConfig keys, which hold in every run. num_trials: in place of the file's own.
     Raises UserError naming the file and the field.
     """
-    config = read_as(SweepConfig, path)
-    config = replace(config, base=overlay(config.base, overrides), num_trials=num_trials or config.num_trials)
+    config = read_space(path, overrides, num_trials)
     studies = _split(path, config)
     for study in studies:
         check_study(path, study, overrides)
     return studies
+
+
+def read_space(path: str, overrides: Mapping[str, Any], num_trials: int | None) -> SweepConfig:
+    """A search-space file as it stands, with what the command line says laid in. Arguments: see `read_studies`."""
+    config = read_as(SweepConfig, path)
+    return replace(config, **laid_in(config, overrides), num_trials=num_trials or config.num_trials)
+
+
+def laid_in(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a search-space file of any kind under settings from the command line, which hold in every run of it.
+
+    What is searched under such a key is that value alone. Where the file searches what the setting belongs to
+    (`adapter`, and the setting is `adapter.learning_rate`), it holds beside each choice.
+    """
+    space = dict(config.search_space)
+    held, others = {}, {}
+    for key, value in overrides.items():
+        name = key.removesuffix(".name") if key.removesuffix(".name") in space else key
+        if name in space:
+            conditions = [parameter.when for parameter in space[name]]
+        elif key.partition(".")[0] in space:
+            conditions = [{}]
+        else:
+            others[key] = value
+            continue
+        held[name] = value
+        space[name] = tuple(Categorical(type="categorical", choices=(value,), when=when) for when in conditions)
+    points = [{**point, **{key: held[key] for key in held.keys() & point.keys()}} for point in config.initial_points]
+    return {"base": overlay(config.base, others), "search_space": space, "initial_points": points}
 
 
 def read_as(kind: type[Kind], path: str) -> Kind:

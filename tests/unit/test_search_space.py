@@ -47,8 +47,8 @@ def test_conditional_parameters_are_only_drawn_where_they_apply(tmp_path: Path) 
 
 
 def test_conditions_also_look_at_the_base(tmp_path: Path) -> None:
-    space = {**SPACE, "base": {"forget_loss": "npo"}}
-    del space["search_space"]["forget_loss"]
+    searched = {key: each for key, each in SPACE["search_space"].items() if key != "forget_loss"}
+    space = {**SPACE, "base": {"forget_loss": "npo"}, "search_space": searched}
     (study,) = _read(tmp_path, space)
     trial = optuna.create_study().ask()
     assert "forget_loss.beta" in study.sample(trial)
@@ -119,6 +119,34 @@ def test_overrides_reach_every_study(tmp_path: Path) -> None:
     (study,) = _read(tmp_path, SPACE, {"benchmark.num_authors": 7, "seed": 3})
     run = study.run({"adapter.rank": 2})
     assert (run.benchmark.num_authors, run.seed) == (7, 3)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("adapter", ["grun", "lora"])
+def test_a_setting_holds_beside_every_choice(tmp_path: Path, adapter: str) -> None:
+    """The file searches `adapter`, and the command line says how fast both learn."""
+    (study,) = _read(tmp_path, {"study": "s", "search_space": {"adapter": ADAPTERS}}, {"adapter.learning_rate": 0.5})
+    run = study.run(study.sample(FixedTrial({"adapter": json.dumps(adapter), "adapter.learning_rate": "0.5"})))
+    assert (run.adapter.name, run.adapter.learning_rate) == (adapter, 0.5)  # type: ignore[union-attr]
+    with pytest.raises(UserError, match=r"^adapter\.r: unknown key"):  # grun has none
+        _read(tmp_path, {"study": "s", "search_space": {"adapter": ADAPTERS}}, {"adapter.r": 8})
+
+
+def test_what_the_command_line_says_is_not_searched(tmp_path: Path) -> None:
+    """The file's own range, list, condition and initial point give way to it; what is left is searched as before."""
+    points = [{"forget_loss": "npo", "forget_loss.beta": 0.3, "adapter.rank": 2}]
+    given = {"forget_loss.beta": 0.2, "adapter.layers": [1, 2], "adapter.rank": 5}
+    (study,) = _read(tmp_path, {**SPACE, "initial_points": points}, given)
+    drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
+    drawn.enqueue_trial(study.initial_parameters()[0])
+    runs = [study.run(study.sample(drawn.ask())) for _ in range(8)]
+    assert {run.adapter.rank for run in runs} == {5}  # type: ignore[union-attr]
+    assert {run.adapter.layers for run in runs} == {(1, 2)}  # type: ignore[union-attr]
+    betas = {(run.forget_loss.name, getattr(run.forget_loss, "beta", None)) for run in runs}
+    assert betas == {("npo", 0.2), ("grad_ascent", None)}
+    assert runs[0].forget_loss.name == "npo"
+    named = {**SPACE, "one_study_per": "forget_loss"}
+    for key in ("forget_loss", "forget_loss.name"):
+        assert [study.study for study in _read(tmp_path, named, {key: "npo"})] == ["s/npo"]
 
 
 @pytest.mark.parametrize("file", SEQUENTIAL, ids=lambda file: file.stem)

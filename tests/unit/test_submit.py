@@ -55,9 +55,8 @@ def test_search_spaces_are_sent_with_the_settings_laid_in(sent: dict[str, Any], 
         there = tmp_path / "there.yaml"
         there.write_text(yaml.safe_dump(space))
         overrides = {"training.num_epochs": 5, "evaluation.max_items_per_split": 4}
-        assert [study.run({}) for study in read_studies(str(there), {}, None)] == [
-            study.run({}) for study in read_studies(file, overrides, None)
-        ]
+        here, sent_there = read_studies(file, overrides, None), read_studies(str(there), {}, None)
+        assert [study.definition() for study in sent_there] == [study.definition() for study in here]
 
 
 def test_prepared_models_are_shared_beside_the_results_unless_told_where(

@@ -23,10 +23,9 @@ def arguments(parser: Parser) -> None:
 
 def run(options: Namespace) -> None:
     shared.execution(options), shared.pool_of(options)  # what is wrong with anything is said here and now
-    from bench.config import overlay
-    from bench.files import read_yaml
     from bench.results.storage import location
-    from bench.spaces.search_space import read_studies
+    from bench.spaces.search_space import read_space, read_studies
+    from grun.settings import plain_data
 
     if "://" not in str(location(options.results)) and not Path(options.results).is_absolute():
         raise UserError(
@@ -36,8 +35,8 @@ def run(options: Namespace) -> None:
     spaces = {}
     for number, file in enumerate(options.files):
         read_studies(file, options.settings, options.num_trials)
-        space = read_yaml(file)
-        spaces[f"{number}-{Path(file).name}"] = {**space, "base": overlay(space.get("base", {}), options.settings)}
+        space = read_space(file, options.settings, options.num_trials)
+        spaces[f"{number}-{Path(file).name}"] = plain_data(space)
     from bench.cluster.submit import submit
 
     shared_models = os.environ.get("GRUN_BENCH_SHARED", options.results)
