@@ -63,9 +63,11 @@ def write_rows(folder: Location, table: str, run_key: str, rows: Sequence[Row]) 
 
 
 def read_run(results: Folder, run_key: str) -> dict[str, Any] | None:
-    """One run's row; None where it was never written, failed, or its file is damaged."""
-    rows = rows_of(location(results), "runs", run_key)
-    return rows[0] if rows and rows[0]["status"] == "ok" else None
+    """One run's row; None where it was never written, failed, or its file or that of its items is damaged."""
+    folder = location(results)
+    rows = rows_of(folder, "runs", run_key)
+    is_whole = bool(rows) and rows[0]["status"] == "ok" and _is_readable(folder / "items" / f"{run_key}.parquet")
+    return rows[0] if is_whole else None
 
 
 def read_items(results: Folder, run_key: str) -> list[dict[str, Any]] | None:

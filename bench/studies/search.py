@@ -34,6 +34,8 @@ RUN_KEY = "run_key"
 """Optuna user attribute: the key of the trial's row."""
 DEFINITION = "definition"
 """Optuna user attribute of a study: the base and the search space it was begun with."""
+AGAIN = "again"
+"""Optuna user attribute of a trial that makes up for the lost rows of another: its number. The other one counts."""
 FROM_THRESHOLD = "module_of"
 """Optuna user attribute of a trial that is another one's module at another gate threshold."""
 
@@ -58,6 +60,7 @@ class StudySearch(Searcher):
         self._log = log
         self._configs = {study.study: study for study in studies}
         self._storage = study_storage(results_folder)
+        self._damaged = {file.name.partition(".")[0] for file in store.damaged_files(results_folder)}
         self._left: dict[str, int] = {}
         self._searches: dict[str, OptunaSearch] = {}
         self._suggested: dict[str, dict[str, Any]] = {}
@@ -164,9 +167,16 @@ class StudySearch(Searcher):
             for parameters in config.initial_parameters():
                 study.enqueue_trial(parameters)
         done = [trial for trial in study.trials if trial.state.is_finished() and _counts(trial)]
-        self._left[name] = max(0, config.num_trials - len(done))
+        lost = [trial for trial in done if self._is_damaged(config, trial)]
+        self._left[name] = max(0, config.num_trials - len(done)) + len(lost)
         if done:
             self._log(f"{name}: {len(done)} of {config.num_trials} trainings are done already")
+        if lost:
+            self._log(f"{name}: {len(lost)} of them left rows that are damaged, and are done again")
+        queued = {trial.user_attrs.get(AGAIN) for trial in study.get_trials(states=[TrialState.WAITING])}
+        for trial in lost:
+            if trial.number not in queued:
+                study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
 
         def draw(trial: Any) -> dict[str, Any]:
             run = config.run(config.sample(trial))
@@ -181,6 +191,13 @@ class StudySearch(Searcher):
             study_name=name,
             storage=self._storage,
         )
+
+    def _is_damaged(self, config: SweepConfig, trial: FrozenTrial) -> bool:
+        """Whether a row of a finished trial was written and cannot be read any more, or its items cannot."""
+        if not self._damaged or trial.state != TrialState.COMPLETE or RUN_KEY not in trial.user_attrs:
+            return False
+        runs = at_thresholds(config.run(config.sample(FixedTrial(trial.params))), config.gate_thresholds)
+        return any(run.run_key in self._damaged for run in runs)
 
     def _study(self, name: str, config: SweepConfig) -> optuna.Study:
         """Begun now or before. Raises UserError where it was begun as something else: its trials would not compare."""
@@ -213,7 +230,7 @@ class StudySearch(Searcher):
         # Optuna tells nobody the id under which its storage knows a trial: look here again when it is upgraded.
         self._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
         study.tell(trial.number, state=TrialState.FAIL)
-        if RUN_KEY in trial.user_attrs:  # what makes no valid run must not be drawn again
+        if RUN_KEY in trial.user_attrs and AGAIN not in trial.user_attrs:  # an invalid draw must not be drawn again
             study.enqueue_trial(trial.params)
 
     def _add_thresholds(self, name: str, number: int, rows: Sequence[Row]) -> None:
@@ -236,8 +253,8 @@ class StudySearch(Searcher):
 
 
 def _counts(trial: FrozenTrial) -> bool:
-    """Whether a finished trial used up budget: it was trained for itself, and was not cut off."""
-    return INTERRUPTED not in trial.user_attrs and FROM_THRESHOLD not in trial.user_attrs
+    """Whether a finished trial used up budget: it was trained for itself, for the first time, and was not cut off."""
+    return not {INTERRUPTED, FROM_THRESHOLD, AGAIN} & trial.user_attrs.keys()
 
 
 def _sampler(config: SweepConfig, num_trials: int) -> optuna.samplers.BaseSampler:

@@ -11,12 +11,13 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.trial import TrialState
 
-from bench.config import run_config
+from bench.config import RunConfig, run_config
 from bench.results import store
+from bench.runs.execution import Execution
 from bench.runs.related import at_thresholds
 from bench.spaces.parameters import Categorical, FloatRange
 from bench.spaces.search_space import SweepConfig
-from bench.speed.scaling.no_op import no_op_rows
+from bench.speed.scaling.no_op import no_op, no_op_rows
 from bench.studies.journal import study_storage
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch
 from grun.errors import UserError
@@ -174,3 +175,59 @@ def test_what_makes_no_run_is_not_drawn_again(tmp_path: Path) -> None:
     _crashed(tmp_path, rows_written=0, keyed=False)
     _, trials = _reopened(tmp_path)
     assert [trial.state for trial in trials] == [TrialState.FAIL]
+
+
+@pytest.mark.parametrize(("table", "threshold"), [("runs", None), ("items", None), ("runs", 0.95)])
+def test_a_finished_trial_whose_rows_are_damaged_is_done_again(
+    tmp_path: Path, table: str, threshold: float | None
+) -> None:
+    """One of two trainings, its row, its items or its row at a threshold beside the range: one training is left, of the
+    same parameters, however often the sweep is begun; afterwards the budget of two is used up, not one of three."""
+
+    def finish(search: StudySearch, trial: str) -> RunConfig:
+        suggested = search.suggest(trial)
+        assert isinstance(suggested, dict)
+        config = run_config(json.loads(suggested["run_json"]))
+        rows = no_op(config, Execution(results=tmp_path), gate_thresholds=STUDY.gate_thresholds, study="s")
+        search.on_trial_complete(trial, {"rows": rows})
+        return config
+
+    ranks = [{"adapter.rank": 2}, {"adapter.rank": 4}]  # else both could have one row at 0.95
+    first = StudySearch([replace(STUDY, initial_points=ranks)], tmp_path, lambda line: None)
+    config, _ = finish(first, "a"), finish(first, "b")
+    own = next(run for run in at_thresholds(config, STUDY.gate_thresholds) if threshold in (None, _threshold(run)))
+    file = tmp_path / table / f"{own.run_key}.parquet"
+    file.write_bytes(file.read_bytes()[:-7])
+    said: list[str] = []
+    StudySearch([STUDY], tmp_path, said.append)
+    assert said == [
+        "s: 2 of 2 trainings are done already",
+        "s: 1 of them left rows that are damaged, and are done again",
+    ]
+    again, trials = _reopened(tmp_path)
+    assert again.num_trials_left == 1
+    assert len([trial for trial in trials if trial.state == TrialState.WAITING]) == 1
+    assert finish(again, "c") == config
+    assert store.read_run(tmp_path, own.run_key) is not None
+    assert _reopened(tmp_path)[0].num_trials_left == 0
+
+
+def _threshold(run: RunConfig) -> float:
+    return run.adapter.gate_threshold  # type: ignore[union-attr]
+
+
+def test_what_makes_up_for_damage_may_be_cut_off_too(tmp_path: Path) -> None:
+    """A process dies while it does a training again: the next one does just that, and no trial beside it."""
+    search = StudySearch([replace(STUDY, num_trials=1)], tmp_path, lambda line: None)
+    suggested = search.suggest("t")
+    assert isinstance(suggested, dict)
+    config = run_config(json.loads(suggested["run_json"]))
+    rows = no_op(config, Execution(results=tmp_path), gate_thresholds=STUDY.gate_thresholds, study="s")
+    search.on_trial_complete("t", {"rows": rows})
+    (tmp_path / "runs" / f"{config.run_key}.parquet").write_bytes(b"PAR1")
+    for _ in range(2):
+        search = StudySearch([replace(STUDY, num_trials=1)], tmp_path, lambda line: None)
+        assert search.num_trials_left == 1
+        suggested = search.suggest("t")  # and nothing more is heard of it
+        assert isinstance(suggested, dict)
+        assert run_config(json.loads(suggested["run_json"])) == config
