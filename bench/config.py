@@ -27,7 +27,7 @@ from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.retain_losses import RETAIN_LOSSES, RetainLossConfig
 from grun.retain_losses.ce import CeConfig
 from grun.settings import plain_data
-from grun.training.recipe import TrainingConfig
+from grun.training.recipe import Recipe, TrainingConfig
 
 COMPONENTS = (ADAPTERS, FORGET_LOSSES, RETAIN_LOSSES)
 """What may also come from outside this repository."""
@@ -107,6 +107,20 @@ class RunConfig:
             return self.start_from
         name = f"{self.adapter.name}+{self.forget_loss.name}"
         return name if self.retain_loss.name == "ce" else f"{name}+{self.retain_loss.name}"
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its adapter is trained."""
+        adapter = self.adapter
+        return Recipe(
+            forget_loss=self.forget_loss,
+            retain_loss=self.retain_loss,
+            training=self.training.resolved(self.forget_loss, adapter),
+            learning_rate=adapter.learning_rate,
+            gate_weight=adapter.gate_weight if adapter.is_gated else 0.0,
+            gate_warmup_steps=adapter.gate_warmup_steps if adapter.is_gated else 0,
+            seed=self.seed,
+        )
 
     @property
     def run_key(self) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,11 +30,7 @@ class Batch:
     input_ids_BL: Tensor
     attention_mask_BL: Tensor
     predicts_answer_BL: Tensor
-    """bool: positions whose next token is an answer token; N of them are true."""
-    label_N: Tensor
-    """The answer tokens, sequence after sequence."""
-    row_N: Tensor
-    """The sequence each of them belongs to."""
+    """bool: positions whose next token is an answer token."""
     edited_position_B: Tensor
     """Index of the last prompt token."""
 
@@ -43,32 +40,17 @@ class Batch:
 
 def collate(examples: Sequence[Example], *, device: torch.device | str = "cpu") -> Batch:
     """Examples → one right-padded batch. Padding is masked, so it may be any valid token: 0."""
-    length = max(len(example) for example in examples)
-    shape = (len(examples), length)
-    input_ids_BL = torch.zeros(shape, dtype=torch.long)
-    attention_mask_BL = torch.zeros(shape, dtype=torch.long)
-    predicts_answer_BL = torch.zeros(shape, dtype=torch.bool)
-    for row, example in enumerate(examples):
-        end = len(example)
-        input_ids_BL[row, :end] = torch.tensor((example.prompt_ids + example.answer_ids)[:end])
-        attention_mask_BL[row, :end] = 1
-        predicts_answer_BL[row, end - len(example.answer_ids) : end] = True
-    label_N, row_N = answer_labels(examples)
+    read = [torch.tensor((example.prompt_ids + example.answer_ids)[:-1]) for example in examples]
+    input_ids_BL = pad_sequence(read, batch_first=True)
+    position_L = torch.arange(input_ids_BL.shape[1])
+    edited_position_B = torch.tensor([len(example.prompt_ids) - 1 for example in examples])
+    is_token_BL = position_L < torch.tensor([len(example) for example in examples])[:, None]
     return Batch(
         input_ids_BL=input_ids_BL.to(device),
-        attention_mask_BL=attention_mask_BL.to(device),
-        predicts_answer_BL=predicts_answer_BL.to(device),
-        label_N=label_N.to(device),
-        row_N=row_N.to(device),
-        edited_position_B=torch.tensor([len(example.prompt_ids) - 1 for example in examples]).to(device),
+        attention_mask_BL=is_token_BL.long().to(device),
+        predicts_answer_BL=(is_token_BL & (position_L >= edited_position_B[:, None])).to(device),
+        edited_position_B=edited_position_B.to(device),
     )
-
-
-def answer_labels(examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
-    """Every answer token, sequence after sequence, and the sequence it belongs to: [N] each."""
-    labels = [token for example in examples for token in example.answer_ids]
-    counts_B = torch.tensor([len(example.answer_ids) for example in examples])
-    return torch.tensor(labels), torch.repeat_interleave(torch.arange(len(examples)), counts_B)
 
 
 def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[list[int]]:

@@ -50,17 +50,19 @@ class AnswerScores:
 
     @classmethod
     def of(
-        cls, logits_NV: Tensor, label_N: Tensor, num_tokens: Sequence[int], **of_hidden_and_reference: Tensor | None
+        cls, logits_NV: Tensor, answers: Sequence[Sequence[int]], **of_hidden_and_reference: Tensor | None
     ) -> AnswerScores:
-        """num_tokens: tokens of each of the sequences, which follow one another."""
-        num_tokens_B = torch.tensor(num_tokens, device=label_N.device)
-        row_N = torch.repeat_interleave(torch.arange(len(num_tokens), device=label_N.device), num_tokens_B)
+        """answers: token ids of each sequence's answer; the logits follow one another likewise."""
+        device = logits_NV.device
+        label_N = torch.tensor([token for answer in answers for token in answer], device=device)
+        num_tokens_B = torch.tensor([len(answer) for answer in answers], device=device)
+        row_N = torch.repeat_interleave(torch.arange(len(answers), device=device), num_tokens_B)
         nll_N = token_nll(logits_NV, label_N)
         return cls(
             logits_NV=logits_NV,
             label_N=label_N,
             nll_N=nll_N,
-            nll_B=sequence_sum(nll_N, row_N, len(num_tokens)),
+            nll_B=sequence_sum(nll_N, row_N, len(answers)),
             num_tokens_B=num_tokens_B,
             **of_hidden_and_reference,
         )

@@ -6,10 +6,10 @@ Shapes: B prompts, L columns of the pass, D hidden size, K gates of all edited l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyvene_custom.edits import Edit
 
@@ -84,3 +84,15 @@ class Editing:
         if end_B is None:
             return torch.cat([edited_B1D, hidden_BLD[:, 1:]], dim=1)
         return hidden_BLD.index_put((rows_B, end_B), edited_B1D[:, 0])
+
+
+def decoder_layers_path(model: Any) -> str:
+    """Dotted path of the decoder's list of layers, e.g. `model.layers` or `transformer.h`.
+
+    model: a `transformers` causal LM. Raises ValueError where no list has one entry a layer.
+    """
+    num_layers = model.config.get_text_config().num_hidden_layers
+    for path, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return str(path)
+    raise ValueError(f"no list of {num_layers} decoder layers in {type(model).__name__}")

@@ -5,13 +5,17 @@ Shapes: B prompts, T edited positions of each, D hidden size, R rank, K requests
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Protocol
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pyvene_custom.gate_functions import GateFunction, new_gate
+
+WEIGHTS = "edits.safetensors"
 
 
 class _OrthonormalRows(nn.Module):
@@ -84,3 +88,13 @@ class LoReFT(nn.Module):
         weight_B11 = weight_BK[:, None]
         edited_BTD = (h_BTD + weight_B11 * self.difference(h_BTD)).to(h_BTD.dtype)
         return edited_BTD if self.training else torch.where(weight_B11 > 0, edited_BTD, h_BTD)
+
+
+def save_edits(folder: Path, edits: nn.ModuleDict) -> None:
+    """Write every edit's weights under its layer's name; `folder` exists. (pyvene's own `save` pickles.)"""
+    save_file({name: tensor.cpu().contiguous() for name, tensor in edits.state_dict().items()}, folder / WEIGHTS)
+
+
+def load_edits(folder: Path, edits: nn.ModuleDict) -> None:
+    """Fill freshly built edits in place, bit for bit. Raises where layers, names or shapes differ."""
+    edits.load_state_dict(load_file(folder / WEIGHTS), strict=True)

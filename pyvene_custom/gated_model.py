@@ -1,30 +1,35 @@
-"""A causal LM with one edit at each of some layers, through pyvene.
-
-Shapes: B sequences, L tokens.
-"""
+"""A causal LM with one edit at each of some layers, through pyvene."""
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from pyvene_custom.editing import Editing
-from pyvene_custom.interventions import EditIntervention
-from pyvene_custom.quiet import pyvene
+from pyvene_custom.editing import Editing, decoder_layers_path
+
+with contextlib.redirect_stdout(io.StringIO()):  # it prints about optional backends
+    import pyvene
+logging.getLogger("pyvene").setLevel(logging.ERROR)
 
 
-def decoder_layers_path(model: Any) -> str:
-    """Dotted path of the decoder's list of layers, e.g. `model.layers` or `transformer.h`.
+class EditIntervention(pyvene.SourcelessIntervention, pyvene.TrainableIntervention):
+    """Leaves to the pass under way what becomes of its layer's whole output."""
 
-    model: a `transformers` causal LM. Raises ValueError where no list has one entry a layer.
-    """
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for path, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return path
-    raise ValueError(f"no list of {num_layers} decoder layers in {type(model).__name__}")
+    def __init__(self, layer: int, edit: nn.Module) -> None:
+        super().__init__(keep_last_dim=True)
+        self.layer = layer
+        self.edit = edit  # its weights are pyvene's to train and to list
+        self.editing: Editing | None = None
+
+    def forward(self, base: Tensor, source: None = None, subspaces: None = None) -> Tensor:
+        """base: hidden states [B, L, D]. `source` and `subspaces` are pyvene's, unused."""
+        assert self.editing is not None, "GatedModel says which pass it is"
+        return self.editing(self.layer, base)
 
 
 class GatedModel(pyvene.IntervenableModel):
@@ -33,17 +38,13 @@ class GatedModel(pyvene.IntervenableModel):
     def __init__(self, model: Any, edits: Mapping[int, nn.Module]) -> None:
         """edits: layer index → edit of that layer's output. Freezes the model's weights."""
         path = decoder_layers_path(model)
-        super().__init__(
-            pyvene.IntervenableConfig(
-                representations=[
-                    pyvene.RepresentationConfig(
-                        component=f"{path}[{layer}].output", intervention=EditIntervention(layer, edits[layer])
-                    )
-                    for layer in sorted(edits)
-                ]
-            ),
-            model,
-        )
+        representations = [
+            pyvene.RepresentationConfig(
+                component=f"{path}[{layer}].output", intervention=EditIntervention(layer, edits[layer])
+            )
+            for layer in sorted(edits)
+        ]
+        super().__init__(pyvene.IntervenableConfig(representations=representations), model)
 
     def forward(self, inputs: dict[str, Any], editing: Editing) -> Any:
         """The model's own output. inputs: its own arguments."""

@@ -19,61 +19,49 @@ SCORES: Mapping[str, Metric] = {**RUN_METRICS, **scores_of(SPLITS)}
 METRICS = tuple(SCORES)
 """Every score, each a float column of `runs`."""
 
+STRING, INTEGER, NUMBER = pa.string(), pa.int64(), pa.float64()
+TIME = pa.timestamp("us", tz="UTC")
+
+
+def _each(kind: pa.DataType, names: str) -> list[tuple[str, pa.DataType]]:
+    """Columns of one type, their names with blanks between them."""
+    return [(name, kind) for name in names.split()]
+
+
 RUNS_SCHEMA = pa.schema(
     [
-        ("run_key", pa.string()),
-        ("train_key", pa.string()),
-        ("study", pa.string()),
-        ("method", pa.string()),
-        ("benchmark", pa.string()),
-        ("forget_split", pa.string()),
-        ("model", pa.string()),
-        ("adapter", pa.string()),
-        ("forget_loss", pa.string()),
-        ("retain_loss", pa.string()),
-        ("seed", pa.int64()),
-        ("status", pa.string()),
-        ("error", pa.string()),
-        ("config_json", pa.string()),
-        ("gate_function", pa.string()),
-        ("gate_threshold", pa.float64()),
-        ("rank", pa.int64()),
-        ("layers", pa.list_(pa.int64())),
-        ("learning_rate", pa.float64()),
-        ("num_epochs", pa.int64()),
-        ("num_steps", pa.int64()),
-        ("forget_weight", pa.float64()),
-        ("retain_weight", pa.float64()),
-        ("gate_weight", pa.float64()),
-        *((metric, pa.float64()) for metric in METRICS),
-        *((cost, pa.int64() if cost == "trainable_parameters" else pa.float64()) for cost in COSTS),
-        ("engine", pa.string()),
-        ("device", pa.string()),
-        ("num_threads", pa.int64()),
-        ("versions", pa.string()),
-        ("git_sha", pa.string()),
-        ("created_at", pa.timestamp("us", tz="UTC")),
+        *_each(STRING, "run_key train_key study method benchmark forget_split model adapter forget_loss retain_loss"),
+        ("seed", INTEGER),
+        *_each(STRING, "status error config_json gate_function"),
+        ("gate_threshold", NUMBER),
+        ("rank", INTEGER),
+        ("layers", pa.list_(INTEGER)),
+        ("learning_rate", NUMBER),
+        *_each(INTEGER, "num_epochs num_steps"),
+        *_each(NUMBER, "forget_weight retain_weight gate_weight"),
+        *((metric, NUMBER) for metric in METRICS),
+        *((cost, INTEGER if cost == "trainable_parameters" else NUMBER) for cost in COSTS),
+        *_each(STRING, "engine device"),
+        ("num_threads", INTEGER),
+        *_each(STRING, "versions git_sha"),
+        ("created_at", TIME),
     ]
 )
 ITEMS_SCHEMA = pa.schema(
     [
-        ("run_key", pa.string()),
-        ("split", pa.string()),
-        ("item_index", pa.int64()),
-        ("question", pa.string()),
-        ("answer", pa.string()),
-        ("generation", pa.string()),
-        ("answer_nll", pa.float64()),
-        ("answer_tokens", pa.int64()),
+        *_each(STRING, "run_key split"),
+        ("item_index", INTEGER),
+        *_each(STRING, "question answer generation"),
+        ("answer_nll", NUMBER),
+        ("answer_tokens", INTEGER),
         ("token_nll", pa.list_(pa.float32())),
         ("token_is_argmax", pa.list_(pa.bool_())),
-        ("token_mean_log_p", pa.list_(pa.float32())),
-        ("token_std_log_p", pa.list_(pa.float32())),
-        ("paraphrase_nll", pa.float64()),
-        ("paraphrase_tokens", pa.int64()),
-        ("wrong_nll", pa.list_(pa.float64())),
-        ("wrong_tokens", pa.list_(pa.int64())),
-        ("gate", pa.list_(pa.float64())),
+        *_each(pa.list_(pa.float32()), "token_mean_log_p token_std_log_p"),
+        ("paraphrase_nll", NUMBER),
+        ("paraphrase_tokens", INTEGER),
+        ("wrong_nll", pa.list_(NUMBER)),
+        ("wrong_tokens", pa.list_(INTEGER)),
+        ("gate", pa.list_(NUMBER)),
     ]
 )
 REQUEST_METRICS = (
@@ -107,29 +95,21 @@ STATE_METRICS = (
 """Scores of a state: all requests met so far together (`requested_`), and what was to be kept."""
 REQUESTS_SCHEMA = pa.schema(
     [
-        *((name, pa.string()) for name in ("run_key", "study", "method", "benchmark", "forget_split", "model")),
-        *((name, pa.string()) for name in ("adapter", "forget_loss", "retain_loss")),
-        ("seed", pa.int64()),
-        ("config_json", pa.string()),
-        ("combination", pa.string()),
-        ("gate_threshold", pa.float64()),
-        ("request_index", pa.int64()),
-        ("request", pa.string()),
-        ("evaluated_index", pa.int64()),
-        ("evaluated_request", pa.string()),
+        *_each(STRING, "run_key study method benchmark forget_split model adapter forget_loss retain_loss"),
+        ("seed", INTEGER),
+        *_each(STRING, "config_json combination"),
+        ("gate_threshold", NUMBER),
+        ("request_index", INTEGER),
+        ("request", STRING),
+        ("evaluated_index", INTEGER),
+        ("evaluated_request", STRING),
         ("is_requested", pa.bool_()),
-        *((metric, pa.float64()) for metric in (*REQUEST_METRICS, *STATE_METRICS)),
-        ("open_shares", pa.list_(pa.float64())),
-        ("retain_open_shares", pa.list_(pa.float64())),
-        ("similar_open_shares", pa.list_(pa.float64())),
-        ("added_parameters", pa.int64()),
-        *(
-            (cost, pa.float64())
-            for cost in ("train_seconds", "eval_seconds", "prefill_seconds", "bare_prefill_seconds")
-        ),
-        ("device", pa.string()),
-        ("git_sha", pa.string()),
-        ("created_at", pa.timestamp("us", tz="UTC")),
+        *((metric, NUMBER) for metric in (*REQUEST_METRICS, *STATE_METRICS)),
+        *_each(pa.list_(NUMBER), "open_shares retain_open_shares similar_open_shares"),
+        ("added_parameters", INTEGER),
+        *_each(NUMBER, "train_seconds eval_seconds prefill_seconds bare_prefill_seconds"),
+        *_each(STRING, "device git_sha"),
+        ("created_at", TIME),
     ]
 )
 """run_key names the state; (run_key, evaluated_index) a row. `*_open_shares`: for each request so far, the share of

@@ -21,7 +21,8 @@ from bench.models.pretrained import context_length, load_pretrained, load_tokeni
 from bench.progress import Progress, quiet
 from bench.results.storage import Damaged, Location
 from bench.runs.execution import Execution
-from grun.engine.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel
+from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate

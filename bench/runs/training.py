@@ -20,7 +20,6 @@ from grun.sharding import shard
 from grun.targets.target import ForgetSet, Texts
 from grun.training.checkpoints import Checkpoints
 from grun.training.plan import Plan, plan_steps
-from grun.training.recipe import Recipe
 from grun.training.reference import Reference, reference_of
 from grun.training.unlearn import unlearn
 from grun.unlearned import save
@@ -81,7 +80,7 @@ def train(
     done = unlearn(
         adapted,
         plan,
-        Recipe.of(config),
+        config.recipe,
         reference,
         report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
         progress=progress,
@@ -109,7 +108,7 @@ def plan_of(
 
     config, benchmark: the subject's own, or another config or forget set for the same model.
     """
-    recipe = Recipe.of(config)
+    recipe = config.recipe
     plan = plan_steps(
         recipe,
         forget_set_of(subject, benchmark.forget_set, workers).examples(recipe.forget_loss.targets),

@@ -9,7 +9,8 @@ import torch
 from bench.config import RunConfig
 from grun.adapters.grun import GrunConfig
 from grun.data import Example, collate
-from grun.engine.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel
+from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import AnswerOutput, CausalLM
 from grun.model.hooks import through_hooks
 from grun.model.layers import Layer
@@ -58,9 +59,8 @@ class WholeModel(EditedModel):
         editing = self.editing([example.prompt_ids for example in examples], batch.edited_position_B)
         outputs = through_hooks(self.model, batch, editing) if self.hooks else self.through_pyvene(batch, editing)
         return AnswerOutput(
+            examples=examples,
             logits_NV=outputs.logits[batch.predicts_answer_BL],
-            label_N=batch.label_N,
-            row_N=batch.row_N,
             gate_logit_BK=editing.gate_logit_BK(),
         )
 

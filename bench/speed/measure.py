@@ -29,11 +29,11 @@ from bench.runs.subject import Subject
 from bench.runs.training import plan_of
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, edited
 from grun.adapters.grun import GrunConfig, set_gate_threshold
-from grun.engine.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel
+from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
 from grun.model.layers import layer_indices
-from grun.training.recipe import Recipe
 from grun.training.unlearn import unlearn
 
 Record = dict[str, Any]
@@ -123,7 +123,7 @@ class Stopwatch:
         """Unlearn; returns when each step ended."""
         config = self.changed({"forget_loss": loss, "training.num_epochs": num_epochs})
         plan, reference = plan_of(config, self.subject, data)
-        recipe = replace(Recipe.of(config), gate_warmup_steps=0)
+        recipe = replace(config.recipe, gate_warmup_steps=0)
         if not isinstance(adapted, EditedModel):
             recipe = replace(recipe, learning_rate=1e-5)
         stamps: list[float] = []

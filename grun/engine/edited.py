@@ -6,8 +6,7 @@ edits can change (`grun.engine.later_layers`), for the examples and prompts that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -21,33 +20,20 @@ from transformers import GenerationConfig
 from grun.data import Batch, Example, collate, length_sorted_batches
 from grun.engine import later_layers
 from grun.engine.prefix_builder import check_same_nll
-from grun.engine.prefix_cache import PrefixCache, open_or_build, weights_hash
+from grun.engine.prefix_cache import PrefixCache, PrefixCaching, open_or_build, weights_hash
 from grun.engine.prefix_layout import CannotServe
 from grun.errors import UserError
-from grun.losses import sequence_sum, token_nll
 from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, eos_ids, in_groups
 from grun.model.layers import Layer
 from grun.model.reading import head_at, hidden_layer_index, layer_output, model_inputs, prompt_inputs
-from pyvene_custom.checkpoint import load_edits, save_edits
 from pyvene_custom.editing import Editing, Edits
+from pyvene_custom.edits import load_edits, save_edits
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
 
 
 GATE_BATCH = 64
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrefixCaching:
-    """Where the engine may keep what never changes."""
-
-    root: Path
-    """Folder of all prefix caches of this node."""
-    max_bytes: int
-    """Size of all of them together."""
-    log: Callable[[str], None]
-    """Gets one line where the engine cannot be used."""
 
 
 class EditedModel:
@@ -93,8 +79,7 @@ class EditedModel:
                 first_layer=self.layers[0],
                 whole_prompts=generate,
                 weights=self._weights,
-                root=self._caching.root,
-                max_bytes=self._caching.max_bytes,
+                caching=self._caching,
                 progress=progress,
             )
             self._check(cache, examples)
@@ -150,9 +135,8 @@ class EditedModel:
         if editing.kept_BLD is not None:
             hidden = [editing.kept_BLD]  # pyvene edits what the layer gave
         return AnswerOutput(
+            examples=examples,
             logits_NV=outputs.logits[0],
-            label_N=batch.label_N,
-            row_N=batch.row_N,
             head_input_ND=head_inputs[0],
             hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
             gate_logit_BK=editing.gate_logit_BK(),
@@ -264,6 +248,5 @@ class EditedModel:
         """Without edits the later layers must give the likelihoods the cache was built with."""
         few = examples[:2]
         output = later_layers.answer_output(self.model, Editing({}), [cache], few)
-        nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(few))
-        for nll, example in zip(nll_B.tolist(), few, strict=True):
+        for nll, example in zip(output.scores.nll_B.tolist(), few, strict=True):
             check_same_nll(self.model, nll, cache.reference_nll(example))

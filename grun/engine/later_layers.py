@@ -44,9 +44,8 @@ def answer_output(
     kv = filled_cache(batch.kv_BP2MHd, first_kept=first_layer + 1)
     logits_NV, head_input_ND = _run(model, editing, first_layer, batch, kv)
     return AnswerOutput(
+        examples=examples,
         logits_NV=logits_NV,
-        label_N=batch.label_N,
-        row_N=batch.row_N,
         head_input_ND=head_input_ND,
         hidden_ND=None if editing.kept_BLD is None else editing.kept_BLD[batch.is_token_BT],
         gate_logit_BK=editing.gate_logit_BK(),

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from grun.data import Example, answer_labels
+from grun.data import Example
 from grun.model.kv_cache import aligned
 
 
@@ -25,11 +26,6 @@ class PrefixBatch:
     position_ids_BT: Tensor
     is_token_BT: Tensor
     """bool: T positions that are not padding; each predicts one answer token."""
-    label_N: Tensor
-    row_N: Tensor
-
-    def __len__(self) -> int:
-        return self.hidden_BTD.shape[0]
 
 
 def assemble(
@@ -40,30 +36,16 @@ def assemble(
     kv: [P, 2, M, H, d] of each example, of its prefix alone. hidden: [answer tokens, D] of each.
     """
     kv_BP2MHd = aligned(kv)
-    label_N, row_N = answer_labels(examples)
     longest = kv_BP2MHd.shape[1]
-    lengths = [len(example.answer_ids) for example in examples]
-    hidden_BTD = hidden[0].new_zeros((len(examples), max(lengths), hidden[0].shape[-1]))
-    mask_BS = torch.zeros((len(examples), longest + max(lengths)), dtype=torch.long)
+    hidden_BTD = pad_sequence(list(hidden), batch_first=True)
+    column_S = torch.arange(longest + hidden_BTD.shape[1])
+    prefix_B, suffix_B = (torch.tensor([len(each) for each in tensors]) for tensors in (kv, hidden))
+    is_token_BS = (column_S >= longest - prefix_B[:, None]) & (column_S < longest + suffix_B[:, None])
     first_position_B = torch.tensor([len(example.prompt_ids) - 1 for example in examples])
-    for row, (keys, states) in enumerate(zip(kv, hidden, strict=True)):
-        hidden_BTD[row, : lengths[row]] = states
-        mask_BS[row, longest - len(keys) : longest + lengths[row]] = 1
     return PrefixBatch(
         kv_BP2MHd=kv_BP2MHd.to(device),
         hidden_BTD=hidden_BTD.to(device),
-        attention_mask_BS=mask_BS.to(device),
-        position_ids_BT=(first_position_B[:, None] + torch.arange(max(lengths))).to(device),
-        is_token_BT=mask_BS[:, longest:].bool().to(device),
-        label_N=label_N.to(device),
-        row_N=row_N.to(device),
+        attention_mask_BS=is_token_BS.long().to(device),
+        position_ids_BT=(first_position_B[:, None] + torch.arange(hidden_BTD.shape[1])).to(device),
+        is_token_BT=is_token_BS[:, longest:].to(device),
     )
-
-
-def suffix_ids(examples: Sequence[Example]) -> Tensor:
-    """What the model reads from the edited position on: [B, T], right-padded."""
-    rows = [(example.prompt_ids[-1], *example.answer_ids[:-1]) for example in examples]
-    ids_BT = torch.zeros((len(rows), max(len(row) for row in rows)), dtype=torch.long)
-    for index, row in enumerate(rows):
-        ids_BT[index, : len(row)] = torch.tensor(row)
-    return ids_BT

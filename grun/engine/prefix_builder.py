@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Example, length_sorted_batches
-from grun.engine.prefix_batch import assemble, suffix_ids
+from grun.engine.prefix_batch import assemble
 from grun.engine.prefix_layout import INDEX, CannotServe, Layout, write_shard
-from grun.losses import sequence_sum, token_nll
+from grun.losses import AnswerScores, token_nll
 from grun.model.forward import Tally
 from grun.model.kv_cache import filled_cache, keys_and_values, new_cache
 from grun.model.patching import decoder_layers
@@ -23,36 +25,31 @@ SHARD_BYTES = 256 * 2**20
 PROMPTS_PER_BATCH = 32
 
 
+@dataclass
 class Builder:
     """One cache in the making."""
 
-    def __init__(
-        self, model: Any, layout: Layout, first_layer: int, whole_prompts: bool, folder: Path, max_bytes: int
-    ) -> None:
-        self.model = model
-        self.num_layers = len(decoder_layers(model))
-        self.layout = layout
-        self.first_layer = first_layer
-        self.whole_prompts = whole_prompts
-        self.kept_layers = range(0 if whole_prompts else first_layer + 1, self.num_layers)
-        self.folder = folder
-        self.max_bytes = max_bytes
-        self.shards: list[dict[str, Any]] = []
-        self.pending: dict[str, list[Tensor]] = {"kv": [], "hidden": [], "nll": []}
-        self.pending_prompts = 0
+    model: Any
+    layout: Layout
+    first_layer: int
+    folder: Path
+    max_bytes: int
 
     @torch.no_grad()
     def build(self, progress: Tally) -> None:
         """Write shards and index."""
+        self.shards: list[dict[str, Any]] = []
+        self._start_shard()
         num_prompts = len(self.layout.prompts)
         for start in range(0, num_prompts, PROMPTS_PER_BATCH):
             end = min(start + PROMPTS_PER_BATCH, num_prompts)
             prefix = self._prefix(self.layout.prompts[start:end])
             self._continue(prefix, start, end)
             self.pending_prompts += end - start
+            num_bytes = sum(tensor.nbytes for tensors in self.pending.values() for tensor in tensors)
             if start == 0:
-                self._check_size(sum(t.nbytes for tensors in self.pending.values() for t in tensors), end)
-            if sum(tensor.nbytes for tensors in self.pending.values() for tensor in tensors) > SHARD_BYTES:
+                self._check_size(num_bytes, end)
+            if num_bytes > SHARD_BYTES:
                 self._write_shard()
             progress(end, num_prompts)
         if self.pending_prompts:
@@ -61,12 +58,9 @@ class Builder:
 
     def _prefix(self, prompts: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Keys and values of every prompt's tokens but the last, at all layers: [P, 2, M, H, d] each."""
-        longest = max(len(prompt) for prompt in prompts) - 1
-        ids_BP = torch.zeros((len(prompts), max(longest, 1)), dtype=torch.long)
-        mask_BP = torch.zeros_like(ids_BP)
-        for row, prompt in enumerate(prompts):
-            ids_BP[row, : len(prompt) - 1] = torch.tensor(prompt[:-1], dtype=torch.long)
-            mask_BP[row, : max(len(prompt) - 1, 1)] = 1  # a one-token prompt has no prefix; its row is not used
+        read = [torch.tensor(prompt[:-1] or (0,)) for prompt in prompts]  # a row without a prefix is not used
+        ids_BP = pad_sequence(read, batch_first=True)
+        mask_BP = pad_sequence([torch.ones_like(ids) for ids in read], batch_first=True)
         cache = new_cache()
         device = self.model.device
         self.model.get_decoder()(
@@ -93,8 +87,8 @@ class Builder:
         if start == 0:
             self._check_against_plain(examples[0], float(nll[0]))
         for row, kv in enumerate(prefix):
-            whole = torch.cat([kv, last[row]]) if self.whole_prompts else kv
-            self.pending["kv"].append(whole[:, :, self.kept_layers.start :].cpu())
+            kept = torch.cat([kv, last[row]]) if self.layout.whole_prompts else kv[:, :, self.first_layer + 1 :]
+            self.pending["kv"].append(kept.cpu())
         self.pending["hidden"] += hidden
         self.pending["nll"].append(nll)
 
@@ -104,23 +98,24 @@ class Builder:
         no_hidden = [torch.zeros(len(example.answer_ids), 1) for example in examples]
         batch = assemble(examples, prefix, no_hidden, self.model.device)
         cache = filled_cache(batch.kv_BP2MHd, first_kept=0)
+        suffixes = [torch.tensor((example.prompt_ids[-1], *example.answer_ids[:-1])) for example in examples]
         with layer_output(self.model, self.first_layer) as hidden, head_at(self.model, batch.is_token_BT):
             outputs = self.model(
-                input_ids=suffix_ids(examples).to(self.model.device),
+                input_ids=pad_sequence(suffixes, batch_first=True).to(self.model.device),
                 attention_mask=batch.attention_mask_BS,
                 position_ids=batch.position_ids_BT,
                 past_key_values=cache,
                 use_cache=True,
             )
-        nll_B = sequence_sum(token_nll(outputs.logits[0], batch.label_N), batch.row_N, len(examples)).cpu()
-        if not self.whole_prompts:
+        nll_B = AnswerScores.of(outputs.logits[0], [example.answer_ids for example in examples]).nll_B.cpu()
+        if not self.layout.whole_prompts:
             return hidden[0], nll_B, None
         at_edit = batch.kv_BP2MHd.shape[1]
         kv_BS2MHd = self._keys_and_values(cache)
         return hidden[0], nll_B, kv_BS2MHd[:, at_edit : at_edit + 1]
 
     def _keys_and_values(self, cache: Any) -> Tensor:
-        kv_BS2MHd = keys_and_values(cache, self.num_layers)
+        kv_BS2MHd = keys_and_values(cache, len(decoder_layers(self.model)))
         if kv_BS2MHd is None:
             raise CannotServe(f"{type(self.model).__name__} does not keep keys and values at every layer")
         return kv_BS2MHd
@@ -144,7 +139,10 @@ class Builder:
     def _write_shard(self) -> None:
         file = self.folder / f"{len(self.shards):05d}.safetensors"
         self.shards.append(write_shard(file, self.pending, self.pending_prompts))
-        self.pending = {"kv": [], "hidden": [], "nll": []}
+        self._start_shard()
+
+    def _start_shard(self) -> None:
+        self.pending: dict[str, list[Tensor]] = {"kv": [], "hidden": [], "nll": []}
         self.pending_prompts = 0
 
 

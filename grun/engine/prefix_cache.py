@@ -14,7 +14,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,18 @@ from grun.model.forward import Tally
 
 VERSION = 1
 """Raise it when a change here changes what is stored."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrefixCaching:
+    """Where the engine may keep what never changes."""
+
+    root: Path
+    """Folder of all prefix caches of this node."""
+    max_bytes: int
+    """Size of all of them together; the least recently used ones make room."""
+    log: Callable[[str], None]
+    """Gets one line where the engine cannot be used."""
 
 
 class PrefixCache:
@@ -88,26 +101,25 @@ class PrefixCache:
         return self._shards[shard]["hidden"][start : start + len(example.answer_ids)]
 
 
-def open_or_build(  # noqa: PLR0913 (all that makes a cache the one that is needed)
+def open_or_build(
     model: Any,
     examples: Sequence[Example],
     *,
     first_layer: int,
     whole_prompts: bool,
     weights: str,
-    root: Path,
-    max_bytes: int,
+    caching: PrefixCaching,
     progress: Tally,
 ) -> PrefixCache:
     """The cache of these examples; built if it is not there, or is damaged.
 
     first_layer: the first edited layer. whole_prompts: keep keys and values of every layer and prompt token, which
-    decoding needs, and not only of what training needs. weights: `weights_hash(model)`. root: folder of all caches.
-    max_bytes: size of all caches together; the least recently used ones make room.
+    decoding needs, and not only of what training needs. weights: `weights_hash(model)`.
     Raises CannotServe where the model does not fit the scheme, or the cache the disk.
     """
     layout = Layout(examples, whole_prompts)
     key = _key(model, weights, layout, first_layer, whole_prompts)
+    root = caching.root
     folder = root / key
     root.mkdir(parents=True, exist_ok=True)
     with FileLock(root / f"{key}.lock"):
@@ -121,13 +133,13 @@ def open_or_build(  # noqa: PLR0913 (all that makes a cache the one that is need
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir()
         try:
-            Builder(model, layout, first_layer, whole_prompts, scratch, max_bytes).build(progress)
+            Builder(model, layout, first_layer, scratch, caching.max_bytes).build(progress)
             os.replace(scratch, folder)
         except OSError as error:
             raise CannotServe(f"the prefix cache cannot be written to {root} ({error.strerror})") from error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
-        _evict(root, keep=key, max_bytes=max_bytes)
+        _evict(root, keep=key, max_bytes=caching.max_bytes)
         return PrefixCache(folder, layout, first_layer)
 
 

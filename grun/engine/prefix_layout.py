@@ -5,7 +5,9 @@ Shapes: M layers with keys and values, from the first one kept.
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections import Counter
 from collections.abc import Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -33,12 +35,10 @@ class Layout:
         unique = sorted(set(examples), key=lambda e: (-len(e.prompt_ids), e.prompt_ids, e.answer_ids))
         self.examples = unique
         self.example_row = {example: row for row, example in enumerate(unique)}
-        self.prompts = list(dict.fromkeys(example.prompt_ids for example in unique))
+        num_examples = Counter(example.prompt_ids for example in unique)
+        self.prompts = list(num_examples)
         self.prompt_row = {prompt: row for row, prompt in enumerate(self.prompts)}
-        counts = [0] * len(self.prompts)
-        for example in unique:
-            counts[self.prompt_row[example.prompt_ids]] += 1
-        self.first_example = [0, *accumulate(counts)]
+        self.first_example = [0, *accumulate(num_examples.values())]
         self.kv_lengths = [len(prompt) - (0 if whole_prompts else 1) for prompt in self.prompts]
         self.kv_starts = [0, *accumulate(self.kv_lengths)]
         self.hidden_starts = [0, *accumulate(len(example.answer_ids) for example in unique)]
@@ -69,8 +69,5 @@ def check_shard(file: Path, recorded: dict[str, Any]) -> None:
 
 
 def _file_hash(file: Path) -> str:
-    digest = xxhash.xxh3_128()
     with file.open("rb") as handle:
-        while block := handle.read(2**24):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(handle, xxhash.xxh3_128).hexdigest()

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from grun.data import Example, answer_labels, collate, padding_groups
+from grun.data import Example, collate, padding_groups
+from grun.losses import AnswerScores
 from grun.model.greedy import decode
 from grun.model.kv_cache import new_cache
 from grun.model.layers import Layer
@@ -35,18 +36,20 @@ Tally = Callable[[int, int], None]
 class AnswerOutput:
     """What one pass says about some examples' answers, sequence after sequence."""
 
+    examples: Sequence[Example]
     logits_NV: Tensor
     """Logits that predict each answer token."""
-    label_N: Tensor
-    """The answer tokens."""
-    row_N: Tensor
-    """The example each of them belongs to."""
     head_input_ND: Tensor | None = None
     """What the LM head made the logits of."""
     hidden_ND: Tensor | None = None
     """Output of the layer that was asked for, edited where it is, at the positions the logits come from."""
     gate_logit_BK: Tensor | None = None
     """Gates before the sigmoid, where the adapter has gates."""
+
+    @property
+    def scores(self) -> AnswerScores:
+        """How likely the answers are."""
+        return AnswerScores.of(self.logits_NV, [example.answer_ids for example in self.examples])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,9 +135,8 @@ class PlainModel:
         ):
             outputs = self.model(**model_inputs(batch))
         return AnswerOutput(
+            examples=examples,
             logits_NV=outputs.logits[0],
-            label_N=batch.label_N,
-            row_N=batch.row_N,
             head_input_ND=head_inputs[0],
             hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
         )
@@ -172,30 +174,24 @@ def in_groups(
     if overhead is None or len(groups := padding_groups([length(example) for example in examples], overhead)) == 1:
         return run(examples)
     outputs = [run([examples[row] for row in group]) for group in groups]
-    label_N, row_N = answer_labels(examples)
+    num_tokens = [len(example.answer_ids) for example in examples]
 
-    def whole(part: Callable[[AnswerOutput], Tensor | None], lengths: Callable[[int], int]) -> Tensor | None:
-        """One field of all groups, example after example again."""
+    def whole(part: Callable[[AnswerOutput], Tensor | None], lengths: Sequence[int]) -> Any:
+        """One field of all groups, example after example again; None where a group has none."""
         pieces: dict[int, Tensor] = {}
         for group, output in zip(groups, outputs, strict=True):
             tensor = part(output)
             if tensor is None:
                 return None
-            pieces |= zip(group, tensor.split([lengths(row) for row in group]), strict=True)
+            pieces |= zip(group, tensor.split([lengths[row] for row in group]), strict=True)
         return torch.cat([pieces[row] for row in range(len(examples))])
 
-    def answer_tokens(row: int) -> int:
-        return len(examples[row].answer_ids)
-
-    logits_NV = whole(lambda output: output.logits_NV, answer_tokens)
-    assert logits_NV is not None
     return AnswerOutput(
-        logits_NV=logits_NV,
-        label_N=label_N.to(device),
-        row_N=row_N.to(device),
-        head_input_ND=whole(lambda output: output.head_input_ND, answer_tokens),
-        hidden_ND=whole(lambda output: output.hidden_ND, answer_tokens),
-        gate_logit_BK=whole(lambda output: output.gate_logit_BK, lambda row: 1),
+        examples=examples,
+        logits_NV=whole(lambda output: output.logits_NV, num_tokens),
+        head_input_ND=whole(lambda output: output.head_input_ND, num_tokens),
+        hidden_ND=whole(lambda output: output.hidden_ND, num_tokens),
+        gate_logit_BK=whole(lambda output: output.gate_logit_BK, [1] * len(examples)),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 def new_cache() -> Any:
@@ -18,11 +19,7 @@ def new_cache() -> Any:
 
 def aligned(kv: Sequence[Tensor]) -> Tensor:
     """Keys and values [P, 2, M, H, d] of several prompts, their last tokens in one column: [B, P, 2, M, H, d]."""
-    longest = max(len(keys) for keys in kv)
-    padded_BP2MHd = kv[0].new_zeros((len(kv), longest, *kv[0].shape[1:]))
-    for row, keys in enumerate(kv):
-        padded_BP2MHd[row, longest - len(keys) :] = keys
-    return padded_BP2MHd
+    return pad_sequence(list(kv), batch_first=True, padding_side="left")
 
 
 def filled_cache(kv_BP2MHd: Tensor, *, first_kept: int) -> Any:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import torch
 
 from grun.data import Example, length_sorted_batches
-from grun.losses import sequence_sum, token_nll
 from grun.model.forward import Adapted
 
 
@@ -48,14 +47,14 @@ def answer_likelihoods(
     found: dict[int, AnswerLikelihood] = {}
     for rows in length_sorted_batches([len(example) for example in examples], batch_size):
         output = adapted.answer_output([examples[row] for row in rows])
-        nll_N = token_nll(output.logits_NV, output.label_N)
-        nll_B = sequence_sum(nll_N, output.row_N, len(rows)).tolist()
+        scores = output.scores
+        nll_B = scores.nll_B.tolist()
         gates: list[list[float]] | list[None] = [None] * len(rows)
         if output.gate_logit_BK is not None:
             gates = torch.sigmoid(output.gate_logit_BK).tolist()
         lengths = [len(examples[row].answer_ids) for row in rows]
         logits = output.logits_NV.split(lengths)
-        labels, nlls = output.label_N.split(lengths), nll_N.split(lengths)
+        labels, nlls = scores.label_N.split(lengths), scores.nll_N.split(lengths)
         for place, row in enumerate(rows):
             tokens = None
             if with_tokens[row]:

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from pyvene_custom.editing import decoder_layers_path
+
 
 @contextlib.contextmanager
 def patched(replacements: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
@@ -40,12 +42,6 @@ def with_output_tensor(output: Any, hidden: Any) -> Any:
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder's list of layers. Raises ValueError where no list has one entry a layer.
-
-    model: a `transformers` causal LM.
-    """
-    num_layers = model.config.get_text_config().num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return module
-    raise ValueError(f"no list of {num_layers} decoder layers in {type(model).__name__}")
+    """The decoder's list of layers; model: a `transformers` causal LM. Raises ValueError where it has none."""
+    layers: nn.ModuleList = model.get_submodule(decoder_layers_path(model))
+    return layers

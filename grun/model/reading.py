@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Batch
 from grun.model.layers import Layer, layer_index
@@ -88,10 +89,7 @@ def last_position(mask_BL: Tensor) -> Tensor:
 
 def prompt_inputs(prompts: Sequence[Sequence[int]], model: Any) -> dict[str, Tensor]:
     """Prompts as the model's arguments: their last tokens stand in the last column."""
-    length = max(len(prompt) for prompt in prompts)
-    input_ids_BL = torch.full((len(prompts), length), model.generation_config.pad_token_id)
-    attention_mask_BL = torch.zeros((len(prompts), length), dtype=torch.long)
-    for row, prompt in enumerate(prompts):
-        input_ids_BL[row, length - len(prompt) :] = torch.tensor(prompt)
-        attention_mask_BL[row, length - len(prompt) :] = 1
+    read, pad = [torch.tensor(prompt) for prompt in prompts], model.generation_config.pad_token_id
+    input_ids_BL = pad_sequence(read, batch_first=True, padding_value=pad, padding_side="left")
+    attention_mask_BL = pad_sequence([torch.ones_like(ids) for ids in read], batch_first=True, padding_side="left")
     return {"input_ids": input_ids_BL.to(model.device), "attention_mask": attention_mask_BL.to(model.device)}

@@ -35,11 +35,6 @@ Texts = list[list[str]]
 """Some for each item, in the order of the items."""
 
 
-def made_anew(name: str, make: Callable[[], Texts]) -> Texts:
-    """Keeps nothing."""
-    return make()
-
-
 @dataclass(frozen=True, kw_only=True)
 class ForgetSet:
     """All there is to make a target of."""
@@ -48,7 +43,7 @@ class ForgetSet:
     template: PromptTemplate
     model: CausalLM
     """Before an adapter is attached."""
-    keep: Callable[[str, Callable[[], Texts]], Texts] = made_anew
+    keep: Callable[[str, Callable[[], Texts]], Texts] = lambda name, make: make()
     """(name, what makes them) → texts of the model's own, made once and then the same for whoever trains on these items
     again: another worker, a training that goes on, the next trial."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from grun.data import Example
 from grun.forget_losses.grad_ascent import GradAscentConfig
+from grun.model.forward import Adapted
 from grun.prompts.template import PromptTemplate
 from grun.retain_losses.ce import CeConfig
 from grun.targets.target import ForgetSet
@@ -25,11 +26,6 @@ MAX_NEW_TOKENS = 12
 
 class AdapterContract:
     """Give the fixture `config`: an instance. It must fit a model of three layers and hidden size 16."""
-
-    @pytest.fixture
-    def config(self) -> Any:
-        """Overridden."""
-        raise NotImplementedError("give the fixture `config`")
 
     @pytest.fixture
     def models(self, tmp_path: Path) -> SmallModels:
@@ -52,12 +48,10 @@ class AdapterContract:
 
     def test_save_and_load_are_bit_exact(self, config: Any, models: SmallModels, tmp_path: Path) -> None:
         """Trained, saved and loaded on another copy of the model: the same logits and the same answers."""
-        model, template = models.fresh()
-        adapted = config.attach(model, 0)
-        _train(config, adapted, model, template)
+        adapted, template = _trained(config, models)
         save(adapted, config, str(models.folder), tmp_path / "module")
         loaded = load(tmp_path / "module")
-        assert torch.equal(_logits(adapted, template), _logits(loaded.adapted, template))
+        assert torch.equal(_logits(adapted, _examples(template)), _logits(loaded.adapted, _examples(template)))
         questions = [item.question for item in FORGET]
         generated = adapted.generate([template.prompt_ids(question) for question in questions], MAX_NEW_TOKENS)
         answers = loaded.generate(questions, MAX_NEW_TOKENS)
@@ -79,24 +73,28 @@ class AdapterContract:
 
     def test_evaluation_mode_is_deterministic(self, config: Any, models: SmallModels) -> None:
         """Once trained: before that, what is dropped out of LoRA's updates is 0 anyway."""
-        model, template = models.fresh()
-        adapted = config.attach(model, 0)
-        _train(config, adapted, model, template)
+        adapted, template = _trained(config, models)
         adapted.train(True)
         adapted.train(False)
-        assert torch.equal(_logits(adapted, template), _logits(adapted, template))
+        assert torch.equal(_logits(adapted, _examples(template)), _logits(adapted, _examples(template)))
 
     def test_a_batch_gives_what_its_sequences_give_alone(self, config: Any, models: SmallModels) -> None:
         """Padding and company change no logit and no answer."""
-        model, template = models.fresh()
-        adapted = config.attach(model, 0)
-        _train(config, adapted, model, template)
+        adapted, template = _trained(config, models)
         examples = _examples(template)
-        alone = torch.cat([_logits_of(adapted, [example]) for example in examples])
-        torch.testing.assert_close(_logits_of(adapted, examples), alone, rtol=1e-5, atol=1e-4)
+        alone = torch.cat([_logits(adapted, [example]) for example in examples])
+        torch.testing.assert_close(_logits(adapted, examples), alone, rtol=1e-5, atol=1e-4)
         prompts = [example.prompt_ids for example in examples]
         apart = [adapted.generate([prompt], MAX_NEW_TOKENS).answers[0] for prompt in prompts]
         assert adapted.generate(prompts, MAX_NEW_TOKENS).answers == apart
+
+
+def _trained(config: Any, models: SmallModels) -> tuple[Any, PromptTemplate]:
+    """A fresh adapter after `_train`."""
+    model, template = models.fresh()
+    adapted = config.attach(model, 0)
+    _train(config, adapted, model, template)
+    return adapted, template
 
 
 def _train(config: Any, adapted: Any, model: Any, template: PromptTemplate) -> None:
@@ -123,11 +121,6 @@ def _examples(template: PromptTemplate) -> list[Example]:
     return [item.example(template) for item in (*FORGET, *RETAIN)]
 
 
-def _logits(adapted: Any, template: PromptTemplate) -> Tensor:
-    return _logits_of(adapted, _examples(template))
-
-
 @torch.no_grad()
-def _logits_of(adapted: Any, examples: list[Example]) -> Tensor:
-    logits_NV: Tensor = adapted.answer_output(examples).logits_NV
-    return logits_NV
+def _logits(adapted: Adapted, examples: list[Example]) -> Tensor:
+    return adapted.answer_output(examples).logits_NV

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from grun.losses import ForgetScores, num_units
@@ -13,11 +12,6 @@ from grun.testing.scores import NUM_TOKENS, FreeModel
 
 class ForgetLossContract:
     """Give the fixture `loss`: an instance of the config."""
-
-    @pytest.fixture
-    def loss(self) -> Any:
-        """Overridden."""
-        raise NotImplementedError("give the fixture `loss`")
 
     def test_is_a_finite_scalar_with_a_gradient_for_every_token(self, loss: Any) -> None:
         """A token that gets none is never forgotten; only answers' first ones may be left out, and that is said."""

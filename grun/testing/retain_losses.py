@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 
 from grun.losses import AnswerScores
@@ -13,11 +12,6 @@ from grun.testing.scores import NUM_TOKENS, FreeModel
 
 class RetainLossContract:
     """Give the fixture `loss`: an instance of the config."""
-
-    @pytest.fixture
-    def loss(self) -> Any:
-        """Overridden."""
-        raise NotImplementedError("give the fixture `loss`")
 
     def test_is_a_finite_scalar_that_a_step_down_lowers(self, loss: Any) -> None:
         """And it has a gradient for every token: one that gets none is not kept."""

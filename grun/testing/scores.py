@@ -36,23 +36,26 @@ class FreeModel:
         only: of this sequence alone.
         """
         here = slice(0, sum(NUM_TOKENS)) if only is None else (slice(0, 2), slice(2, 5))[only]
-        num_tokens = NUM_TOKENS if only is None else NUM_TOKENS[only : only + 1]
         scores = {}
-        for name, label_N in self.labels.items():
-            label_N, untouched_NV = label_N[here], self.untouched_logits[name][here]
+        for name in self.logits:
+            answers, untouched_NV = self._answers(name, only), self.untouched_logits[name][here]
             known: dict[str, Tensor] = {"hidden_ND": self.hidden[name][here]} if hidden else {}
             if reference == "nll":
-                known["reference_nll_B"] = AnswerScores.of(untouched_NV, label_N, num_tokens).nll_B
+                known["reference_nll_B"] = AnswerScores.of(untouched_NV, answers).nll_B
             elif reference == "logits":
                 known["reference_logits_NV"] = untouched_NV
             elif reference == "hidden":
                 known["reference_hidden_ND"] = self.untouched_hidden[name][here]
-            scores[name] = AnswerScores.of(self.logits[name][here], label_N, num_tokens, **known)
+            scores[name] = AnswerScores.of(self.logits[name][here], answers, **known)
         return scores
 
     def nll(self, name: str) -> Tensor:
         """Of each sequence: [2]."""
-        return AnswerScores.of(self.logits[name], self.labels[name], NUM_TOKENS).nll_B.detach()
+        return AnswerScores.of(self.logits[name], self._answers(name)).nll_B.detach()
+
+    def _answers(self, name: str, only: int | None = None) -> list[list[int]]:
+        answers = [part.tolist() for part in self.labels[name].split(NUM_TOKENS)]
+        return answers if only is None else [answers[only]]
 
     def leaves(self, *, hidden: bool) -> list[Tensor]:
         """What a loss that looks at logits, or at hidden states, can move."""

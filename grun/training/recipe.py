@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt
 
@@ -43,21 +43,6 @@ class TrainingConfig:
         return replace(self, retain_weight=weight)
 
 
-class Configured(Protocol):
-    """A configuration that holds a recipe among other things, such as `bench.config.RunConfig`."""
-
-    @property
-    def adapter(self) -> AdapterConfig: ...
-    @property
-    def forget_loss(self) -> ForgetLoss: ...
-    @property
-    def retain_loss(self) -> RetainLoss: ...
-    @property
-    def training(self) -> TrainingConfig: ...
-    @property
-    def seed(self) -> int: ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How something is unlearned."""
@@ -73,20 +58,6 @@ class Recipe:
     """Steps over which forget and retain loss grow from 0 to full weight."""
     seed: int = 0
     """Of the items' order and of dropout."""
-
-    @classmethod
-    def of(cls, config: Configured) -> Recipe:
-        """That of a configuration whose adapter trains something."""
-        adapter = config.adapter
-        return cls(
-            forget_loss=config.forget_loss,
-            retain_loss=config.retain_loss,
-            training=config.training.resolved(config.forget_loss, adapter),
-            learning_rate=adapter.learning_rate,
-            gate_weight=adapter.gate_weight if adapter.is_gated else 0.0,
-            gate_warmup_steps=adapter.gate_warmup_steps if adapter.is_gated else 0,
-            seed=config.seed,
-        )
 
     @property
     def retain_weight(self) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from grun.data import Example, length_sorted_batches
-from grun.losses import Need, sequence_sum, token_nll
+from grun.losses import Need
 from grun.model.forward import CausalLM, PlainModel, Tally
 from grun.model.layers import Layer
 from grun.model.reading import logits_of_head_input
@@ -49,8 +49,7 @@ class Reference:
             batch = [unique[row] for row in rows]
             output = plain.answer_output(batch, hidden_layer if "hidden" in needs else None)
             lengths = [len(example.answer_ids) for example in batch]
-            nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(batch))
-            self._nll.update(zip(batch, nll_B.tolist(), strict=True))
+            self._nll.update(zip(batch, output.scores.nll_B.tolist(), strict=True))
             if "logits" in needs and output.head_input_ND is not None:
                 self._head_input.update(zip(batch, output.head_input_ND.cpu().split(lengths), strict=True))
             if output.hidden_ND is not None:

@@ -132,13 +132,12 @@ def _scores(
     scores: list[AnswerScores] = []
     end = 0
     for part in (*examples.forget.values(), examples.retain):
-        num_tokens = [len(example.answer_ids) for example in part]
-        here = slice(end, end := end + sum(num_tokens))
+        here = slice(end, end := end + sum(len(example.answer_ids) for example in part))
         loss = recipe.forget_loss if len(scores) < len(examples.forget) else recipe.retain_loss
         known: dict[str, Tensor] = {} if output.hidden_ND is None else {"hidden_ND": output.hidden_ND[here]}
         if loss.reference is not None:
             assert reference is not None, "made by reference_of"
             known |= reference.known(part, loss.reference)
-        scores.append(AnswerScores.of(output.logits_NV[here], output.label_N[here], num_tokens, **known))
+        scores.append(AnswerScores.of(output.logits_NV[here], [example.answer_ids for example in part], **known))
     *forget, retain = scores
     return dict(zip(examples.forget, forget, strict=True)), retain

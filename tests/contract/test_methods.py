@@ -22,7 +22,6 @@ from grun.retain_losses import RetainLossConfig
 from grun.targets import alternate
 from grun.targets.refusal import PER_ITEM
 from grun.targets.target import ForgetSet, Texts
-from grun.training.recipe import Recipe
 from grun.training.unlearn import Step, unlearn
 
 ADAPTERS = [kind.name for kind in get_args(AdapterConfig) if kind.name != "none"]
@@ -45,7 +44,7 @@ def train(small_config: RunConfig, tmp_path: Path) -> Train:
         subject = Subject(config=config, execution=execution)
         plan, reference = plan_of(config, subject, subject.benchmark)
         steps: list[Step] = []
-        unlearn(subject.attached(), plan, Recipe.of(config), reference, report=steps.append)
+        unlearn(subject.attached(), plan, config.recipe, reference, report=steps.append)
         return steps
 
     return run
@@ -121,7 +120,7 @@ def test_without_a_gate_loss_the_gates_still_learn(weight: float, learn: bool, s
     adapted: Any = subject.attached()
     gates = [p for name, p in adapted.edits.named_parameters() if "gate" in name]
     before = [gate.detach().clone() for gate in gates]
-    unlearn(adapted, plan, Recipe.of(config), reference)
+    unlearn(adapted, plan, config.recipe, reference)
     assert gates
     assert all(torch.equal(gate, then) != learn for gate, then in zip(gates, before, strict=True))
 

@@ -28,9 +28,10 @@ from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.adapters.lora import LoraConfig
 from grun.adapters.reft import ReftConfig
 from grun.data import Example
-from grun.engine.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel
+from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
-from grun.losses import gate_bce, sequence_sum, token_nll
+from grun.losses import gate_bce
 from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
@@ -118,7 +119,7 @@ def _pair(family: str, config: Any, root: Path) -> tuple[EditedModel, EditedMode
 def _loss(adapted: EditedModel, examples: list[Example]) -> torch.Tensor:
     """A loss that touches everything: answers of the first half up, of the second half down, and the gates."""
     output = adapted.answer_output(examples)
-    nll_B = sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(examples))
+    nll_B = output.scores.nll_B
     half = len(examples) // 2
     loss = nll_B[half:].mean() - nll_B[:half].mean()
     if output.gate_logit_BK is not None:
@@ -191,8 +192,7 @@ def test_the_reference_keeps_what_the_untouched_model_said(family: str) -> None:
         assert not torch.allclose(adapted.answer_output(examples).logits_NV, before.logits_NV)
     torch.testing.assert_close(reference.logits_NV(examples), before.logits_NV, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(reference.hidden_ND(examples), before.hidden_ND, rtol=1e-5, atol=1e-5)
-    nll_B = sequence_sum(token_nll(before.logits_NV, before.label_N), before.row_N, len(examples))
-    torch.testing.assert_close(reference.nll_B(examples), nll_B, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reference.nll_B(examples), before.scores.nll_B, rtol=1e-5, atol=1e-5)
     assert torch.equal(reference.nll_B(examples[::-1]), reference.nll_B(examples).flip(0))
 
 
@@ -203,12 +203,7 @@ def test_likelihoods_gates_and_answers_agree(family: str, config: Any, tmp_path:
     plain, engine, examples = _pair(family, config, tmp_path)
     with torch.no_grad():
         theirs, mine = plain.answer_output(examples), engine.answer_output(examples)
-    assert torch.equal(mine.label_N, theirs.label_N)
-    nll = [
-        sequence_sum(token_nll(output.logits_NV, output.label_N), output.row_N, len(examples))
-        for output in (theirs, mine)
-    ]
-    torch.testing.assert_close(nll[1], nll[0], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(mine.scores.nll_B, theirs.scores.nll_B, rtol=1e-5, atol=1e-5)
     prompts = list(dict.fromkeys(example.prompt_ids for example in examples))
     generated = [adapted.generate(prompts, 12) for adapted in (plain, engine)]
     assert generated[1].answers == generated[0].answers
@@ -256,7 +251,7 @@ def test_a_latched_answer_is_what_teacher_forcing_says(family: str, config: str,
         ]
         with torch.no_grad():
             output = plain.answer_output(forced)
-        assert torch.equal(output.logits_NV.argmax(dim=-1), output.label_N)
+        assert torch.equal(output.logits_NV.argmax(dim=-1), output.scores.label_N)
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ from bench.runs.run import run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import Example
 from grun.engine import later_layers
-from grun.engine.edited import EditedModel, PrefixCaching
+from grun.engine.edited import EditedModel
+from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from pyvene_custom.editing import Editing

@@ -23,7 +23,7 @@ from bench.speed.measure import Effort, Stopwatch
 from bench.speed.report import read_records, write_records
 from bench.speed.scaling import __main__ as scaling
 from grun.data import Example
-from grun.engine.edited import PrefixCaching
+from grun.engine.prefix_cache import PrefixCaching
 
 EXAMPLES = [Example(prompt_ids=(3, 4, 5)[: 1 + i % 3], answer_ids=(6, 7, 1)[i % 2 :]) for i in range(6)]
 
@@ -40,7 +40,6 @@ def test_the_three_ways_to_run_grun_agree(small_config: RunConfig, tmp_path: Pat
     for output in outputs[1:]:
         torch.testing.assert_close(output.logits_NV, outputs[0].logits_NV, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(output.gate_logit_BK, outputs[0].gate_logit_BK, rtol=1e-4, atol=1e-5)
-        assert torch.equal(output.label_N, outputs[0].label_N)
 
 
 _SHAPE = {

@@ -10,7 +10,6 @@ from grun import components
 from grun.errors import UserError
 from grun.model.layers import layer_indices
 from grun.prompts.config import PromptConfig
-from grun.training.recipe import Recipe
 
 
 def test_default_config_survives_json() -> None:
@@ -50,7 +49,7 @@ def test_retain_weight_defaults_to_the_papers() -> None:
         for loss, weight in of_losses.items():
             config = run_config({"adapter": adapter, "forget_loss": loss})
             assert config.training.retain_weight == weight, (adapter, loss)
-            assert Recipe.of(config).retain_weight == weight
+            assert config.recipe.retain_weight == weight
     assert run_config({"forget_loss": "npo", "training": {"retain_weight": 3}}).training.retain_weight == 3.0
 
 

@@ -2,28 +2,22 @@
 
 import math
 from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 
 from grun.data import Example
+from grun.model.forward import AnswerOutput
 from grun.model.likelihood import answer_likelihoods
 
 
 class _Fixed:
     """Says the same of every token: p = ½, ¼, ¼."""
 
-    def answer_output(self, examples: Sequence[Example]) -> Any:
-        labels = [token for example in examples for token in example.answer_ids]
-        rows = [row for row, example in enumerate(examples) for _ in example.answer_ids]
-        return SimpleNamespace(
-            logits_NV=torch.tensor([[0.5, 0.25, 0.25]]).log().repeat(len(labels), 1) + 3.0,
-            label_N=torch.tensor(labels),
-            row_N=torch.tensor(rows),
-            gate_logit_BK=None,
-        )
+    def answer_output(self, examples: Sequence[Example]) -> AnswerOutput:
+        num_tokens = sum(len(example.answer_ids) for example in examples)
+        logits_NV = torch.tensor([[0.5, 0.25, 0.25]]).log().repeat(num_tokens, 1) + 3.0
+        return AnswerOutput(examples=examples, logits_NV=logits_NV)
 
 
 def test_token_details_by_hand() -> None:

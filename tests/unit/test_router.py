@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pyvene_custom.checkpoint import load_edits, save_edits
-from pyvene_custom.edits import LoReFT
+from pyvene_custom.edits import LoReFT, load_edits, save_edits
 from pyvene_custom.router import RouterGate
 
 D = 16

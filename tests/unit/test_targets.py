@@ -58,9 +58,9 @@ def test_altpo_by_hand() -> None:
     Its gradient is −1 on the answer's nll and +1 on the alternate's: the first rises, the second falls.
     """
     logits = {name: torch.zeros(2, 2, requires_grad=True) for name in ("answer", "alternate")}
-    label_N, reference_B = torch.tensor([0, 1]), torch.full((1,), 2 * torch.log(torch.tensor(2.0)).item())
+    reference_B = torch.full((1,), 2 * torch.log(torch.tensor(2.0)).item())
     scores = {
-        name: AnswerScores.of(logit_NV, label_N, [2], reference_nll_B=reference_B) for name, logit_NV in logits.items()
+        name: AnswerScores.of(logit_NV, [[0, 1]], reference_nll_B=reference_B) for name, logit_NV in logits.items()
     }
     loss = AltpoConfig(beta=0.5)(scores)
     loss.backward()
