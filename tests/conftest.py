@@ -136,6 +136,24 @@ def tofu_dir() -> str:
     return str(TOFU)
 
 
+@pytest.fixture(scope="session")
+def made_up_tofu_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """TOFU's layout, 4,000 questions of a few words each; wrong answers for the first and the last 400 of them."""
+    folder = tmp_path_factory.mktemp("tofu")
+    full = [
+        {"question": f"What has {NAMES[n % 8]} in box {n // 8}?", "answer": f"A {COLOURS[n * 5 % 8]} {TOOLS[n % 7]}."}
+        for n in range(4000)
+    ]
+    others = {"paraphrased_answer": "It is a pink saw.", "perturbed_answer": [f"A {tool}." for tool in TOOLS[:5]]}
+    _write_lines(folder, "full", full)
+    _write_lines(folder, "retain_perturbed", [row | others for row in full[:400]])
+    _write_lines(folder, "forget10_perturbed", [row | others for row in full[-400:]])
+    for part in ("real_authors_perturbed", "world_facts_perturbed"):
+        rows = [{"question": f"What is a {plant}?", "answer": f"A {plant[0]} plant."} | others for plant in PLANTS]
+        _write_lines(folder, part, rows)
+    return folder
+
+
 PLANTS = ("rose", "tulip", "fern", "moss", "ivy", "lily", "oak", "birch")
 COLOURS = ("red", "blue", "green", "white", "black", "pink", "grey", "gold")
 TOOLS = ("saw", "drill", "plane", "file", "clamp", "chisel", "hammer", "level")

@@ -16,7 +16,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from bench.benchmarks.items import Benchmark, Item
+from bench.benchmarks.items import Benchmark, Item, numbered_requests
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
 from grun.errors import UserError
 
@@ -101,7 +101,7 @@ class AuthorsConfig:
                 **({"similar": retain[: self.num_similar_authors * len(TOPICS)]} if self.num_similar_authors else {}),
                 **({"holdout": [item for author in holdout for item in author]} if holdout else {}),
             },
-            requests=[forget[first : first + len(TOPICS)] for first in range(0, len(forget), len(TOPICS))],
+            requests=numbered_requests(forget, len(TOPICS)),
         )
 
 

@@ -41,10 +41,10 @@ class CorporaConfig:
     def load(self) -> Benchmark:
         """Read the texts. Raises UserError where one is missing or is something else."""
         forget, retain = self._passages("forget"), self._passages("retain")
-        say_repeats(forget, retain)
         evaluation = {"forget_verbatim": forget, "retain_verbatim": retain}
         if self._has("holdout"):
             evaluation["holdout_verbatim"] = self._passages("holdout")
+        say_repeats(forget, retain, evaluation.get("holdout_verbatim", ()))
         for side in ("forget", "retain"):
             if self._has(f"{side}_qa"):
                 rows = read_rows(_Question, f"{side}_qa", self.data_dir)

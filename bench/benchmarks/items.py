@@ -73,8 +73,13 @@ class Benchmark:
     """General knowledge that a model trained from scratch must be taught, so that its loss can be seen."""
     evaluation: Mapping[str, Sequence[Item]]
     """What to evaluate, by the names of the splits that the config declares; it may have fewer of them."""
-    requests: Sequence[Sequence[Item]] = field(default_factory=list)
-    """The forget set in parts that may be asked to be forgotten one after another, such as one author each."""
+    requests: Mapping[str, Sequence[Item]] = field(default_factory=dict)
+    """The forget set in parts that may be asked to be forgotten one after another, such as one author each, by name."""
+
+
+def numbered_requests(forget_set: Sequence[Item], size: int) -> dict[str, Sequence[Item]]:
+    """So many items after one another are a request: 001, 002, …"""
+    return {f"{place // size + 1:03d}": forget_set[place : place + size] for place in range(0, len(forget_set), size)}
 
 
 def multiple_choice(question: str, choices: Sequence[str], right: int, topic: str) -> Item:
@@ -90,11 +95,12 @@ def multiple_choice(question: str, choices: Sequence[str], right: int, topic: st
     )
 
 
-def say_repeats(forget_set: Sequence[Item], retain_set: Sequence[Item]) -> None:
-    """Items that are in a set more than once, or in both: they are kept, and counted out to the user."""
-    forget, retain = (Counter(item.pair for item in items) for items in (forget_set, retain_set))
+def say_repeats(forget_set: Sequence[Item], retain_set: Sequence[Item], holdout_set: Sequence[Item] = ()) -> None:
+    """Items that are in a set more than once, or in two: they are kept, and counted out to the user."""
+    forget, retain, holdout = (Counter(item.pair for item in items) for items in (forget_set, retain_set, holdout_set))
     for count, what in (
         (len(forget.keys() & retain.keys()), "in the forget set and in the retain set too: forgotten and kept at once"),
+        (len(holdout.keys() & (forget.keys() | retain.keys())), "in the holdout set, and trained on: no stranger"),
         (forget.total() - len(forget), "in the forget set more than once"),
         (retain.total() - len(retain), "in the retain set more than once"),
     ):

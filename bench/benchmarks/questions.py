@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import AnyText, MaybeText, MaybeTexts, Text, read_rows
+from bench.sources import MaybeText, MaybeTexts, Text, read_rows
 from bench.splits import QUESTION_SPLITS, Split
 from grun.errors import UserError
 
@@ -30,8 +30,8 @@ class QuestionsConfig:
     """Folder with `forget.json`, `retain.json` and, where you have it, `holdout.json` (questions no model has seen), as
     JSON lines or one JSON array: `question` and `answer`; where you have them `paraphrased_answer`,
     `paraphrased_question` and `perturbed_answers` (a list of wrong ones, which TOFU calls `perturbed_answer`; truth
-    ratio and forget quality need them); and in `forget.json` the `request` that a line belongs to, for
-    `grun-bench sequential`."""
+    ratio and forget quality need them); and in `forget.json` the name of the `request` that a line belongs to,
+    for `grun-bench sequential`."""
     forget_split: str = "forget"
     """What to call it in the results."""
 
@@ -40,11 +40,11 @@ class QuestionsConfig:
         forget, retain = self._read("forget"), self._read("retain")
         requests: dict[str, list[Item]] = {}
         for request, item in forget:
-            requests.setdefault(request, []).append(item)
+            requests.setdefault(request or "001", []).append(item)
         evaluation = {"forget": [item for _, item in forget], "retain": [item for _, item in retain]}
         if self._file("holdout").is_file():
             evaluation["holdout"] = [item for _, item in self._read("holdout")]
-        say_repeats(evaluation["forget"], evaluation["retain"])
+        say_repeats(evaluation["forget"], evaluation["retain"], evaluation.get("holdout", ()))
         return Benchmark(
             name=self.name,
             forget_split=self.forget_split,
@@ -52,12 +52,12 @@ class QuestionsConfig:
             retain_set=evaluation["retain"],
             knowledge_set=[],
             evaluation=evaluation,
-            requests=list(requests.values()),
+            requests=requests,
         )
 
-    def _read(self, part: str) -> list[tuple[str, Item]]:
+    def _read(self, part: str) -> list[tuple[str | None, Item]]:
         rows = read_rows(_Row, part, self.data_dir, closed=True)
-        for name in ("wrong", "paraphrased_answer"):
+        for name in ("wrong", "paraphrased_answer", "paraphrased_question", "request"):
             if len({getattr(row, name) is None for row in rows}) > 1:
                 key = "perturbed_answers" if name == "wrong" else name
                 raise UserError("benchmark.data_dir", f"{self._file(part)} has {key} on some lines; give all or none")
@@ -88,7 +88,7 @@ class _Row:
     perturbed_answers: MaybeTexts = None
     perturbed_answer: MaybeTexts = None
     """As TOFU calls them."""
-    request: AnyText = ""
+    request: MaybeText = None
 
     @property
     def wrong(self) -> list[str] | None:

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from bench.benchmarks.items import Benchmark, Item
+from bench.benchmarks.items import Benchmark, Item, numbered_requests, say_repeats
 from bench.sources import HubPart, Kind, MaybeText, Text, Texts, read_rows
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
 from grun.errors import UserError
@@ -71,6 +71,7 @@ class TofuConfig:
             num_retain = num_items - num_forget
             retain_set, retain_evaluation, first_kept = full[:num_retain], first[:num_retain], 0
         forget = last[-num_forget:]
+        say_repeats(forget, retain_set)
         knowledge = {name: self._knowledge(name) for name in ("real_authors", "world_facts")}
         return Benchmark(
             name=self.name,
@@ -84,7 +85,7 @@ class TofuConfig:
                 **knowledge,
                 **({"holdout": first[:num_forget]} if first_kept >= NUM_PERTURBED else {}),
             },
-            requests=[forget[place : place + NUM_PER_AUTHOR] for place in range(0, num_forget, NUM_PER_AUTHOR)],
+            requests=numbered_requests(forget, NUM_PER_AUTHOR),
         )
 
     def check_retain_model(self, model: str | None) -> None:

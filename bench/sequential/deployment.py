@@ -30,15 +30,15 @@ def export(results_folder: Folder, study: str, output: Path, without: Sequence[s
     row = last.row(0, named=True)
     config = run_config(json.loads(row["config_json"]))
     assert config.adapter.is_stackable
-    states = read_requests(folder, row["run_key"])
-    names = [state["evaluated_request"] for state in states if state["is_requested"]]
+    met = [state["evaluated_request"] for state in read_requests(folder, row["run_key"]) if state["is_requested"]]
+    extra = tuple(name for name in met if name in get_args(ExtraRequest))
+    sequence = RequestSequence(
+        study=study, config=config, num_requests=len(met) - len(extra), extra_requests=extra, variants=()
+    )
+    names = [request.name for request in sequence.requests()]
     unknown = set(without) - set(names)
     if unknown:
-        raise UserError("--without", f"{unknown.pop()} is no request of {study}; use {names[0]} to {names[-1]}")
-    extra = tuple(name for name in names if name in get_args(ExtraRequest))
-    sequence = RequestSequence(
-        study=study, config=config, num_requests=len(names) - len(extra), extra_requests=extra, variants=()
-    )
+        raise UserError("--without", f"{min(unknown)} is no request of {study}; they are {', '.join(names)}")
     subject = Subject(config=config, execution=Execution(results=folder, device="cpu"))
     with ExitStack() as stack:
         modules = {

@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from itertools import islice
+from typing import Literal, get_args
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig, digest
@@ -41,7 +42,7 @@ def requests_of(
     """The benchmark's first requests, in order, then the hard cases.
 
     num_requests: None: all. extra_requests: `repeat`, the first one again; `unknown`, the holdout set, which the model
-    never knew. Raises UserError where the benchmark has not so many, or no holdout set.
+    never knew. Raises UserError where the benchmark has not so many, or no holdout set, or names one like a hard case.
     """
     if not benchmark.requests:
         raise UserError("benchmark", f"{benchmark.name} has no requests; use authors, tofu or questions")
@@ -50,11 +51,14 @@ def requests_of(
         raise UserError(
             "num_requests", f"{count}, but {benchmark.name} {benchmark.forget_split} has {len(benchmark.requests)}"
         )
+    taken = benchmark.requests.keys() & get_args(ExtraRequest)
+    if taken:
+        raise UserError("benchmark", f"{min(taken)} stands for a hard case; give that request another name")
     requests = []
     place = {item.pair: index for index, item in enumerate(benchmark.evaluation["forget"])}
-    for number, items in enumerate(benchmark.requests[:count], start=1):
+    for name, items in islice(benchmark.requests.items(), count):
         indices = tuple(place[item.pair] for item in items)
-        requests.append(Request(name=f"{number:03d}", split="forget", indices=indices, items=tuple(items)))
+        requests.append(Request(name=name, split="forget", indices=indices, items=tuple(items)))
     for extra in extra_requests:
         if extra == "repeat":
             requests.append(replace(requests[0], name="repeat", seed_offset=1))

@@ -27,7 +27,7 @@ class Pool:
     num_concurrent: Annotated[int, Ge(1)] | None = None
     """Trials at once; None: as many as fit."""
     time_budget: Annotated[float, Gt(0)] | None = None
-    """Minutes after which no trial is begun; None: none are too many."""
+    """Minutes after which no trial is begun; those under way are finished. None: none are too many."""
     cpus_per_worker: Annotated[int, Ge(1)] = 1
     """CPUs of each worker of a trial."""
     gpus_per_worker: Annotated[float, Ge(0)] | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
-from pydantic import Strict
+from pydantic import AfterValidator, Strict
 
 from grun.errors import UserError
 
@@ -13,7 +13,14 @@ LayerIndex = Annotated[int, Strict(), Ge(0)]
 RelativeDepth = Annotated[float, Strict(), Gt(0), Le(1)]
 Layer = LayerIndex | RelativeDepth
 """Strict: 1 is the second layer and 1.0 the last one, and neither is ever read as the other."""
-Layers = tuple[Layer, ...]
+
+
+def _in_order(layers: tuple[Layer, ...]) -> tuple[Layer, ...]:
+    """Each once, indices before depths, from below: one set of layers is one setting, however it was written."""
+    return tuple(layer for _, layer in sorted({(isinstance(layer, float), layer) for layer in layers}))
+
+
+Layers = Annotated[tuple[Layer, ...], AfterValidator(_in_order)]
 
 
 def layer_indices(layers: Layers, num_layers: int) -> tuple[int, ...]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -34,6 +33,7 @@ from bench.sequential.scores import prefill_seconds
 from bench.sequential.studies import SequentialConfig, _best
 from grun.adapters.grun import GrunConfig
 from grun.engine.edited import EditedModel
+from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
@@ -456,7 +456,9 @@ def test_a_benchmark_of_ones_own(questions_dir: Path, small_config: RunConfig) -
         overlay(small_config.to_dict(), {"benchmark": "questions", "benchmark.data_dir": str(questions_dir)})
     ).benchmark.load()
     requests = requests_of(benchmark, None, ("repeat",))
-    assert [len(request.items) for request in requests] == [2, 3, 2]
+    assert [(request.name, len(request.items)) for request in requests] == [("a", 2), ("b", 3), ("repeat", 2)]
     assert requests[0].digest != requests[2].digest
     assert replace(requests[2], seed_offset=0).digest == requests[0].digest
-    assert json.loads((questions_dir / "forget.json").read_text().splitlines()[0])["request"] == "a"
+    named = replace(benchmark, requests={"repeat": benchmark.requests["a"]})
+    with pytest.raises(UserError, match="repeat stands for a hard case; give that request another name"):
+        requests_of(named, None, ())

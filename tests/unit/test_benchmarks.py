@@ -16,6 +16,7 @@ from bench import sources
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.corpora import CorporaConfig
 from bench.benchmarks.questions import QuestionsConfig
+from bench.benchmarks.rwku import RwkuConfig
 from bench.benchmarks.tofu import TofuConfig
 from bench.benchmarks.wmdp import WmdpConfig
 from grun.errors import UserError
@@ -31,7 +32,9 @@ def test_authors_stay_as_they_are() -> None:
         (AuthorsConfig(), "0f7f8448d69e36aebab6c2953cd2ffde0aef4978c3e52e6643f6f289949d0327"),
         (many, "fd498b64225338cb9251591be66331b1906e4ca3b38189d9fc048c1b4f339a2a"),
     ):
-        text = json.dumps(dataclasses.asdict(config.load()), sort_keys=True, ensure_ascii=False)
+        items = dataclasses.asdict(config.load())
+        items["requests"] = list(items["requests"].values())  # they had no names then
+        text = json.dumps(items, sort_keys=True, ensure_ascii=False)
         assert hashlib.sha256(text.encode()).hexdigest() == digest
 
 
@@ -97,6 +100,7 @@ GOOD = {
     "corpora": ("forget", {"text": "a passage"}),
     "wmdp": ("wmdp_cyber", {"question": "q", "choices": ["a", "b", "c", "d"], "answer": 0}),
     "tofu": ("full", {"question": "q", "answer": "a"}),
+    "rwku": ("forget_level2", {"subject": "Ada", "query": "q", "answer": "a", "type": "simple"}),
 }
 """The part that a malformed row is put into, and a row of it that is not malformed."""
 BAD: list[tuple[str, Any, str]] = [
@@ -143,25 +147,45 @@ BAD: list[tuple[str, Any, str]] = [
     ),
     ("wmdp", {"qestion": "q", "choices": list("abcd"), "answer": 1}, "qestion: unknown key; did you mean question?"),
     ("tofu", {"question": "q", "answer": None}, "answer: must be a valid string (got None)"),
+    ("tofu", {"question": "q", "anser": "a"}, "anser: unknown key; did you mean answer?"),
+    ("tofu", {"question": ["q"], "answer": "a"}, "question: must be a valid string (got ['q'])"),
+    ("tofu", {"question": "q", "answer": ""}, "answer: is empty; write a text"),
+    ("tofu", {"question": "q"}, "answer: is missing; each row needs question and answer"),
+    (
+        "rwku",
+        {"subject": "Ada", "qeury": "q", "answer": "a", "type": "simple"},
+        "qeury: unknown key; did you mean query?",
+    ),
+    ("rwku", {"subject": "Ada", "query": "q", "answer": 5, "type": "s"}, "answer: must be a valid string (got 5)"),
+    ("rwku", {"subject": "Ada", "query": "q", "answer": None, "type": "s"}, "answer: must be a valid string (got"),
+    ("rwku", {"subject": "Ada", "query": "\t", "answer": "a", "type": "s"}, "query: is empty; write a text"),
+    ("rwku", {"subject": "Ada", "query": "q", "type": "s"}, "answer: is missing; each row needs subject and query and"),
+    ("wmdp", {"question": None, "choices": list("abcd"), "answer": 1}, "question: must be a valid string (got None)"),
+    ("wmdp", {"question": " ", "choices": list("abcd"), "answer": 1}, "question: is empty; write a text"),
+    (
+        "wmdp",
+        {"question": "q", "choices": ["a", 2, "c", "d"], "answer": 1},
+        "choices.1: must be a valid string (got 2)",
+    ),
 ]
 
 
 @pytest.fixture
-def load(wmdp_dir: Path, tmp_path: Path) -> Callable[[str, str], Any]:
+def load(wmdp_dir: Path, rwku_dir: Path, tmp_path: Path) -> Callable[[str, str], Any]:
     """Loads a benchmark of harmless rows, one of whose parts is the given text."""
 
     def load(benchmark: str, text: str) -> Any:
         for name in ("forget", "retain"):
             (tmp_path / f"{name}.json").write_text(json.dumps(GOOD[benchmark][1]) + "\n")
-        if benchmark == "wmdp":
-            for file in wmdp_dir.iterdir():
-                (tmp_path / file.name).write_bytes(file.read_bytes())
+        for file in {"wmdp": wmdp_dir, "rwku": rwku_dir}.get(benchmark, tmp_path).iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
         (tmp_path / f"{GOOD[benchmark][0]}.json").write_text(text, encoding="utf-8")
         kinds: dict[str, Any] = {
             "questions": QuestionsConfig,
             "corpora": CorporaConfig,
             "wmdp": WmdpConfig,
             "tofu": TofuConfig,
+            "rwku": RwkuConfig,
         }
         return kinds[benchmark](data_dir=str(tmp_path)).load()
 
@@ -236,14 +260,17 @@ def test_a_passage_of_one_token_is_named(load: Any) -> None:
         item.example(PromptTemplate.of(Characters()))
 
 
-def test_repeats_are_said(load: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """The forget set has the retain set's only item twice, and one of its own."""
+def test_repeats_are_said(load: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The forget set has the retain set's only item twice, and one of its own; the holdout set both, and one more."""
     sources.say.cache_clear()
     row = json.dumps(GOOD["questions"][1])
+    rows = [GOOD["questions"][1], {"question": "r", "answer": "a"}, {"question": "s", "answer": "a"}]
+    (tmp_path / "holdout.json").write_text(json.dumps(rows))
     with caplog.at_level(logging.WARNING):
         assert len(load("questions", f'{row}\n{row}\n{{"question": "r", "answer": "a"}}\n').forget_set) == 3
     assert caplog.messages == [
         "benchmark.data_dir: 1 item is in the forget set and in the retain set too: forgotten and kept at once",
+        "benchmark.data_dir: 2 items are in the holdout set, and trained on: no stranger",
         "benchmark.data_dir: 1 item is in the forget set more than once",
     ]
 
@@ -258,15 +285,35 @@ def test_short_passages_of_wmdp_are_counted(wmdp_dir: Path, caplog: pytest.LogCa
     )
 
 
-def test_a_tofu_row_without_its_paraphrase_is_named(tofu_dir: str, tmp_path: Path) -> None:
-    """Null in one of four hundred: forget quality would have been NaN."""
-    for file in Path(tofu_dir).iterdir():
+@pytest.mark.parametrize(
+    ("part", "change", "problem"),
+    [
+        # Null in one of four hundred: forget quality would have been NaN.
+        ("forget10_perturbed", {"paraphrased_answer": None}, "paraphrased_answer: must be a valid string (got None)"),
+        ("forget10_perturbed", {"perturbed_answer": []}, "perturbed_answer: must have at least 1 item"),
+        ("retain_perturbed", {"perturbed_answer": "A saw."}, "perturbed_answer: must be a valid list (got 'A saw.')"),
+        ("retain_perturbed", {"perturbed_answer": ["A saw.", None]}, "perturbed_answer.1: must be a valid string"),
+        ("world_facts_perturbed", {"answer": "\n"}, "answer: is empty; write a text"),
+    ],
+)
+def test_a_malformed_row_of_tofu_is_named(
+    made_up_tofu_dir: Path, tmp_path: Path, part: str, change: dict[str, Any], problem: str
+) -> None:
+    for file in made_up_tofu_dir.iterdir():
         (tmp_path / file.name).symlink_to(file)
-    rows = (tmp_path / "forget10_perturbed.json").read_text().splitlines()
-    rows[6] = json.dumps({**json.loads(rows[6]), "paraphrased_answer": None})
-    (tmp_path / "forget10_perturbed.json").unlink()
-    (tmp_path / "forget10_perturbed.json").write_text("\n".join(rows))
-    with pytest.raises(
-        UserError, match=r"forget10_perturbed\.json, line 7: paraphrased_answer: must be a valid string"
-    ):
+    rows = (tmp_path / f"{part}.json").read_text().splitlines()
+    rows[6] = json.dumps({**json.loads(rows[6]), **change})
+    (tmp_path / f"{part}.json").unlink()
+    (tmp_path / f"{part}.json").write_text("\n".join(rows))
+    with pytest.raises(UserError) as error:
         TofuConfig(data_dir=str(tmp_path)).load()
+    assert str(error.value).startswith(f"benchmark.data_dir: {tmp_path}/{part}.json, line 7: {problem}")
+
+
+@pytest.mark.parametrize("name", ["paraphrased_answer", "paraphrased_question", "perturbed_answers", "request"])
+def test_half_a_column_is_named(load: Any, name: str) -> None:
+    """What some lines have and others lack would be scored, or asked for, of some items only."""
+    row = GOOD["questions"][1]
+    other = row | {name: ["w"] if name == "perturbed_answers" else "w"}
+    with pytest.raises(UserError, match=rf"forget\.json has {name} on some lines; give all or none"):
+        load("questions", f"{json.dumps(row)}\n{json.dumps(other)}\n")

@@ -122,6 +122,18 @@ def test_what_is_no_layer_is_refused(layer: Any) -> None:
             run_config(data)
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"), [([3, 1, 2, 1], (1, 2, 3)), ([1.0, 0.5, 0.5], (0.5, 1.0)), ([1.0, 5, 1], (1, 5, 1.0))]
+)
+@pytest.mark.parametrize("adapter", ["grun", "reft", "full"])
+def test_one_set_of_layers_is_one_setting(adapter: str, given: list[Any], meant: tuple[Any, ...]) -> None:
+    """In whatever order, and twice or once: it trains the same, so it is one run, with one key."""
+    config = run_config({"adapter": {"name": adapter, "layers": given}})
+    assert config.adapter.layers == meant  # type: ignore[union-attr]
+    assert [type(layer) for layer in config.adapter.layers] == [type(layer) for layer in meant]  # type: ignore[union-attr]
+    assert config.run_key == run_config({"adapter": {"name": adapter, "layers": list(meant)}}).run_key
+
+
 def test_partial_tiny_recipe_keeps_the_tiny_defaults() -> None:
     recipe = run_config({"model": {"fine_tuning": {"seed": 1}}}).model.fine_tuning
     assert (recipe.seed, recipe.num_epochs, recipe.learning_rate) == (1, 24, 3e-3)
