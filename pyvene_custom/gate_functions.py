@@ -1,7 +1,5 @@
 """Which gates there are. A gate is added by writing its file and naming it here."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pyvene_custom.gates import Gate, TrainedGate

@@ -4,8 +4,6 @@ Exact, not approximate: see `grun.engine.prefix_cache`. The model's own layers, 
 below the first edit are skipped, and the edits are put in at the position that stands first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A causal LM as training and evaluation see it: answer logits, greedy answers, what is trainable."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial

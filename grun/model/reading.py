@@ -1,7 +1,5 @@
 """What is read off a causal LM's own forward pass, what goes into it, and the little that is changed in it."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
