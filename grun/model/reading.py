@@ -15,11 +15,7 @@ from grun.model.patching import decoder_layers, output_tensor, patched
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
     """A batch as the arguments of a `transformers` forward."""
-    return {
-        "input_ids": batch.input_ids_BL,
-        "attention_mask": batch.attention_mask_BL,
-        "use_cache": False,
-    }
+    return {"input_ids": batch.input_ids_BL, "attention_mask": batch.attention_mask_BL, "use_cache": False}
 
 
 @contextlib.contextmanager
