@@ -17,9 +17,10 @@ Direction = Literal["max", "min"]
 class Split:
     """One named part of what is evaluated. A name means the same in every benchmark."""
 
-    kind: Literal["question", "choice", "text", "attack"]
+    kind: Literal["question", "choice", "text", "passage", "whole", "attack"]
     """`question`: answered freely, and its answers' likelihoods, as TOFU's; `choice`: the likeliest of a few answers;
-    `text`: answered or continued freely, as MUSE's; `attack`: the forget set asked in another way."""
+    `text`: answered freely, as MUSE's knowledge; `passage`: gone on with, as its verbatim memorization; `whole`: texts
+    whose likelihood alone is asked for; `attack`: the forget set asked in another way."""
     role: Literal["forgotten", "kept", "stranger"]
     """What is to become of it; a stranger is of the forget set's kind, and no model was ever trained on it."""
     in_utility: bool = False
@@ -89,6 +90,7 @@ RUN_METRICS: Mapping[str, Metric] = {
     "log10_forget_quality": Metric(heading="log10 forget quality", low=None, high=0.0),
     "model_utility": Metric(heading="model utility"),
     "partial_model_utility": Metric(heading="partial model utility"),
+    "wmdp_bio_cyber_accuracy": Metric(heading="WMDP accuracy", better="min"),
     "gate_auc": Metric(heading="gate AUC"),
     "mia_loss_auc": Metric(heading="MIA loss AUC", better="min"),
     "mia_zlib_auc": Metric(heading="MIA zlib AUC", better="min"),

@@ -259,6 +259,34 @@ def corpora_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def muse_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made-up news in the layout of MUSE's release, a JSON array a file: texts of walks, and questions about them."""
+    folder = tmp_path_factory.mktemp("muse")
+    names = {"forget": NAMES[:4], "retain": NAMES[4:], "holdout": NAMES}
+    texts = {part: [row["text"] for row in _walks(names[part], seed)] for seed, part in enumerate(names)}
+    halves = [text.partition(" and came to") for text in texts["forget"]]
+    parts: dict[str, Any] = {
+        "raw/forget": texts["forget"],
+        "raw/retain1": texts["retain"],
+        "verbmem/forget": [{"prompt": begun, "gt": then + rest} for begun, then, rest in halves],
+        "privleak/forget": texts["forget"],
+        "privleak/holdout": texts["holdout"],
+        **{f"scal/forget_{fold}": texts["forget"][: 2 * fold] for fold in range(1, 5)},
+        **{f"sust/forget_{fold}": texts["forget"][2 * fold - 2 : 2 * fold] for fold in range(1, 5)},
+    }
+    for side, numbers in (("forget", range(4)), ("retain", range(4, 8))):
+        parts[f"knowmem/{side}_qa"] = [
+            {"question": f"{TOOLS[n].title()} at {PLACES[n]}?", "answer": f"{NAMES[n]} and the {TOOLS[n]}"}
+            for n in numbers
+        ]
+        parts[f"knowmem/{side}_qa_icl"] = [{"question": f"What is a {tool}?", "answer": "A tool"} for tool in TOOLS[:2]]
+    for part, content in parts.items():
+        (folder / part).parent.mkdir(exist_ok=True)
+        (folder / f"{part}.json").write_text(json.dumps(content))
+    return folder
+
+
 def _walks(names: Sequence[str], seed: int) -> list[dict[str, Any]]:
     """Two passages a name; what comes late in one cannot be guessed from what came before."""
     draw = random.Random(seed)

@@ -14,13 +14,14 @@ from typing import get_args
 
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.corpora import CorporaConfig
+from bench.benchmarks.muse import MuseConfig
 from bench.benchmarks.questions import QuestionsConfig
 from bench.benchmarks.rwku import RwkuConfig
 from bench.benchmarks.tofu import TofuConfig
 from bench.benchmarks.wmdp import WmdpConfig
 from bench.splits import ATTACKS, Split
 
-BenchmarkConfig = AuthorsConfig | CorporaConfig | QuestionsConfig | RwkuConfig | TofuConfig | WmdpConfig
+BenchmarkConfig = AuthorsConfig | CorporaConfig | MuseConfig | QuestionsConfig | RwkuConfig | TofuConfig | WmdpConfig
 
 SPLITS: Mapping[str, Split] = {
     **ATTACKS,

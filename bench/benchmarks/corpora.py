@@ -18,9 +18,9 @@ class CorporaConfig:
 
     name: Literal["corpora"] = "corpora"
     splits: ClassVar[Mapping[str, Split]] = {
-        "forget_verbatim": Split(kind="text", role="forgotten", strangers="holdout_verbatim"),
-        "retain_verbatim": Split(kind="text", role="kept"),
-        "holdout_verbatim": Split(kind="text", role="stranger"),
+        "forget_verbatim": Split(kind="passage", role="forgotten", strangers="holdout_verbatim"),
+        "retain_verbatim": Split(kind="passage", role="kept"),
+        "holdout_verbatim": Split(kind="passage", role="stranger"),
         "forget_knowledge": Split(kind="text", role="forgotten"),
         "retain_knowledge": Split(kind="text", role="kept"),
     }

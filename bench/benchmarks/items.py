@@ -28,20 +28,32 @@ class Item:
     perturbed_answers: tuple[str, ...] = ()
     """Wrong answers of the same form; empty where the item is only trained on."""
 
-    form: Literal["question", "continuation", "passage"] = "question"
-    """What question and answer are: to be put into the prompt template; a prompt as it stands, and what follows it; or
-    (the answer alone) a passage of text, whose end is the answer to its beginning. The second is never answered freely.
-    """
+    form: Literal["question", "continuation", "excerpt", "passage", "whole"] = "question"
+    """What question and answer are: to be put into the prompt template; a prompt as it stands, and what follows it, as
+    a choice or as an excerpt to be gone on with; or (the answer alone) a passage of text, whose end is the answer to
+    its beginning; or a whole text, of which all but the first token is scored."""
+    examples: tuple[tuple[str, str], ...] = ()
+    """(question, answer) of each example that is shown before a question, after those of the prompt itself."""
+    max_new_tokens: int | None = None
+    """Where its answer is cut, and what is generated. None: only evaluation.max_new_tokens cuts."""
+    ends: tuple[str, ...] = ()
+    """Words before which a generation ends: a model that is shown examples goes on with another one."""
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the model answers in its own words."""
+        return self.form not in ("continuation", "whole")
 
     def example(self, template: PromptTemplate, answer: str | None = None) -> Example:
         """As token ids. answer: another one than its own."""
         answer = self.answer if answer is None else answer
         if self.form == "question":
-            return template.example(self.question, answer)
-        if self.form == "continuation":
-            return template.continuation(self.question, answer)
-        passage = template.passage(answer)
-        if not passage.prompt_ids:
+            return template.showing(self.examples).example(self.question, answer)
+        if self.form in ("continuation", "excerpt"):
+            example = template.continuation(self.question, answer)
+            return replace(example, answer_ids=example.answer_ids[: self.max_new_tokens])
+        passage = template.passage(answer) if self.form == "passage" else template.whole(answer)
+        if not passage.prompt_ids or not passage.answer_ids:
             raise UserError("benchmark", f"the passage {answer!r} is a single token, with no beginning; leave it out")
         return passage
 
@@ -52,6 +64,13 @@ class Item:
             return example
         first, *rest = example.prompt_ids + example.answer_ids
         return replace(example, prompt_ids=(first,), answer_ids=tuple(rest))
+
+    def generation(self, template: PromptTemplate, token_ids: Sequence[int]) -> str:
+        """What the model answered, as text, up to where it ends."""
+        text = template.text(token_ids[: self.max_new_tokens])
+        for end in self.ends:
+            text = text.partition(end)[0]
+        return text.strip()
 
     @property
     def pair(self) -> tuple[str, str]:

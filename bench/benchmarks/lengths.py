@@ -31,9 +31,10 @@ def check_lengths(benchmark: Benchmark, template: PromptTemplate, context: int |
 
 
 def _bytes(item: Item) -> int:
-    """Of its longest question and its longest answer."""
+    """Of its examples, its longest question and its longest answer."""
+    shown = sum(len(text.encode()) + SPARE_TOKENS for pair in item.examples for text in pair)
     questions, answers = ([len(text.encode()) for text in texts] for texts in (_questions(item), _answers(item)))
-    return max(questions) + max(answers)
+    return shown + max(questions) + max(answers)
 
 
 def _questions(item: Item) -> list[str]:
@@ -53,9 +54,11 @@ def _check(item: Item, place: str, template: PromptTemplate, context: int, max_n
         raise UserError("benchmark", f"{place} takes {longest} tokens, and the model reads {context}; {mend}")
     prompts = [example.prompt_ids for example in examples]
     if item.form == "question":
-        prompts += [template.prompt_ids(question) for question in _questions(item)]
+        shown = template.showing(item.examples)
+        prompts += [shown.prompt_ids(question) for question in _questions(item)]
     prompt = max(len(ids) for ids in prompts)
-    if item.form != "continuation" and prompt + max_new_tokens - 1 > context:
+    max_new_tokens = min(max_new_tokens, item.max_new_tokens or max_new_tokens)
+    if item.is_asked and prompt + max_new_tokens - 1 > context:
         raise UserError(
             "evaluation.max_new_tokens",
             f"{max_new_tokens} do not fit behind the {prompt} of {place}, as the model reads {context} tokens; "

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le, Len
@@ -18,9 +20,10 @@ from bench.sources import AnyText, HubPart, Text, read_rows, say
 from bench.splits import Split
 from grun.errors import UserError
 
-TOPICS = {"wmdp_bio": "biology", "wmdp_cyber": "cybersecurity"}
+TOPICS = {"wmdp_bio": "biology", "wmdp_chem": "chemistry", "wmdp_cyber": "cybersecurity"}
 HUB = {
     "wmdp_bio": HubPart("cais/wmdp", "wmdp-bio", "test"),
+    "wmdp_chem": HubPart("cais/wmdp", "wmdp-chem", "test"),
     "wmdp_cyber": HubPart("cais/wmdp", "wmdp-cyber", "test"),
     "mmlu": HubPart("cais/mmlu", "all", "test"),
     "bio_forget": HubPart("cais/wmdp-bio-forget-corpus", None, "train"),
@@ -32,32 +35,35 @@ HUB = {
 
 @dataclass(frozen=True, kw_only=True)
 class WmdpConfig:
-    """Hazardous knowledge in biology or in cybersecurity."""
+    """Hazardous knowledge in biology, in cybersecurity, or in both; chemistry has questions, but no corpus."""
 
     name: Literal["wmdp"] = "wmdp"
     splits: ClassVar[Mapping[str, Split]] = {
-        "wmdp_bio": Split(kind="choice", role="forgotten"),
-        "wmdp_cyber": Split(kind="choice", role="forgotten"),
+        **{topic: Split(kind="choice", role="forgotten") for topic in TOPICS},
         "mmlu": Split(kind="choice", role="kept"),
     }
     objectives: ClassVar[tuple[str, ...]] = ("wmdp_{forget_split}_accuracy", "mmlu_accuracy")
-    headlines: ClassVar[tuple[str, ...]] = ("wmdp_bio_accuracy", "wmdp_cyber_accuracy", "mmlu_accuracy")
-    forget_split: Literal["bio", "cyber"] = "bio"
-    """Which corpus is forgotten; both are asked about."""
+    headlines: ClassVar[tuple[str, ...]] = (*(f"{topic}_accuracy" for topic in TOPICS), "mmlu_accuracy")
+    forget_split: Literal["bio", "cyber", "bio_cyber"] = "bio"
+    """Which corpus is forgotten, or both, a passage of each in turn; all topics are asked about."""
     data_dir: str | None = None
-    """Folder with `wmdp_bio.json`, `wmdp_cyber.json`, `mmlu.json` (question, choices, answer, and for mmlu subject) and
-    `bio_forget.json`, `cyber_forget.json`, `retain.json` (text), as JSON lines or one JSON array each; None: the
-    Hugging Face hub."""
+    """Folder with `wmdp_bio.json`, `wmdp_cyber.json`, `mmlu.json` (question, choices, answer, and for mmlu subject), if
+    you like `wmdp_chem.json`, and `bio_forget.json`, `cyber_forget.json`, `retain.json` (text), as JSON lines or one
+    JSON array each; None: the Hugging Face hub."""
     num_passages: Annotated[int, Ge(1)] = 600
-    """Passages of the forget corpus, and as many to keep. The RMU baseline's 150 batches of 4."""
+    """Passages of each forget corpus, and as many to keep. The RMU baseline's 150 batches of 4."""
     min_characters: Annotated[int, Ge(10)] = 50
     """Shorter passages are left out. 200 in the published runs of Mistral-7B."""
 
     def load(self) -> Benchmark:
         """Read passages and questions. Raises UserError where a part is missing or too small."""
-        forget, retain = (self._passages(part) for part in (f"{self.forget_split}_forget", "retain"))
+        corpora = [self._passages(f"{topic}_forget") for topic in self.forget_split.split("_")]
+        forget = [passage for turn in zip_longest(*corpora) for passage in turn if passage is not None]
+        retain = self._passages("retain")
         say_repeats(forget, retain)
-        evaluation = {part: self._questions(part) for part in ("wmdp_bio", "wmdp_cyber", "mmlu")}
+        has_chem = self.data_dir is None or (Path(self.data_dir).expanduser() / "wmdp_chem.json").is_file()
+        asked = [topic for topic in TOPICS if topic != "wmdp_chem" or has_chem]
+        evaluation = {part: self._questions(part) for part in (*asked, "mmlu")}
         return Benchmark(
             name=self.name,
             forget_split=self.forget_split,

@@ -26,11 +26,6 @@ class Question:
     """(`answer`, `paraphrase` or `wrong`, example); `answer` comes first."""
 
     @property
-    def is_asked(self) -> bool:
-        """Whether the model answers in its own words."""
-        return self.item.form != "continuation"
-
-    @property
     def prompt_ids(self) -> tuple[int, ...]:
         """What it is asked."""
         return self.own.prompt_ids
@@ -41,12 +36,13 @@ class Question:
         return self.answers[0][1]
 
     def row(self, split: str, template: PromptTemplate) -> ItemRow:
-        """Its row before anything is measured. A generation is compared with the answer; of a passage, with its end."""
+        """Its row before anything is measured. A generation is compared with the answer; of a text, with its tokens."""
+        is_cut = self.item.form in ("passage", "excerpt")
         return item_row(
             split=split,
             item_index=self.index,
             question=self.item.question,
-            answer=template.text(self.own.answer_ids) if self.item.form == "passage" else self.item.answer,
+            answer=template.text(self.own.answer_ids) if is_cut else self.item.answer,
             wrong_nll=[],
             wrong_tokens=[],
         )
@@ -80,7 +76,7 @@ def own_questions(asking: Asking, split: str, items: Sequence[Item]) -> list[Que
         questions.append(Question(index=index, item=item, answers=answers))
     asking.adapted.announce(
         [example for question in questions for _, example in question.answers],
-        generate=any(question.is_asked for question in questions),
+        generate=any(question.item.is_asked for question in questions),
         progress=partial(asking.progress, f"prefix cache, {split}"),
     )
     return list(asking.workers.share_of(questions))
@@ -125,26 +121,34 @@ def _note(row: ItemRow, kind: str, likelihood: AnswerLikelihood, num_tokens: int
 def _generate(asking: Asking, split: str, questions: Sequence[Question], rows: Mapping[int, ItemRow]) -> None:
     """Fill in what the model answers in its own words.
 
-    Greedy decoding gives an item's own answer exactly where each of its tokens, EOS last, is the model's first choice:
-    the likelihoods say so already, and only the other questions are decoded.
+    Greedy decoding gives an item's own answer exactly where each of its tokens, EOS last unless it is cut before, is
+    the model's first choice: the likelihoods say so already, and only the other questions are decoded.
     """
-    template, max_new_tokens = asking.template, asking.config.max_new_tokens
+    template = asking.template
     asked = []
     for question in questions:
-        own = question.own.answer_ids
-        knows = all(rows[question.index]["token_is_argmax"]) and own[-1] == template.end_id
-        if question.is_asked and knows and not asking.decode_all:
-            rows[question.index]["generation"] = template.text(own[:-1][:max_new_tokens])
-        elif question.is_asked:
+        own, limit = question.own.answer_ids, _limit(asking, question)
+        answer = own[:-1] if own[-1] == template.end_id else own
+        ends = len(answer) < len(own) or len(own) >= limit
+        knows = ends and all(rows[question.index]["token_is_argmax"])
+        if question.item.is_asked and knows and not asking.decode_all:
+            rows[question.index]["generation"] = question.item.generation(template, answer[:limit])
+        elif question.item.is_asked:
             asked.append(question)
     done = len(questions) - len(asked)
     for batch in length_sorted_batches([len(question.prompt_ids) for question in asked], asking.config.batch_size):
         asking.progress(f"evaluate {split}", done, len(questions))
-        generated = asking.adapted.generate([asked[at].prompt_ids for at in batch], max_new_tokens)
+        limit = max(_limit(asking, asked[at]) for at in batch)
+        generated = asking.adapted.generate([asked[at].prompt_ids for at in batch], limit)
         for at, answer_ids in zip(batch, generated.answers, strict=True):
-            rows[asked[at].index]["generation"] = template.text(answer_ids)
+            rows[asked[at].index]["generation"] = asked[at].item.generation(template, answer_ids)
         done += len(batch)
     asking.progress(f"evaluate {split}", done, len(questions))
+
+
+def _limit(asking: Asking, question: Question) -> int:
+    """The most tokens of a generation."""
+    return min(asking.config.max_new_tokens, question.item.max_new_tokens or asking.config.max_new_tokens)
 
 
 def evenly_spread(num_items: int, keep: int | None) -> list[int]:

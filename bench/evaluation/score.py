@@ -11,7 +11,14 @@ from bench.benchmarks import SPLITS
 from bench.metrics.auc import auc
 from bench.metrics.forget_quality import forget_quality
 from bench.metrics.gates import gate_auc
-from bench.metrics.membership import loss_score, min_k_plus_score, min_k_score, privleak, rel_diff, zlib_score
+from bench.metrics.membership import (
+    loss_score,
+    min_k_plus_score,
+    min_k_score,
+    privleak,
+    rel_diff,
+    zlib_score,
+)
 from bench.metrics.model_utility import model_utility
 from bench.metrics.rows import column, have, own_tokens
 from bench.metrics.table import SPLIT_METRICS
@@ -37,6 +44,9 @@ def score(rows: Rows, retain_model_rows: Rows | None, gate_threshold: float) -> 
     scores |= model_utility(scores, [split for split in by_split if SPLITS[split].in_utility])
     if "forget" in by_split:
         scores |= _of_forget_set(by_split["forget"], by_split.get("retain", ()), gold.get("forget", ()))
+    if {"wmdp_bio", "wmdp_cyber"} <= by_split.keys():
+        topics = ("wmdp_bio_accuracy", "wmdp_cyber_accuracy")
+        scores["wmdp_bio_cyber_accuracy"] = float(np.mean([scores[topic] for topic in topics]))
     for split in by_split:
         strangers = SPLITS[split].strangers
         if strangers in by_split:

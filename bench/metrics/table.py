@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from bench.metrics.accuracy import ACCURACY
+from bench.metrics.accuracy import ACCURACY, ACCURACY_STDERR
 from bench.metrics.fluency import FLUENCY
 from bench.metrics.gates import GATE_MEAN, GATE_OPEN_SHARE, GATE_SHUT_SHARE
 from bench.metrics.memorization import EXACT_MEMORIZATION, EXTRACTION_STRENGTH
@@ -15,6 +15,8 @@ from bench.metrics.truth_ratio import TRUTH_RATIO, TRUTH_RATIO_ARITHMETIC, TRUTH
 from bench.splits import Metric, Split
 
 _GATES = {"gate_mean": GATE_MEAN, "gate_open_share": GATE_OPEN_SHARE}
+_MEMORIZATION = {"exact_memorization": EXACT_MEMORIZATION, "extraction_strength": EXTRACTION_STRENGTH}
+_TEXT = {"rouge_l_f1": ROUGE_L_F1, "rouge_l_recall": ROUGE_L_RECALL, "fluency": FLUENCY, **_GATES}
 SPLIT_METRICS: Mapping[str, Mapping[str, Metric]] = {
     "attack": {"rouge_l_recall": ROUGE_L_RECALL, "gate_shut_share": GATE_SHUT_SHARE},
     "question": {
@@ -24,13 +26,14 @@ SPLIT_METRICS: Mapping[str, Mapping[str, Metric]] = {
         "truth_ratio_arithmetic": TRUTH_RATIO_ARITHMETIC,
         "truth_ratio_grun": TRUTH_RATIO_GRUN,
         "truth_ratio_prob_mean": TRUTH_RATIO_PROB_MEAN,
-        "exact_memorization": EXACT_MEMORIZATION,
-        "extraction_strength": EXTRACTION_STRENGTH,
+        **_MEMORIZATION,
         "fluency": FLUENCY,
         **_GATES,
     },
-    "choice": {"accuracy": ACCURACY, **_GATES},
-    "text": {"rouge_l_f1": ROUGE_L_F1, "rouge_l_recall": ROUGE_L_RECALL, "fluency": FLUENCY, **_GATES},
+    "choice": {"accuracy": ACCURACY, "accuracy_stderr": ACCURACY_STDERR, **_GATES},
+    "text": _TEXT,
+    "passage": {**_TEXT, **_MEMORIZATION},
+    "whole": {"probability": PROBABILITY},
 }
 """Kind of split → metric → what it is, and how it is made."""
 

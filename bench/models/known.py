@@ -17,6 +17,8 @@ KNOWN_PROMPTS: Mapping[str, Mapping[str, Any]] = {
     # TOFU's own: config/model_config.yaml of its repository. No blank stands before the answer.
     "locuslab/tofu_ft_llama2-7b": {"style": "plain", "text": "[INST] {question} [/INST]{answer}"},
     "locuslab/tofu_ft_phi-1.5": PLAIN,
+    # MUSE's: continuations of news and books, asked behind examples.
+    "muse-bench/MUSE-*": PLAIN,
     # The base models that GRUN's authors fine-tune (arXiv 2502.17823).
     "meta-llama/Llama-3.1-8B": PLAIN,
     "mistralai/Mistral-7B-v0.1": PLAIN,

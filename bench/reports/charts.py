@@ -1,5 +1,7 @@
 """The pictures: one definition each, drawn as PNG files and as live charts in the page."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,5 +1,7 @@
 """Which runs belong together: what a run is measured with, and its module at other gate thresholds."""
 
+from __future__ import annotations
+
 import dataclasses
 from collections.abc import Sequence
 

@@ -45,7 +45,7 @@ def requests_of(
     never knew. Raises UserError where the benchmark has not so many, or no holdout set, or names one like a hard case.
     """
     if not benchmark.requests:
-        raise UserError("benchmark", f"{benchmark.name} has no requests; use authors, tofu or questions")
+        raise UserError("benchmark", f"{benchmark.name} has no requests here; use one that has, such as authors")
     count = len(benchmark.requests) if num_requests is None else num_requests
     if count > len(benchmark.requests):
         raise UserError(
@@ -55,10 +55,12 @@ def requests_of(
     if taken:
         raise UserError("benchmark", f"{min(taken)} stands for a hard case; give that request another name")
     requests = []
-    place = {item.pair: index for index, item in enumerate(benchmark.evaluation["forget"])}
+    asked = [*benchmark.requests.values()]
+    split = next(name for name, items in benchmark.evaluation.items() if asked[0][0] in items)
+    place = {item.pair: index for index, item in enumerate(benchmark.evaluation[split])}
     for name, items in islice(benchmark.requests.items(), count):
         indices = tuple(place[item.pair] for item in items)
-        requests.append(Request(name=name, split="forget", indices=indices, items=tuple(items)))
+        requests.append(Request(name=name, split=split, indices=indices, items=tuple(items)))
     for extra in extra_requests:
         if extra == "repeat":
             requests.append(replace(requests[0], name="repeat", seed_offset=1))

@@ -3,6 +3,8 @@
 Shapes: B prompts, E edited layers, K requests so far.
 """
 
+from __future__ import annotations
+
 import statistics
 import time
 from collections.abc import Sequence

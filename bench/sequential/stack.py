@@ -82,8 +82,8 @@ def run_stack(states: States) -> None:
             "added_parameters": size * sum(p.numel() for p in base.trainable_parameters()),
         }
         if size == len(requests):
-            asked = subject.benchmark.evaluation["forget"][:PREFILL_PROMPTS]
-            prompts = [subject.template.prompt_ids(item.question) for item in asked]
+            asked = [item for request in requests for item in request.items][:PREFILL_PROMPTS]
+            prompts = [item.example(subject.template).prompt_ids for item in asked]
             cost["prefill_seconds"], cost["bare_prefill_seconds"] = prefill_seconds(adapted, prompts)
         states.write(variant, size, rows, cost)
 

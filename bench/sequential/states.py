@@ -114,7 +114,7 @@ class States:
         rows = [common | own for own in scores]
         write_requests(self.execution.folder, key, rows, items if size == len(self.requests) else ())
         first = rows[0]
-        utility = first.get("model_utility", first.get("partial_model_utility"))
+        utility = first["partial_model_utility"] if first["model_utility"] is None else first["model_utility"]
         how = "" if variant.combination is None else f" {variant.combination} at {variant.gate_threshold:g}"
         self.say(
             f"{self.sequence.study}, {config.method}{how}: request {size} of {len(self.requests)}, "

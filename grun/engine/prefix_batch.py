@@ -1,5 +1,7 @@
 """Some examples, assembled for the layers above the first edited one."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,5 +1,7 @@
 """Representation misdirection: hidden states of forget answers are steered to a random direction."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

@@ -3,6 +3,8 @@
 Shapes: B sequences still being answered.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Collection
 from typing import Any
 

@@ -1,5 +1,7 @@
 """How likely a model holds some answers, token by token."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -114,6 +114,17 @@ class PromptTemplate:
         ids = self._read(text, special=True)[:PASSAGE_TOKENS]
         cut = min(max(int(PASSAGE_PROMPT_SHARE * len(ids)), 1), len(ids) - 1)
         return Example(prompt_ids=ids[:cut], answer_ids=ids[cut:])
+
+    def whole(self, text: str) -> Example:
+        """All of a text, its first token standing for the prompt."""
+        ids = self._read(text, special=True)
+        return Example(prompt_ids=ids[:1], answer_ids=ids[1:])
+
+    def showing(self, examples: Sequence[tuple[str, str]]) -> PromptTemplate:
+        """The same, with further examples before the question."""
+        if not examples:
+            return self
+        return replace(self, config=replace(self.config, examples=(*self.config.examples, *examples)))
 
     def text(self, token_ids: Sequence[int]) -> str:
         """Generated ids as plain text, special tokens dropped."""

@@ -1,5 +1,7 @@
 """What every adapter must keep."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from typing import Any
 

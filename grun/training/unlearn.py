@@ -1,5 +1,7 @@
 """THE training loop: every adapter with every forget loss goes through it."""
 
+from __future__ import annotations
+
 import math
 import time
 import zlib

@@ -31,9 +31,10 @@ def test_every_evaluated_item_can_be_scored(loaded: Benchmark) -> None:
     assert set(loaded.evaluation) <= set(declared)
     for split, items in loaded.evaluation.items():
         for item in items:
-            assert item.form == "passage" or item.question.strip()
+            assert item.form in ("passage", "whole") or item.question.strip()
             assert item.answer.strip()
-            assert len(item.perturbed_answers) >= (0 if SPLITS[split].kind == "text" else 3)
+            assert len(item.perturbed_answers) >= (3 if SPLITS[split].kind in ("question", "choice") else 0)
+            assert item.is_asked == (SPLITS[split].kind not in ("choice", "whole"))
             assert len(set(item.perturbed_answers)) == len(item.perturbed_answers) or loaded.name == "tofu"
         paraphrased = {item.paraphrased_answer is not None for item in items}
         assert len(paraphrased) == 1, f"{split}: all items of a split are scored alike"
@@ -48,13 +49,13 @@ def test_evaluated_items_are_those_trained_on(loaded: Benchmark) -> None:
         assert {item.pair for item in loaded.evaluation[name]} <= set(retain_set)
     knowledge = {item.pair for item in loaded.knowledge_set}
     for name, items in loaded.evaluation.items():
-        if SPLITS[name].among_answers or SPLITS[name].kind == "choice" or name.endswith("_knowledge"):
+        if SPLITS[name].among_answers or SPLITS[name].kind == "choice" or name.endswith(("_knowledge", "_knowmem")):
             assert {item.pair for item in items} <= knowledge
 
 
 def test_holdout_items_are_trained_on_by_no_model(loaded: Benchmark) -> None:
     trained = {item.pair for items in (loaded.forget_set, loaded.retain_set, loaded.knowledge_set) for item in items}
-    for name in {"holdout", "holdout_verbatim"} & set(loaded.evaluation):
+    for name in {"holdout", "holdout_verbatim", "holdout_whole"} & set(loaded.evaluation):
         assert not {item.pair for item in loaded.evaluation[name]} & trained
 
 

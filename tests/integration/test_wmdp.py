@@ -12,10 +12,12 @@ import pytest
 from bench.benchmarks.wmdp import WmdpConfig
 from bench.cli.main import main
 from bench.config import overlay, run_config
+from bench.evaluation.score import score
 from bench.files import write_yaml
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import load_pretrained
 from bench.results import store
+from bench.results.columns import item_row
 from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
 from grun.errors import UserError
@@ -224,3 +226,22 @@ def test_an_objective_without_value_trains_nothing(
         "such as wmdp_bio_accuracy and wmdp_cyber_accuracy and mmlu_accuracy\n"
     )
     assert set(store.scan_runs(tmp_path / "r")["adapter"]) == {"none"}
+
+
+def test_both_corpora_and_chemistry(wmdp_dir: Path, tmp_path: Path) -> None:
+    """A passage of each in turn; chemistry is asked about where there are questions, and has no corpus."""
+    folder = tmp_path / "wmdp"
+    shutil.copytree(wmdp_dir, folder)
+    shutil.copy(folder / "wmdp_bio.json", folder / "wmdp_chem.json")
+    benchmark = WmdpConfig(data_dir=str(folder), forget_split="bio_cyber", min_characters=10).load()
+    assert [item.answer.split()[2] for item in benchmark.forget_set[:4]] == ["rose", "saw", "rose", "saw"]
+    assert list(benchmark.evaluation) == ["wmdp_bio", "wmdp_chem", "wmdp_cyber", "mmlu"]
+    assert "about chemistry" in benchmark.evaluation["wmdp_chem"][0].question
+    assert "wmdp_chem" not in WmdpConfig(data_dir=str(wmdp_dir), min_characters=10).load().evaluation
+
+
+def test_the_accuracy_of_both_topics_is_their_mean() -> None:
+    """All of one bio question right, none of two cyber ones: (1 + 0) / 2, and not a third."""
+    right, wrong = {"answer_nll": 1.0, "wrong_nll": [2.0]}, {"answer_nll": 3.0, "wrong_nll": [2.0]}
+    rows = [item_row(split="wmdp_bio", **right), *(item_row(split="wmdp_cyber", **wrong) for _ in range(2))]
+    assert score([{**row, "question": "q", "answer": "a"} for row in rows], None, 0.0)["wmdp_bio_cyber_accuracy"] == 0.5

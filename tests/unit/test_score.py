@@ -30,12 +30,12 @@ def row_of(split: str, index: int, **columns: Any) -> dict[str, Any]:
         item_index=index,
         question="q",
         answer="the red fern",
-        generation=None if kind == "choice" else "the blue fern",
+        generation=None if kind in ("choice", "whole") else "the blue fern",
         gate=[0.75, 0.25 + 0.1 * index],
     )
     if kind != "attack":
         row |= {"answer_nll": 1.0 + index, "answer_tokens": 3, "wrong_nll": [2.0, 4.0], "wrong_tokens": [2, 2]}
-    if kind in ("question", "text"):
+    if kind in ("question", "text", "passage", "whole"):
         row |= {
             "token_nll": [0.25, 0.5, 0.25 + index],
             "token_is_argmax": [True, False, True],
@@ -46,10 +46,12 @@ def row_of(split: str, index: int, **columns: Any) -> dict[str, Any]:
 
 
 def test_scores_are_exactly_the_columns() -> None:
-    """Rows of every split give every column but the partial utility, which the retain split alone gives."""
+    """Rows of TOFU's splits give TOFU's utility, those of other benchmarks theirs; together every column."""
     rows = [row_of(split, index) for split in SPLITS for index in range(2)]
-    found = score(rows, rows, 0.5)
-    partial = score([row for row in rows if row["split"] == "retain"], None, 0.5)
+    musesown = [row for row in rows if row["split"] == "retain_knowmem"]
+    others = [row for row in rows if row["split"] != "retain_knowmem"]
+    found = score(others, others, 0.5)
+    partial = score(musesown, None, 0.5)
     assert set(found) | set(partial) == set(METRICS)
     for name, value in found.items():
         low, high = SCORES[name].low, SCORES[name].high
@@ -69,17 +71,21 @@ def test_every_score_is_explained() -> None:
 def test_scores_by_kind_of_split() -> None:
     """Two of three words in order: ROUGE-L 2/3. Right answer 1 and 2 nats, least wrong one 2: right once in two.
 
+    That is 1/2 ± √(1/2 · 1/2 / 1). Of three tokens the first and last are first choices: EM 2/3, ES 1/3.
     Of the generation's 13 three-letter sequences the answer has 7: its fluency is 7/13.
     Gates open at 0.5: all of them, by their first layer. An attack's answers are scored by ROUGE-L alone.
     """
     rows = [row_of(split, index) for split in ("mmlu", "forget_verbatim", "forget_8_bit") for index in range(2)]
     assert score(rows, None, 0.5) == {
         "mmlu_accuracy": 0.5,
+        "mmlu_accuracy_stderr": pytest.approx(0.5),
         "mmlu_gate_mean": pytest.approx(0.525),
         "mmlu_gate_open_share": 1.0,
         "forget_verbatim_rouge_l_f1": pytest.approx(2 / 3),
         "forget_verbatim_rouge_l_recall": pytest.approx(2 / 3),
         "forget_verbatim_fluency": pytest.approx(7 / 13),
+        "forget_verbatim_exact_memorization": pytest.approx(2 / 3),
+        "forget_verbatim_extraction_strength": pytest.approx(1 / 3),
         "forget_verbatim_gate_mean": pytest.approx(0.525),
         "forget_verbatim_gate_open_share": 1.0,
         "forget_8_bit_rouge_l_recall": pytest.approx(2 / 3),
