@@ -10,9 +10,10 @@ from bench.models.prepare import StartFrom
 from bench.progress import Progress, quiet
 from bench.results import store
 from bench.runs.execution import Execution
-from bench.runs.related import at_thresholds, prerequisites
+from bench.runs.related import at_thresholds, doubt, prerequisites
 from bench.runs.rows import Row
 from bench.runs.worker import Known, work
+from bench.sources import say
 
 logger = logging.getLogger(__name__)
 
@@ -54,8 +55,9 @@ def run_prerequisites(config: RunConfig, execution: Execution, progress: Progres
 def _known(config: RunConfig, execution: Execution, progress: Progress) -> Known:
     """What the run is measured with: its items, made anew where their file is damaged."""
     known: dict[StartFrom, list[Row]] = {}
+    rows: dict[StartFrom, Row] = {}
     for each in prerequisites(config):
-        run(each, execution, progress=progress)
+        (rows[each.start_from],) = run(each, execution, progress=progress)
         items = store.read_items(execution.folder, each.run_key)
         if items is None:
             logger.warning("the items of the %s are damaged; evaluating it again", each.method)
@@ -63,6 +65,8 @@ def _known(config: RunConfig, execution: Execution, progress: Progress) -> Known
             items = store.read_items(execution.folder, each.run_key)
         assert items is not None, "they were written just now"
         known[each.start_from] = items
+    if "target_model" in rows and (line := doubt(rows["target_model"], rows.get("retain_model"))):
+        say(line)
     return known
 
 

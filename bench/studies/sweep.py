@@ -16,21 +16,21 @@ from typing import Any
 import optuna
 from ray import tune
 
-from bench.cluster.connect import DRIVER, connected
+from bench.cluster.connect import connected
 from bench.config import RunConfig, run_config
 from bench.progress import spoken
 from bench.results import store
 from bench.results.columns import SCORES
 from bench.results.storage import is_full
 from bench.runs.execution import Execution
-from bench.runs.related import has_retain_model, prerequisite, prerequisites
+from bench.runs.related import doubt, has_retain_model, prerequisite, prerequisites
 from bench.runs.rows import Row, failed_row
 from bench.runs.run import run
 from bench.runs.subject import Subject
 from bench.spaces.search_space import SweepConfig
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.search import StudySearch
-from bench.studies.tasks import Log, Tasks
+from bench.studies.tasks import Log, Tasks, resources_of
 from grun.errors import UserError
 
 RunTrial = Callable[..., list[Row]]
@@ -65,7 +65,7 @@ def sweep(
         trial = tune.with_parameters(
             _trial, execution=worker, studies={study.study: study for study in studies}, run_trial=run_trial
         )
-        _tune(tune.with_resources(trial, _trial_resources(worker)), search, placement.num_concurrent)
+        _tune(tune.with_resources(trial, resources_of(worker)), search, placement.num_concurrent)
         if search.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -143,13 +143,6 @@ def _check_measurable(studies: Sequence[SweepConfig], execution: Execution) -> N
                 )
 
 
-def _trial_resources(execution: Execution) -> dict[str, float]:
-    """Of the process that runs a trial: a trial's own workers take theirs beside it."""
-    if execution.uses_ray_train:
-        return {DRIVER: 1.0}
-    return {"cpu": float(execution.cpus_per_worker), "gpu": execution.gpus_per_worker}
-
-
 def make_prerequisites(studies: Sequence[SweepConfig], execution: Execution, log: Log) -> None:
     """Target and retain models trained side by side and evaluated, before any trial needs them."""
     needed = {each.run_key: each for study in studies for each in prerequisites(study.run({}))}
@@ -157,11 +150,13 @@ def make_prerequisites(studies: Sequence[SweepConfig], execution: Execution, log
     if not missing:
         return
     log("preparing target and retain models")
-    tasks = Tasks(execution, log)
     alone = replace(execution, num_workers=1, ray_train="auto", shard=False)
+    tasks = Tasks(alone, log)
     for each in missing:
         tasks.add(_prepare, each, alone)
     tasks.wait()
+    if execution.shard:  # what one worker does not hold is asked by several
+        alone, tasks = execution, Tasks(execution, log)
     for start_from in ("retain_model", "target_model"):  # the second is measured with the first
         for each in missing:
             if each.start_from == start_from:
@@ -181,6 +176,9 @@ def _evaluate(config: RunConfig, execution: Execution, say: Log) -> None:
         (row,) = run(config, execution)
     scores = [f"{SCORES[name].heading} {row[name]:.3f}" for name in config.benchmark.headlines if row[name] is not None]
     say(f"{config.start_from}: {', '.join(scores)}")
+    retain = store.read_run(execution.results, prerequisite(config, "retain_model").run_key)
+    if config.start_from == "target_model" and (line := doubt(row, retain)):
+        say(line)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayTaskError
 
+from bench.cluster.connect import DRIVER
 from bench.runs.execution import Execution
 
 Log = Callable[[str], None]
@@ -32,10 +33,13 @@ class Tasks:
     """Tasks of one worker each; Ray queues what does not fit, and does again what a dead worker left."""
 
     def __init__(self, execution: Execution, log: Log) -> None:
-        """execution: what each task asks Ray for. log: gets the tasks' lines while they are waited for."""
+        """execution: how each task works. log: gets the tasks' lines while they are waited for."""
         self._log = log
         self._lines = ray.remote(num_cpus=0)(_Lines).remote()
-        self._remote = ray.remote(num_cpus=execution.cpus_per_worker, num_gpus=execution.gpus_per_worker, max_retries=3)
+        asked = resources_of(execution)
+        self._remote = ray.remote(
+            num_cpus=asked.pop("CPU", 0), num_gpus=asked.pop("GPU", 0), resources=asked, max_retries=3
+        )
         self._tasks: list[Any] = []
 
     def add(self, work: Callable[..., Any], *arguments: Any) -> None:
@@ -57,6 +61,13 @@ class Tasks:
     def _show(self) -> None:
         for line in ray.get(self._lines.take.remote()):
             self._log(line)
+
+
+def resources_of(execution: Execution) -> dict[str, float]:
+    """What the process of one run asks Ray for: workers of its own take theirs beside it."""
+    if execution.uses_ray_train:
+        return {DRIVER: 1.0}
+    return {"CPU": float(execution.cpus_per_worker), "GPU": execution.gpus_per_worker}
 
 
 def _task(work: Callable[..., Any], arguments: tuple[Any, ...], lines: Any) -> Any:

@@ -5,12 +5,17 @@ from typing import Any
 
 import pytest
 
+from bench.cluster.connect import DRIVER
 from bench.config import RunConfig, overlay, run_config
 from bench.models.cache import made_once
+from bench.results.columns import SCORES, Row
 from bench.runs import subject
 from bench.runs.execution import Execution
-from bench.runs.related import prerequisite, prerequisites
+from bench.runs.related import doubt, prerequisite, prerequisites
 from bench.runs.subject import Subject
+from bench.spaces.search_space import SweepConfig
+from bench.studies import sweep
+from bench.studies.tasks import resources_of
 from grun.errors import UserError
 
 
@@ -33,6 +38,56 @@ def test_without_a_retain_model_there_is_the_target_model() -> None:
     assert _methods(run_config(overlay({}, known | {"adapter": "none"}))) == []
     named = run_config(overlay({}, known | {"model.retain_model": "another/model"}))
     assert _methods(named) == ["retain_model", "target_model"]
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "split", "target", "retain", "named"),
+    [
+        ("authors", "forget20", {"log10_forget_quality": -1.0}, {}, "log10_forget_quality -1.000"),
+        ("authors", "forget20", {"log10_forget_quality": -1.31}, {}, None),
+        ("questions", "forget", {"forget_extraction_strength": 0.08}, None, "forget_extraction_strength 0.080"),
+        ("questions", "forget", {"forget_extraction_strength": 0.3}, None, None),
+        ("wmdp", "bio", {"wmdp_bio_accuracy": 0.25, "wmdp_cyber_accuracy": 0.9}, None, "wmdp_bio_accuracy 0.250"),
+        ("wmdp", "cyber", {"wmdp_bio_accuracy": 0.25, "wmdp_cyber_accuracy": 0.9}, None, None),
+        ("corpora", "forget", {"forget_verbatim_rouge_l_f1": 0.3}, {"forget_verbatim_rouge_l_f1": 0.3}, "l_f1 0.300"),
+        ("corpora", "forget", {"forget_verbatim_rouge_l_f1": 0.8}, {"forget_verbatim_rouge_l_f1": 0.3}, None),
+        ("corpora", "forget", {}, None, None),
+    ],
+)
+def test_a_target_model_that_never_knew_is_said(
+    benchmark: str, split: str, target: Row, retain: Row | None, named: str | None
+) -> None:
+    """log10 0.05 is -1.301; four choices; a tenth of the tokens; or what the retain model gives away. Else no word."""
+    scores = dict.fromkeys(SCORES)
+    row = {"benchmark": benchmark, "forget_split": split, **scores, **target}
+    line = doubt(row, None if retain is None else {**scores, **retain})
+    if named is None:
+        assert line is None
+    else:
+        assert line is not None
+        assert f"{named}), so that forgetting it shows nothing" in line
+
+
+def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What no GPU holds whole cannot be asked by one worker; without --shard one is enough, and starts at once."""
+    asked: list[tuple[str, int, bool, float]] = []
+
+    class Recorded:
+        def __init__(self, execution: Execution, log: Any) -> None:
+            self.drivers = resources_of(execution).get(DRIVER, 0)
+
+        def add(self, work: Any, config: RunConfig, execution: Execution) -> None:
+            asked.append((work.__name__, execution.num_workers, execution.shard, self.drivers))
+
+        def wait(self) -> None:
+            pass
+
+    monkeypatch.setattr(sweep, "Tasks", Recorded)
+    study = SweepConfig(study="s", base={"adapter": "full"}, search_space={})
+    for shard in (True, False):
+        sweep.make_prerequisites([study], Execution(results=tmp_path, num_workers=2, shard=shard), lambda line: None)
+    prepared = [("_prepare", 1, False, 0)] * 2
+    assert asked == [*prepared, *[("_evaluate", 2, True, 1.0)] * 2, *prepared, *[("_evaluate", 1, False, 0)] * 2]
 
 
 @pytest.mark.parametrize(("adapter", "in_place"), [("full", True), ("lora", False), ("grun", False), ("none", False)])
