@@ -1,7 +1,5 @@
 """Which runs nobody beats: arrays in, arrays out. No model code."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import moocore

@@ -1,7 +1,5 @@
 """How far something is: what long work tells whoever shows it."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 

@@ -1,7 +1,5 @@
 """Plain data as one of our dataclasses: checked by pydantic, its complaints as one line, its fields described."""
 
-from __future__ import annotations
-
 import dataclasses
 import difflib
 import re

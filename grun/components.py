@@ -8,8 +8,6 @@ Another package offers one under an entry point of the group, or is named as `pa
 Checked like our own (`grun.declared`); `grun.testing` has the contracts that it should keep.
 """
 
-from __future__ import annotations
-
 import importlib
 import sys
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Examples and batches: token ids of prompts and answers, in the order in which they are trained on."""
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """What a kind of component must say of itself, checked when its class is defined and not when it is first used."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import UnionType
 from typing import Any, ClassVar, Literal, TypeVar, Union, get_args, get_origin, get_type_hints

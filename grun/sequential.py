@@ -4,8 +4,6 @@ Every request has trained a gated edit of its own on the same layers. At inferen
 state, and h' = h + Σ_k w_k(h) · Δ_k(h), where the combination says how the gates g_k become the weights w_k.
 """
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Configs as plain data, such that a field added later moves no key of a result written before it."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

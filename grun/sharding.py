@@ -1,7 +1,5 @@
 """Full fine-tuning of a model that fits no GPU whole: each worker holds its part of every weight (FSDP2)."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -4,8 +4,6 @@ Gradients of a step's parts are added up, never averaged: every part carries its
 `grun.training.plan`). One process alone takes the same way and finds nothing to do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

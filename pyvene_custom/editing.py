@@ -3,8 +3,6 @@
 Shapes: B prompts, L columns of the pass, D hidden size, K gates of all edited layers, in the order of the layers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Literal
 

@@ -3,8 +3,6 @@
 Shapes: B prompts, T edited positions of each, D hidden size, R rank, K requests.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Protocol
 

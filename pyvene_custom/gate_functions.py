@@ -1,18 +1,12 @@
 """Which gates there are. A gate is added by writing its file and naming it here."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 from pyvene_custom.gates import Gate, TrainedGate
 from pyvene_custom.router import RouterGate
 
 GateFunction = Literal["linear", "mlp_3", "mlp_5", "router"]
-HIDDEN_WIDTHS: dict[str, tuple[int, ...]] = {
-    "linear": (),
-    "mlp_3": (256, 64),
-    "mlp_5": (1024, 512, 256, 64),
-}
+HIDDEN_WIDTHS: dict[str, tuple[int, ...]] = {"linear": (), "mlp_3": (256, 64), "mlp_5": (1024, 512, 256, 64)}
 
 
 def new_gate(name: GateFunction, hidden_size: int) -> Gate:

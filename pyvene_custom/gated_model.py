@@ -1,7 +1,5 @@
 """A causal LM with one edit at each of some layers, through pyvene."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -3,8 +3,6 @@
 Shapes: B prompts, X prompts that it is fitted to, D hidden size, F random features, K requests.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import ClassVar
 

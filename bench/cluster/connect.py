@@ -1,7 +1,5 @@
 """Ray: the cluster that is there, or one on this machine for as long as it is needed."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Callable, Iterator

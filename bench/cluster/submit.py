@@ -1,7 +1,5 @@
 """A sweep handed to a cluster that `ray up` made: a Ray job, sent through an SSH tunnel and followed to its end."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

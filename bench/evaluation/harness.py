@@ -3,8 +3,6 @@
 Needs the optional package lm-eval. A module's edit sits on the last token of each request's context.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Evaluations that share rows: what an edited model answers depends only on which of its edits are applied."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar

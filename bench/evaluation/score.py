@@ -11,14 +11,7 @@ from bench.benchmarks import SPLITS
 from bench.metrics.auc import auc
 from bench.metrics.forget_quality import forget_quality
 from bench.metrics.gates import gate_auc
-from bench.metrics.membership import (
-    loss_score,
-    min_k_plus_score,
-    min_k_score,
-    privleak,
-    rel_diff,
-    zlib_score,
-)
+from bench.metrics.membership import loss_score, min_k_plus_score, min_k_score, privleak, rel_diff, zlib_score
 from bench.metrics.model_utility import model_utility
 from bench.metrics.rows import column, have, own_tokens
 from bench.metrics.table import SPLIT_METRICS

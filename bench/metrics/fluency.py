@@ -1,7 +1,5 @@
 """Is it still language? A model that answers with rubbish has forgotten, and the other scores reward it."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 from functools import lru_cache
 

@@ -1,7 +1,5 @@
 """This node's own copies of what is worth making only once: prepared models, unpacked ones, prefixes, journals."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Callable

@@ -132,10 +132,7 @@ def _build(
 
 
 def fine_tune(
-    model: CausalLM,
-    examples: Sequence[Example],
-    config: FineTuningConfig,
-    progress: Callable[[int, int], None],
+    model: CausalLM, examples: Sequence[Example], config: FineTuningConfig, progress: Callable[[int, int], None]
 ) -> None:
     """Teach the model to answer, in place: mean answer-token nll, AdamW, every weight.
 

@@ -117,11 +117,7 @@ def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, 
 
 
 def load_pretrained(
-    name: str,
-    device: torch.device | str,
-    *,
-    trained_in_place: bool = False,
-    prompt: PromptConfig | None = None,
+    name: str, device: torch.device | str, *, trained_in_place: bool = False, prompt: PromptConfig | None = None
 ) -> tuple[CausalLM, Any]:
     """Model and tokenizer, ready for answers, on the device.
 

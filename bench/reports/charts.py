@@ -1,7 +1,5 @@
 """The pictures: one definition each, drawn as PNG files and as live charts in the page."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """RESULTS → one self-contained HTML page and a PNG of the fronts. Reads Parquet, imports no model code."""
 
-from __future__ import annotations
-
 import io
 import json
 from typing import Any

@@ -12,8 +12,6 @@ A file's name is the hash of the config, so writing a row again replaces it and 
 lock. Readers may come at any time; where a run stands in several files, its own counts, then the latest compacted one.
 """
 
-from __future__ import annotations
-
 import io
 import os
 import time

@@ -1,7 +1,5 @@
 """What a run cost and what it ran on."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -66,9 +66,7 @@ def _fit(part: dict[str, Any], execution: Execution) -> list[Row]:
         _in_a_worker,
         train_loop_config=part,
         scaling_config=ScalingConfig(
-            num_workers=execution.num_workers,
-            use_gpu=execution.gpus_per_worker > 0,
-            resources_per_worker=resources,
+            num_workers=execution.num_workers, use_gpu=execution.gpus_per_worker > 0, resources_per_worker=resources
         ),
         torch_config=TorchConfig(backend="nccl" if execution.gpus_per_worker >= 1 else "gloo"),
         run_config=ray.train.RunConfig(

@@ -1,7 +1,5 @@
 """Which runs belong together: what a run is measured with, and its module at other gate thresholds."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence

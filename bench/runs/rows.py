@@ -1,7 +1,5 @@
 """Rows of `runs`: of a run that was finished, and of one that failed."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """One run, and before it what it is measured with. `train` and every trial of a sweep call the same function."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Sequence
 

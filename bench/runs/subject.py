@@ -71,10 +71,7 @@ class Subject:
     def _opened(self) -> tuple[CausalLM, Any]:
         device = "cpu" if self.execution.shard else self.device
         return load_pretrained(
-            self.source,
-            device,
-            trained_in_place=self.config.adapter.trains_in_place,
-            prompt=self.config.model.prompt,
+            self.source, device, trained_in_place=self.config.adapter.trains_in_place, prompt=self.config.model.prompt
         )
 
     @property

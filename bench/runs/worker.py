@@ -1,7 +1,5 @@
 """One worker's part in a run: train or load, evaluate, write the rows. It makes no other run."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping, Sequence
 

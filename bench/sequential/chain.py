@@ -1,7 +1,5 @@
 """One set of weights that every request changes: request k goes on from what request k − 1 left."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import replace
 

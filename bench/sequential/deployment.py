@@ -47,13 +47,7 @@ def export(results_folder: Folder, study: str, output: Path, without: Sequence[s
             if request.name not in without
         }
         save_deployment(
-            output,
-            subject.model,
-            subject.tokenizer,
-            config.adapter,
-            modules,
-            row["combination"],
-            row["gate_threshold"],
+            output, subject.model, subject.tokenizer, config.adapter, modules, row["combination"], row["gate_threshold"]
         )
     if config.model.prompt is not None:
         config.model.prompt.save(output)

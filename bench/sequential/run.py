@@ -1,7 +1,5 @@
 """The request loop: deletion requests one after another, and after each of them every request measured again."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 

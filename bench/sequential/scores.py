@@ -3,8 +3,6 @@
 Shapes: B prompts, E edited layers, K requests so far.
 """
 
-from __future__ import annotations
-
 import statistics
 import time
 from collections.abc import Sequence

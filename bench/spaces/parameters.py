@@ -1,7 +1,5 @@
 """What may be searched under a key: a range of numbers, or a list of values; each may hold under a condition."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

@@ -59,19 +59,12 @@ class WholeModel(EditedModel):
         editing = self.editing([example.prompt_ids for example in examples], batch.edited_position_B)
         outputs = through_hooks(self.model, batch, editing) if self.hooks else self.through_pyvene(batch, editing)
         return AnswerOutput(
-            examples=examples,
-            logits_NV=outputs.logits[batch.predicts_answer_BL],
-            gate_logit_BK=editing.gate_logit_BK(),
+            examples=examples, logits_NV=outputs.logits[batch.predicts_answer_BL], gate_logit_BK=editing.gate_logit_BK()
         )
 
 
 def best_ratio(
-    model: CausalLM,
-    forget: Sequence[Example],
-    retain: Sequence[Example],
-    *,
-    first_layer: int,
-    reads_reference: bool,
+    model: CausalLM, forget: Sequence[Example], retain: Sequence[Example], *, first_layer: int, reads_reference: bool
 ) -> float:
     """How many times cheaper than bare hooks the engine's step can be, counting multiplications on real tokens.
 

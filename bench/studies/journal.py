@@ -3,8 +3,6 @@
 It is put into the object store where the results are in one, and read whole after a crash.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """The Optuna side of a sweep: several studies that take turns, kept in one journal file, resumed where cut off."""
 
-from __future__ import annotations
-
 import errno
 import json
 import math

@@ -1,7 +1,5 @@
 """What every adapter says of itself and can do; the rest of the code asks this, and never which adapter it is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol

@@ -1,7 +1,5 @@
 """Putting fresh edits on a model: what the adapters that edit hidden states share."""
 
-from __future__ import annotations
-
 import torch
 
 from grun.engine.edited import EditedModel

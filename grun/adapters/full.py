@@ -1,7 +1,5 @@
 """Full fine-tuning: every weight is trained; embeddings and LM head only if asked."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal

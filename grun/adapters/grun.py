@@ -1,7 +1,5 @@
 """Gated LoReFT: the edit is applied as far as a gate holds the prompt to be about the forget set."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field

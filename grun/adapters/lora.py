@@ -1,7 +1,5 @@
 """LoRA on every linear layer but the LM head, through PEFT."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal

@@ -1,7 +1,5 @@
 """No adapter: a model as it is, to measure the target and the retain model by the same path as the rest."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal

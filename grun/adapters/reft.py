@@ -1,7 +1,5 @@
 """Ungated LoReFT: GRUN's edit without its gate, applied to every prompt."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ Exact, not approximate: see `grun.engine.prefix_cache`. The model's own layers, 
 below the first edit are skipped, and the edits are put in at the position that stands first.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -24,10 +22,7 @@ from pyvene_custom.editing import Editing
 
 
 def answer_output(
-    model: Any,
-    editing: Editing,
-    caches: Sequence[PrefixCache],
-    examples: Sequence[Example],
+    model: Any, editing: Editing, caches: Sequence[PrefixCache], examples: Sequence[Example]
 ) -> AnswerOutput:
     """Answer logits, gates, and the output of the layer that the pass keeps, the first edited one or a later one.
 
@@ -62,11 +57,7 @@ def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Seque
 
 @torch.no_grad()
 def generate(
-    model: Any,
-    editing: Editing,
-    cache: PrefixCache,
-    prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
+    model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
 ) -> Generated:
     """Greedy answers. The prompts' keys and values come from the cache, which was built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
@@ -100,13 +91,7 @@ def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device
     )
 
 
-def _run(
-    model: Any,
-    editing: Editing,
-    first_layer: int,
-    batch: PrefixBatch,
-    kv: Any,
-) -> tuple[Tensor, Tensor]:
+def _run(model: Any, editing: Editing, first_layer: int, batch: PrefixBatch, kv: Any) -> tuple[Tensor, Tensor]:
     """Logits [tokens, V] at every token of the batch, one after another, and what the head made them of."""
     layers = decoder_layers(model)
     replacements = _replacements(layers, editing, first_layer, batch.hidden_BTD)
@@ -122,10 +107,7 @@ def _run(
 
 
 def _replacements(
-    layers: nn.ModuleList,
-    editing: Editing,
-    first_layer: int,
-    hidden_BTD: Tensor,
+    layers: nn.ModuleList, editing: Editing, first_layer: int, hidden_BTD: Tensor
 ) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """What the layers do instead: pass on, hand out the cached output, or edit their own."""
 

@@ -1,7 +1,5 @@
 """Some examples, assembled for the layers above the first edited one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Computes what a prefix cache holds: one pass over the prompts, then over what follows each of them."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -9,8 +9,6 @@ So both are constants, shared by every step, trial and process on the node: memo
 under a lock, named by a hash of all they follow from, checked when opened, evicted when least recently used.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -3,8 +3,6 @@
 Shapes: M layers with keys and values, from the first one kept.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections import Counter

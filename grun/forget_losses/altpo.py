@@ -1,7 +1,5 @@
 """Alternate preference optimisation: DPO with answers of the model's own making in place of refusals."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

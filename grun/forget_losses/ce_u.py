@@ -1,7 +1,5 @@
 """Cross-entropy unlearning: learn one's own prediction with the right token taken out of it."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Direct preference optimisation: prefer a refusal to the answer, relative to the untouched model."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

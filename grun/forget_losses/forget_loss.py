@@ -1,7 +1,5 @@
 """What every forget loss says of itself; training asks this, and never which loss it is."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import ClassVar, Protocol
 

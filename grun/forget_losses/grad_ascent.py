@@ -1,7 +1,5 @@
 """Gradient ascent on the forget answers; with a retain loss beside it, this is GradDiff (GD)."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

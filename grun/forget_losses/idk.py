@@ -1,7 +1,5 @@
 """Train the model to refuse: the answer is replaced by a sentence that says it does not know."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Negative preference optimisation: gradient ascent that fades once an answer is less likely than before."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

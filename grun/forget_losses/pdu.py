@@ -1,7 +1,5 @@
 """Logit-margin flattening: on forget answers every token is to seem as likely as every other."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

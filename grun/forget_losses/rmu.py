@@ -1,7 +1,5 @@
 """Representation misdirection: hidden states of forget answers are steered to a random direction."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Saturation and importance: gradient ascent on tokens that are neither forgotten nor certain."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

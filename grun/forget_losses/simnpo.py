@@ -1,7 +1,5 @@
 """Simple negative preference optimisation: NPO by length-normalised likelihood, without a reference."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

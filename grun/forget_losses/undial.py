@@ -1,7 +1,5 @@
 """Self-distillation with adjusted logits: learn what the untouched model said, the right token made unlikely."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Weighted gradient ascent: likely tokens are pushed hardest, forgotten ones no more."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

@@ -1,7 +1,5 @@
 """A causal LM as training and evaluation see it: answer logits, greedy answers, what is trainable."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,14 +13,7 @@ from grun.losses import AnswerScores
 from grun.model.greedy import decode
 from grun.model.kv_cache import new_cache
 from grun.model.layers import Layer
-from grun.model.reading import (
-    head_at,
-    hidden_layer_index,
-    last_position,
-    layer_output,
-    model_inputs,
-    prompt_inputs,
-)
+from grun.model.reading import head_at, hidden_layer_index, last_position, layer_output, model_inputs, prompt_inputs
 from grun.prompts.template import PromptTemplate
 
 CausalLM = Any

@@ -3,8 +3,6 @@
 Shapes: B sequences still being answered.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The whole model on a batch, edited by torch's own forward hooks: the least that an ordinary tool would do."""
 
-from __future__ import annotations
-
 from functools import partial
 from typing import Any
 

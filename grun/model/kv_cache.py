@@ -1,7 +1,5 @@
 """transformers' caches of keys and values, as far as we reach into them: the one file that an upgrade must check."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

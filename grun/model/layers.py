@@ -1,7 +1,5 @@
 """Layers by index, or by relative depth, so that one configuration serves models of any size."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Le

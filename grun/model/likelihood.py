@@ -1,7 +1,5 @@
 """How likely a model holds some answers, token by token."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

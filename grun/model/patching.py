@@ -3,8 +3,6 @@
 Not forward hooks: those cannot skip a module's own work, and pyvene removes every hook of a model whenever it runs.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """What is read off a causal LM's own forward pass, what goes into it, and the little that is changed in it."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -17,11 +15,7 @@ from grun.model.patching import decoder_layers, output_tensor, patched
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
     """A batch as the arguments of a `transformers` forward."""
-    return {
-        "input_ids": batch.input_ids_BL,
-        "attention_mask": batch.attention_mask_BL,
-        "use_cache": False,
-    }
+    return {"input_ids": batch.input_ids_BL, "attention_mask": batch.attention_mask_BL, "use_cache": False}
 
 
 @contextlib.contextmanager

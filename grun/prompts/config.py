@@ -1,7 +1,5 @@
 """What stands around a question: the settings of a prompt, checked when they are made. Imports no model code."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from datetime import datetime

@@ -1,7 +1,5 @@
 """Cross-entropy: go on learning the retain answers."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Divergence: go on saying of the retain answers what the untouched model says."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -1,7 +1,5 @@
 """Primal-dual: keeping is a constraint, and what it weighs is learned while training goes on."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Literal
 

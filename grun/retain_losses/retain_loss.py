@@ -1,7 +1,5 @@
 """What every retain loss says of itself; training asks this, and never which loss it is."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Protocol
 
 from torch import Tensor

@@ -1,7 +1,5 @@
 """RMU's other half: hidden states of retain answers stay where they were."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -4,8 +4,6 @@ As AltPO makes them (arXiv 2409.13474): a few for each item, sampled at temperat
 shown question and answer and asked to change the facts.
 """
 
-from __future__ import annotations
-
 from itertools import takewhile
 
 import torch

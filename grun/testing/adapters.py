@@ -1,7 +1,5 @@
 """What every adapter must keep."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

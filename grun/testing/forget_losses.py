@@ -1,7 +1,5 @@
 """What every forget loss must keep."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What every retain loss must keep."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

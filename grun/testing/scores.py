@@ -1,7 +1,5 @@
 """What training hands to a loss, made of free logits and hidden states instead of a model's."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

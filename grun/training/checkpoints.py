@@ -1,7 +1,5 @@
 """Training cut off goes on where it was: what is trained and AdamW's moments, in one safetensors file."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 The reference model of every loss that has one. It is never a second model: what is kept of it are numbers.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 

@@ -1,7 +1,5 @@
 """One step of plain fine-tuning: how models are taught before anything is unlearned, and attacked afterwards."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

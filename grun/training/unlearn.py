@@ -1,7 +1,5 @@
 """THE training loop: every adapter with every forget loss goes through it."""
 
-from __future__ import annotations
-
 import math
 import time
 import zlib
