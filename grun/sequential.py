@@ -7,6 +7,7 @@ state, and h' = h + Σ_k w_k(h) · Δ_k(h), where the combination says how the g
 import json
 import shutil
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
@@ -25,6 +26,10 @@ Combination = Literal["sum", "scaled_by_number", "top_1"]
 most open gate, 0 of the others."""
 DEPLOYMENT = "deployment.json"
 MODULES = "requests"
+PLACES = ("layers", "rank", "edits", "gate_function", "gate_layer")
+"""What of a config is needed to load its modules."""
+LATER_PLACES = {"edits": "prompt_end", "gate_layer": None}
+"""What a deployment of before there was a choice has."""
 
 
 class CombinedEdit(nn.Module):
@@ -137,14 +142,11 @@ def save_deployment(
     tokenizer.save_pretrained(folder)
     for number, module in enumerate(modules.values()):
         shutil.copytree(module, folder / MODULES / f"{number:04d}")
+    settings = asdict(config)
     description = {
         "combination": combination,
         "gate_threshold": gate_threshold,
-        "layers": list(config.layers),
-        "rank": config.rank,
-        "edits": config.edits,
-        "gate_function": config.gate_function,
-        "gate_layer": config.gate_layer,
+        **{name: settings[name] for name in PLACES},
         "requests": {request: f"{MODULES}/{number:04d}" for number, request in enumerate(modules)},
     }
     (folder / DEPLOYMENT).write_text(json.dumps(description, indent=2) + "\n")
@@ -153,14 +155,9 @@ def save_deployment(
 def load_deployment(folder: Path, model: CausalLM) -> EditedModel:
     """The model with all modules of a deployment on. Raises UserError where the folder is not whole."""
     try:
-        description = json.loads((folder / DEPLOYMENT).read_text())
-        config = GrunConfig(
-            layers=tuple(description["layers"]),
-            rank=description["rank"],
-            edits=description.get("edits", "prompt_end"),
-            gate_function=description["gate_function"],
-            gate_layer=description.get("gate_layer"),
-        )
+        description = LATER_PLACES | json.loads((folder / DEPLOYMENT).read_text())
+        settings = {name: description[name] for name in PLACES}
+        config = GrunConfig(**settings | {"layers": tuple(description["layers"])})
         modules = {request: config.load(model, folder / place) for request, place in description["requests"].items()}
         combination, gate_threshold = description["combination"], description["gate_threshold"]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

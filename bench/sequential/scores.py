@@ -17,8 +17,7 @@ from bench.results.columns import REQUEST_METRICS, STATE_METRICS, ItemRow
 from bench.sequential.request import Request
 from grun.data import Example, collate
 from grun.engine.edited import EditedModel
-from grun.model.hooks import through_hooks
-from grun.model.reading import model_inputs
+from grun.model.reading import model_inputs, through_hooks
 
 SOFT_GATE_IS_SHUT = 0.5
 """At gate threshold 0 no gate is ever quite shut: below this one it is called so."""

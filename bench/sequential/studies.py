@@ -23,7 +23,7 @@ from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_
 from bench.sequential.run import run_sequence, train_modules
 from bench.sequential.states import Say
 from bench.spaces.parameters import Alternatives
-from bench.spaces.search_space import SweepConfig, check_study, laid_in, read_as
+from bench.spaces.search_space import Search, check_study, laid_in, read_as
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.sweep import make_prerequisites
 from bench.studies.tasks import Log, Tasks
@@ -35,44 +35,21 @@ Work = Callable[[RequestSequence, Execution, Say, Progress], None]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SequentialConfig:
+class SequentialConfig(Search):
     """One method: what is tuned, and the requests it is put to."""
 
-    study: Annotated[str, MinLen(1)]
-    """Its name, in the `study` column."""
-    base: Mapping[str, Any] = field(default_factory=dict)
-    """A RunConfig; what is left out takes its default."""
     num_requests: Annotated[int, Ge(1)] | None = None
     """The benchmark's first so many requests. None: all."""
     extra_requests: tuple[ExtraRequest, ...] = ()
     """Hard cases at the end: `repeat`, the first request again; `unknown`, what the model never knew."""
     combinations: Annotated[tuple[Combination, ...], MinLen(1)] = ("sum",)
     """GRUN: how modules are combined; each is measured."""
-    gate_thresholds: tuple[float, ...] = ()
-    """GRUN: further gate thresholds to measure everything at."""
     search_space: Mapping[str, Alternatives] = field(default_factory=dict)
     """Dotted RunConfig key → parameter, as in a sweep; empty: nothing is tuned."""
-    initial_points: Sequence[Mapping[str, Any]] = ()
-    """Values to try first."""
     num_trials: Annotated[int, Ge(1)] = 1
     """Configurations tried on the first requests; the best of them meets all."""
     num_tuning_requests: Annotated[int, Ge(1)] = 5
     """So many requests."""
-    seed: int = 0
-    """Seed of the search."""
-
-    @property
-    def search(self) -> SweepConfig:
-        """The same search as a sweep's."""
-        return SweepConfig(
-            study=self.study,
-            base=self.base,
-            search_space=self.search_space,
-            initial_points=self.initial_points,
-            num_trials=self.num_trials,
-            gate_thresholds=self.gate_thresholds,
-            seed=self.seed,
-        )
 
     def sequence(self, config: RunConfig, own: Variant | None = None, *, tuning: bool = False) -> RequestSequence:
         """A configuration and the requests. own: the variant it was chosen with. tuning: meet the first ones only."""
@@ -101,8 +78,8 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
     """
     config = read_as(SequentialConfig, path)
     config = replace(config, **laid_in(config, overrides), num_requests=num_requests or config.num_requests)
-    check_study(path, config.search, overrides)
-    run = config.search.run({})
+    check_study(path, config, overrides)
+    run = config.run({})
     if not run.adapter.trains:
         raise UserError(f"{path}: adapter", "none trains nothing; choose grun, lora, full or reft")
     count = len(config.sequence(run).requests())
@@ -119,11 +96,11 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
     if execution.uses_ray_train:
         raise UserError("--num-workers", "a sequence has one worker for each method; leave it out")
     for study in studies:
-        execution.check(study.search.run({}).adapter)
+        execution.check(study.run({}).adapter)
     store.create(execution.folder)
     with study_locks([study.study for study in studies], execution.folder), connected(log):
         placement = place(pool, execution)
-        make_prerequisites([study.search for study in studies], placement.worker, log)
+        make_prerequisites(studies, placement.worker, log)
         tasks = Tasks(placement.worker, log)
         trials = {study.study: _trials(study) for study in studies}
         tuned = [study for study in studies if len(trials[study.study]) > 1]
@@ -169,12 +146,11 @@ def _task(work: Work, sequence: RequestSequence, execution: Execution, say: Say)
 
 def _trials(study: SequentialConfig) -> list[RunConfig]:
     """The configurations to be tried, drawn at random, the initial points first: the same at every call."""
-    search = study.search
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=study.seed))
-    for point in search.initial_parameters():
+    for point in study.initial_parameters():
         drawn.enqueue_trial(point)
-    configs = [search.run(search.sample(drawn.ask())) for _ in range(study.num_trials)]
+    configs = [study.run(study.sample(drawn.ask())) for _ in range(study.num_trials)]
     return list({config.run_key: config for config in configs}.values())
 
 

@@ -31,8 +31,8 @@ THRESHOLD = "adapter.gate_threshold"
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepConfig:
-    """One study, or one for each value of a key."""
+class Search:
+    """Runs that are alike but for what is searched."""
 
     study: Annotated[str, MinLen(1)]
     """Its name, in Optuna's storage and in the `study` column."""
@@ -40,20 +40,10 @@ class SweepConfig:
     """A RunConfig; what is left out takes its default."""
     search_space: Mapping[str, Alternatives]
     """Dotted RunConfig key → parameter; several under one key need a `when` that tells them apart."""
-    objectives: Annotated[Mapping[str, Direction], MinLen(2), MaxLen(3)] = field(
-        default_factory=lambda: {"log10_forget_quality": "max", "model_utility": "max"}
-    )
-    """Metric → max or min."""
-    num_trials: Annotated[int, Ge(1)] = 50
-    """Trainings a study."""
     gate_thresholds: Sequence[float] = ()
     """Further gate thresholds to evaluate every trained module at, without training again."""
-    one_study_per: str | None = None
-    """A categorical key: each of its choices gets a study of its own, with the whole budget."""
     initial_points: Sequence[Mapping[str, Any]] = ()
     """Values to try first, by dotted key; what is left out is sampled."""
-    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
-    """Optuna's sampler."""
     seed: int = 0
     """Seed of the sampler."""
 
@@ -117,6 +107,22 @@ class SweepConfig:
         return True
 
 
+@dataclass(frozen=True, kw_only=True)
+class SweepConfig(Search):
+    """One study, or one for each value of a key."""
+
+    objectives: Annotated[Mapping[str, Direction], MinLen(2), MaxLen(3)] = field(
+        default_factory=lambda: {"log10_forget_quality": "max", "model_utility": "max"}
+    )
+    """Metric → max or min."""
+    num_trials: Annotated[int, Ge(1)] = 50
+    """Trainings a study."""
+    one_study_per: str | None = None
+    """A categorical key: each of its choices gets a study of its own, with the whole budget."""
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    """Optuna's sampler."""
+
+
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two definitions, as text; empty where nothing does.
 
@@ -145,6 +151,7 @@ def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None
     """
     config = read_space(path, overrides, num_trials)
     studies = _split(path, config)
+    check_objectives(f"{path}: objectives", config.objectives)
     for study in studies:
         check_study(path, study, overrides)
     return studies
@@ -156,7 +163,7 @@ def read_space(path: str, overrides: Mapping[str, Any], num_trials: int | None) 
     return replace(config, **laid_in(config, overrides), num_trials=num_trials or config.num_trials)
 
 
-def laid_in(config: Any, overrides: Mapping[str, Any]) -> dict[str, Any]:
+def laid_in(config: Search, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a search-space file of any kind under settings from the command line, which hold in every run of it.
 
     What is searched under such a key is that value alone. Where the file searches what the setting belongs to
@@ -209,7 +216,7 @@ def _split(path: str, config: SweepConfig) -> list[SweepConfig]:
 
 
 def check_study(  # noqa: C901 (checks, one after the other)
-    path: str, config: SweepConfig, overrides: Mapping[str, Any]
+    path: str, config: Search, overrides: Mapping[str, Any]
 ) -> None:
     """Try the base, every end of every range and every initial point as a run. overrides: what is not the file's own.
 
@@ -224,7 +231,6 @@ def check_study(  # noqa: C901 (checks, one after the other)
                 raise
             raise UserError(f"{path}: {where}", str(error)) from None
 
-    check_objectives(f"{path}: objectives", config.objectives)
     tried("base", {})
     for key, alternatives in config.search_space.items():
         for parameter in alternatives:
@@ -253,7 +259,7 @@ def _check_range(where: str, parameter: Parameter) -> None:
         raise UserError(where, f"low {parameter.low} has no logarithm; use more than 0")
 
 
-def _where_searched(config: SweepConfig, key: str, parameter: Parameter) -> list[dict[str, Any]]:
+def _where_searched(config: Search, key: str, parameter: Parameter) -> list[dict[str, Any]]:
     """What else is chosen where a key is searched: its conditions, and every choice of what it is a setting of."""
     whole = key.partition(".")[0]
     decided = {on: value if isinstance(value, list) else [value] for on, value in parameter.when.items()}

@@ -12,10 +12,9 @@ from grun.data import Example, collate
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import AnswerOutput, CausalLM
-from grun.model.hooks import through_hooks
 from grun.model.layers import Layer
 from grun.model.patching import decoder_layers
-from grun.model.reading import model_inputs
+from grun.model.reading import model_inputs, through_hooks
 
 EDITED = ("pyvene", "hooks", "engine")
 """GRUN three ways: the whole model through pyvene, through bare forward hooks, and the engine."""

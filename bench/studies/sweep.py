@@ -27,7 +27,7 @@ from bench.runs.related import doubt, has_retain_model, prerequisite, prerequisi
 from bench.runs.rows import Row, failed_row
 from bench.runs.run import run
 from bench.runs.subject import Subject
-from bench.spaces.search_space import SweepConfig
+from bench.spaces.search_space import Search, SweepConfig
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.search import StudySearch
 from bench.studies.tasks import Log, Tasks, resources_of
@@ -143,7 +143,7 @@ def _check_measurable(studies: Sequence[SweepConfig], execution: Execution) -> N
                 )
 
 
-def make_prerequisites(studies: Sequence[SweepConfig], execution: Execution, log: Log) -> None:
+def make_prerequisites(studies: Sequence[Search], execution: Execution, log: Log) -> None:
     """Target and retain models trained side by side and evaluated, before any trial needs them."""
     needed = {each.run_key: each for study in studies for each in prerequisites(study.run({}))}
     missing = [each for key, each in needed.items() if store.read_run(execution.results, key) is None]

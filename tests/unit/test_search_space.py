@@ -155,7 +155,7 @@ def test_shipped_sequences_are_valid(file: Path, tofu_dir: str) -> None:
     study = read_sequential(str(file), overrides, None)
     drawn = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(20):
-        study.search.run(study.search.sample(drawn.ask()))
+        study.run(study.sample(drawn.ask()))
 
 
 @pytest.mark.parametrize("file", SHIPPED, ids=lambda file: file.stem)
