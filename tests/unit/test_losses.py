@@ -157,13 +157,13 @@ def test_ce_u_leaves_first_tokens_out() -> None:
     The first token's gradient is 0, and so is the loss of an answer with no other. With it there are 3 tokens.
     """
     logits = torch.zeros(3, 3, requires_grad=True)
-    scores = {"answer": AnswerScores.of(logits, torch.tensor([0, 2, 1]), [2, 1])}
+    scores = {"answer": AnswerScores.of(logits, [[0, 2], [1]])}
     loss = CeUConfig()(scores)
     loss.backward()
     assert loss.item() == pytest.approx(math.log(3))
     torch.testing.assert_close(logits.grad, torch.tensor([[0, 0, 0], [-1 / 6, -1 / 6, 1 / 3], [0, 0, 0]]))
     assert num_units([2, 1], CeUConfig().mean_over) == num_units([2], CeUConfig().mean_over) == 1
-    assert CeUConfig()({"answer": AnswerScores.of(logits[:1], torch.tensor([0]), [1])}).item() == 0.0
+    assert CeUConfig()({"answer": AnswerScores.of(logits[:1], [[0]])}).item() == 0.0
     whole = CeUConfig(first_token=True)
     assert (num_units([2, 1], whole.mean_over), num_units([2, 1], "sequences")) == (3, 2)
     (gradient,) = torch.autograd.grad(whole(scores), logits)
