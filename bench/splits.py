@@ -96,6 +96,8 @@ RUN_METRICS: Mapping[str, Metric] = {
     "mia_zlib_auc": Metric(heading="MIA zlib AUC", better="min"),
     "mia_min_k_auc": Metric(heading="MIA min-k AUC", better="min"),
     "mia_min_k_plus_auc": Metric(heading="MIA min-k++ AUC", better="min"),
+    "mia_reference_auc": Metric(heading="MIA reference AUC", better="min"),
+    "mia_gradnorm_auc": Metric(heading="MIA gradnorm AUC", better="min"),
     "privleak": Metric(heading="privleak", low=-100.0, high=None, better=None, instead="abs_privleak"),
     "rel_diff": Metric(heading="rel_diff", low=-100.0, high=None, better=None, instead="abs_privleak"),
     "abs_privleak": Metric(heading="|privleak|", high=100.0, better="min"),

@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -19,6 +20,11 @@ class Example:
     def __len__(self) -> int:
         """Tokens the model reads: the last answer token is only ever predicted."""
         return len(self.prompt_ids) + len(self.answer_ids) - 1
+
+    def from_its_second_token(self) -> Self:
+        """The same tokens, all but the first one of them to be said."""
+        first, *rest = self.prompt_ids + self.answer_ids
+        return replace(self, prompt_ids=(first,), answer_ids=tuple(rest))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from bench.sources import FIELD, say
@@ -60,10 +60,7 @@ class Item:
     def lesson(self, template: PromptTemplate) -> Example:
         """As a model is taught it before anything is unlearned: a passage from its second token on."""
         example = self.example(template)
-        if self.form != "passage":
-            return example
-        first, *rest = example.prompt_ids + example.answer_ids
-        return replace(example, prompt_ids=(first,), answer_ids=tuple(rest))
+        return example.from_its_second_token() if self.form == "passage" else example
 
     def generation(self, template: PromptTemplate, token_ids: Sequence[int]) -> str:
         """What the model answered, as text, up to where it ends."""

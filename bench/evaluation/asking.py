@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from annotated_types import Ge, Gt, Lt, MinLen
@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Lt, MinLen
 from bench.progress import Progress, quiet
 from grun.model.forward import Adapted
 from grun.prompts.template import PromptTemplate
+from grun.settings import LATER
 from grun.workers import ALONE, Workers
 
 
@@ -40,6 +41,8 @@ class EvaluationConfig:
     """Length at which a generation is cut."""
     max_items_per_split: Annotated[int, Ge(2)] | None = None
     """Evaluate only so many items of each split, evenly spread over it. None: all."""
+    gradient_norms: bool = field(default=False, metadata=LATER)
+    """Also infer membership by gradient norm: a pass back an item of the forget and the holdout set."""
     robustness: RobustnessConfig | None = None
     """Also attack the model, and measure what comes back of the forget set. None: no attacks."""
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
+from bench.benchmarks import SPLITS
 from bench.benchmarks.items import Item
 from bench.evaluation.asking import Asking
+from bench.evaluation.gradients import gradient_norms
 from bench.results.columns import ItemRow, item_row
 from grun.data import Example, length_sorted_batches
 from grun.errors import UserError
 from grun.model.likelihood import AnswerLikelihood, answer_likelihoods
 from grun.prompts.template import PromptTemplate
+
+TOLD_APART = {name for split, what in SPLITS.items() if what.strangers for name in (split, what.strangers)}
+"""Splits of membership inference."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +103,11 @@ def measure(asking: Asking, split: str, questions: Sequence[Question]) -> list[I
         )
     for (question, kind, example), likelihood in zip(answers, likelihoods, strict=True):
         _note(rows[question.index], kind, likelihood, len(example.answer_ids))
+    if asking.config.gradient_norms and split in TOLD_APART:
+        end = -1 if SPLITS[split].kind == "question" else None  # as `own_tokens`
+        own = [replace(question.own, answer_ids=question.own.answer_ids[:end]) for question in questions]
+        for row, norm in zip(rows.values(), gradient_norms(asking.adapted, own), strict=True):
+            row["gradient_norm"] = norm
     _generate(asking, split, questions, rows)
     return list(rows.values())
 

@@ -16,6 +16,7 @@ import torch
 
 from bench.benchmarks.items import Item
 from bench.evaluation.asking import Asking, RobustnessConfig
+from bench.evaluation.gradients import weights_open
 from bench.metrics.rouge import rouge_l
 from bench.results.columns import ItemRow, item_row
 from grun.data import Example, length_sorted_batches
@@ -112,23 +113,17 @@ def _answers(
 @contextlib.contextmanager
 def _relearned(adapted: Adapted, examples: Sequence[Example], steps: int, learning_rate: float) -> Iterator[Adapted]:
     """Inside, every weight under the adapter has been fine-tuned on some forget answers; then it is as before."""
-    assert isinstance(adapted, EditedModel | PlainModel)
-    attacked = adapted.on_plain_path() if isinstance(adapted, EditedModel) else adapted
-    parameters = list(adapted.model.parameters())
-    before = [(parameter.detach().clone(), parameter.requires_grad) for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
-        optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
-        for _ in range(steps):
-            teach(attacked, examples, optimizer)
-        yield attacked
-    finally:
-        with torch.no_grad():
-            for parameter, (value, trains) in zip(parameters, before, strict=True):
-                parameter.copy_(value)
-                parameter.requires_grad_(trains)
-                parameter.grad = None
+    with weights_open(adapted) as (attacked, parameters):
+        before = [parameter.detach().clone() for parameter in parameters]
+        try:
+            optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+            for _ in range(steps):
+                teach(attacked, examples, optimizer)
+            yield attacked
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(parameters, before, strict=True):
+                    parameter.copy_(value)
 
 
 def _quantized(adapted: Adapted, bits: int) -> Adapted:

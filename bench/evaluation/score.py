@@ -11,7 +11,15 @@ from bench.benchmarks import SPLITS
 from bench.metrics.auc import auc
 from bench.metrics.forget_quality import forget_quality
 from bench.metrics.gates import gate_auc
-from bench.metrics.membership import loss_score, min_k_plus_score, min_k_score, privleak, rel_diff, zlib_score
+from bench.metrics.membership import (
+    loss_score,
+    min_k_plus_score,
+    min_k_score,
+    privleak,
+    reference_score,
+    rel_diff,
+    zlib_score,
+)
 from bench.metrics.model_utility import model_utility
 from bench.metrics.rows import column, have, own_tokens
 from bench.metrics.table import SPLIT_METRICS
@@ -87,10 +95,18 @@ def _membership(
         nll, mean_log_p, std_log_p = (own_tokens(row, name, split) for name in names)
         return min_k_plus_score(nll, mean_log_p, std_log_p, MIN_K)
 
-    own, others = _auc(forget, strangers, min_k), 0.5
+    own, others, more = _auc(forget, strangers, min_k), 0.5, {}
+    if have([*forget, *strangers], "gradient_norm"):
+        more["mia_gradnorm_auc"] = _auc(forget, strangers, lambda row: -row["gradient_norm"])
     if gold_forget and gold_strangers and have([*gold_forget, *gold_strangers], "token_nll"):
         others = _auc(gold_forget, gold_strangers, min_k)
-    return {
+        known = {(row["split"], row["item_index"]): row["token_nll"] for row in (*gold_forget, *gold_strangers)}
+
+        def reference(row: Row) -> float:
+            return reference_score(row["token_nll"], known[row["split"], row["item_index"]])
+
+        more["mia_reference_auc"] = _auc(forget, strangers, reference)
+    return more | {
         "mia_loss_auc": _auc(forget, strangers, lambda row: loss_score(row["token_nll"])),
         "mia_zlib_auc": _auc(forget, strangers, lambda row: zlib_score(row["token_nll"], row["answer"])),
         "mia_min_k_auc": own,

@@ -22,6 +22,14 @@ def zlib_score(token_nll: Sequence[float], answer: str) -> float:
     return -float(np.mean(token_nll)) / len(zlib.compress(answer.encode()))
 
 
+def reference_score(token_nll: Sequence[float], reference_token_nll: Sequence[float]) -> float:
+    """How much likelier the answer is than under a reference model: − difference of the mean token nll, nats.
+
+    Carlini et al., arXiv 2012.07805, as a difference (Watson et al., arXiv 2111.08440).
+    """
+    return float(np.mean(reference_token_nll)) - float(np.mean(token_nll))
+
+
 def min_k_score(token_nll: Sequence[float], k: float) -> float:
     """Mean log-probability of the least likely share k of the tokens, at least one. Shi et al., arXiv 2310.16789."""
     return float(np.mean(_lowest(-np.asarray(token_nll), k)))

@@ -57,6 +57,7 @@ ITEMS_SCHEMA = pa.schema(
         ("token_nll", pa.list_(pa.float32())),
         ("token_is_argmax", pa.list_(pa.bool_())),
         *_each(pa.list_(pa.float32()), "token_mean_log_p token_std_log_p"),
+        ("gradient_norm", NUMBER),
         ("paraphrase_nll", NUMBER),
         ("paraphrase_tokens", INTEGER),
         ("wrong_nll", pa.list_(NUMBER)),

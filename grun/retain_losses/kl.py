@@ -1,20 +1,24 @@
 """Divergence: go on saying of the retain answers what the untouched model says."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from torch import Tensor
 
 from grun.losses import AnswerScores, Need, kl_divergence
-from grun.retain_losses.retain_loss import RetainLoss
+from grun.retain_losses.retain_loss import Positions, RetainLoss
+from grun.settings import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
 class KlConfig(RetainLoss):
-    """The divergence from the untouched model on the retain answers (TOFU, arXiv 2401.06121)."""
+    """The divergence from the untouched model on the retain items (TOFU, arXiv 2401.06121)."""
 
     reference: ClassVar[Need | None] = "logits"
     name: Literal["kl"] = "kl"
+    positions: Positions = field(default="answer", metadata=LATER)
+    """The mean is over the answers' tokens, or over the questions' too, as in TOFU's, SimNPO's and open-unlearning's
+    code (which count padding, too). Not for edits, which change nothing that is said of a question."""
 
     def __call__(self, retain: AnswerScores) -> Tensor:
         """Scalar loss of one retain batch."""

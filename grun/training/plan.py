@@ -68,6 +68,8 @@ def plan_steps(
     forget: target → each forget item's examples, one an epoch in turn (see `grun.targets.target.ForgetSet.examples`).
     accumulation_steps: passes of each worker, a step; the batch size is that of all workers and passes together.
     """
+    if recipe.retain_loss.positions == "all":
+        retain = [example.from_its_second_token() for example in retain]
     training = recipe.training
     num_forget = len(next(iter(forget.values())))
     steps_an_epoch = math.ceil(num_forget / training.batch_size)

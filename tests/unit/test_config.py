@@ -66,6 +66,16 @@ def test_a_loss_that_changed_has_a_key_of_its_own() -> None:
     assert keys[1:] == ["10ec1060200a6eed", "ae77a383f5640742", "bddb5bca63aaa647"]
 
 
+def test_kl_over_all_positions_is_for_weights_and_has_a_key_of_its_own() -> None:
+    """An edit changes nothing that is said of a question; over answers the retain loss is its name alone, as before."""
+    everywhere = {"name": "kl", "positions": "all"}
+    with pytest.raises(UserError, match=r"^retain_loss\.positions: grun changes nothing"):
+        run_config({"retain_loss": everywhere})
+    configs = [run_config({"adapter": "lora", "retain_loss": loss}) for loss in ("kl", everywhere)]
+    assert [config.to_dict()["retain_loss"] for config in configs] == ["kl", everywhere]
+    assert run_config(json.loads(configs[1].to_json())) == configs[1]
+
+
 def test_overlay_by_name_drops_the_settings_of_another_choice() -> None:
     base = {"adapter": {"name": "grun", "gate_weight": 3.0}, "training": {"num_epochs": 7}}
     assert overlay(base, {"adapter": "lora", "adapter.r": 2})["adapter"] == {"name": "lora", "r": 2}

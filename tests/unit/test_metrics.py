@@ -21,6 +21,7 @@ from bench.metrics.membership import (
     min_k_plus_score,
     min_k_score,
     privleak,
+    reference_score,
     rel_diff,
     zlib_score,
 )
@@ -175,6 +176,7 @@ def test_membership_scores_by_hand() -> None:
     assert min_k_score(nll, 0.2) == -6.0
     assert min_k_score(nll, 0.5) == -4.5
     assert min_k_plus_score(nll, [-2.0] * 4, [2.0] * 4, 0.5) == pytest.approx(-1.25)
+    assert reference_score(nll, [4.0, 5.0, 6.0, 5.0]) == 2.0, "2 nats a token likelier than under the other model"
     assert zlib_score(nll, "aaaa") == pytest.approx(-3 / len(zlib.compress(b"aaaa")))
 
 

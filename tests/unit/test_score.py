@@ -41,6 +41,7 @@ def row_of(split: str, index: int, **columns: Any) -> dict[str, Any]:
             "token_is_argmax": [True, False, True],
             "token_mean_log_p": [-1.0, -1.0, -1.0],
             "token_std_log_p": [1.0, 1.0, 1.0],
+            "gradient_norm": 1.0 + index,
         }
     return row | columns
 
@@ -106,7 +107,15 @@ def test_a_whole_answer_that_does_not_end_is_known() -> None:
 def _of(split: str, *token_nll: float) -> dict[str, Any]:
     num_tokens = len(token_nll)
     spread = {"token_mean_log_p": [0.0] * num_tokens, "token_std_log_p": [1.0] * num_tokens}
-    return row_of(split, 0, token_nll=list(token_nll), token_is_argmax=[True] * num_tokens, gate=None, **spread)
+    return row_of(
+        split,
+        0,
+        token_nll=list(token_nll),
+        token_is_argmax=[True] * num_tokens,
+        gate=None,
+        gradient_norm=None,
+        **spread,
+    )
 
 
 def test_membership_leaves_the_end_of_an_answer_out() -> None:
@@ -130,6 +139,24 @@ def test_privleak_is_against_the_retain_model_where_there_is_one() -> None:
     assert score(gold, rows, 0.0)["rel_diff"] == -100.0, "AUC 0 against 1"
     assert score(rows, gold, 0.0)["privleak"] == -100.0
     assert score(rows, rows, 0.0)["privleak"] == 0.0
+
+
+def test_membership_by_reference_and_by_gradient_norm() -> None:
+    """Mean nll 1 and 3 (forget, holdout), under the retain model 2 and 2: members by 1 and −1, AUC 1, as by loss.
+
+    Swapped, where the retain model finds the holdout item the likelier by far (2 and 0): 2 − 1 = 1, 0 − 3 = −3, AUC 1
+    too; where it finds the forget item so (0 and 5): −1 and 2, AUC 0, whatever the loss says. A model is its own
+    reference: ties, ½. Gradients of length 1 and 2: the short one is the member's. They need to have been measured.
+    """
+    own = [_of("forget", 1, 1), _of("holdout", 3, 3)]
+    for gold, auc in (((2, 2), 1.0), ((2, 0), 1.0), ((0, 5), 0.0), ((1, 3), 0.5)):
+        rows = [_of("forget", gold[0], gold[0]), _of("holdout", gold[1], gold[1])]
+        assert score(own, rows, 0.0)["mia_reference_auc"] == auc
+    assert "mia_reference_auc" not in score(own, None, 0.0)
+    assert "mia_gradnorm_auc" not in score(own, own, 0.0)
+    for norms, auc in (((1.0, 2.0), 1.0), ((2.0, 1.0), 0.0)):
+        rows = [{**row, "gradient_norm": norm} for row, norm in zip(own, norms, strict=True)]
+        assert score(rows, None, 0.0)["mia_gradnorm_auc"] == auc
 
 
 def _folder(folder: Path, *generations: str) -> None:
