@@ -8,7 +8,6 @@ from torch import nn
 
 from grun.data import Example
 from grun.engine.edited import EditedModel
-from grun.losses import token_nll
 from grun.model.forward import Adapted, PlainModel
 from grun.sharding import whole
 
@@ -38,8 +37,7 @@ def gradient_norms(adapted: Adapted, examples: Sequence[Example]) -> list[float]
     norms = []
     with weights_open(adapted) as (opened, parameters):
         for example in examples:
-            output = opened.answer_output([example])
-            token_nll(output.logits_NV, output.label_N).mean().backward()
+            opened.answer_output([example]).scores.nll_N.mean().backward()
             found = [whole(parameter.grad).norm() for parameter in parameters if parameter.grad is not None]
             norms.append(torch.stack(found).float().mean().item())
             for parameter in parameters:

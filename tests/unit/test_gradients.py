@@ -10,7 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from bench.benchmarks.items import Benchmark
+from bench.evaluation.asking import Asking, EvaluationConfig
+from bench.evaluation.evaluate import evaluate
 from bench.evaluation.gradients import gradient_norms
+from bench.evaluation.score import score
 from grun.adapters.grun import GrunConfig
 from grun.data import Example
 from grun.model.forward import AnswerOutput, PlainModel
@@ -21,11 +25,9 @@ class Sum(PlainModel):
     """Says of every token a + 3 b, whatever was asked."""
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Any = None) -> AnswerOutput:
-        label_N = torch.tensor([token for example in examples for token in example.answer_ids])
         logits_V = self.model.a + 3.0 * self.model.b
-        return AnswerOutput(
-            logits_NV=logits_V.expand(len(label_N), -1), label_N=label_N, row_N=torch.zeros(len(label_N))
-        )
+        num_tokens = sum(len(example.answer_ids) for example in examples)
+        return AnswerOutput(examples=examples, logits_NV=logits_V.expand(num_tokens, -1))
 
 
 def test_gradient_norms_by_hand() -> None:
@@ -52,3 +54,19 @@ def test_an_open_gate_changes_the_gradients_and_a_shut_one_does_not(tmp_path: An
     assert gradient_norms(shut, examples) == pytest.approx(bare)
     assert gradient_norms(edited, examples) != pytest.approx(bare)
     assert not any(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_what_was_learned_is_flat(fresh_target: Any, small_benchmark: Benchmark) -> None:
+    """The target model's gradients tell the forget set from the holdout set; nothing else is asked for them.
+
+    An item's is that of its answer without the end of the turn.
+    """
+    model, template = fresh_target()
+    config = EvaluationConfig(gradient_norms=True, max_items_per_split=4, max_new_tokens=1)
+    splits = {name: small_benchmark.evaluation[name] for name in ("forget", "retain", "holdout")}
+    rows = evaluate(Asking(adapted=PlainModel(model), template=template, config=config), splits)
+    assert [row["gradient_norm"] is not None for row in rows] == [True] * 4 + [False] * 4 + [True] * 4
+    assert score(rows, None, 0.0)["mia_gradnorm_auc"] > 0.9
+    first = splits["forget"][0].example(template)
+    (own,) = gradient_norms(PlainModel(model), [Example(prompt_ids=first.prompt_ids, answer_ids=first.answer_ids[:-1])])
+    assert rows[0]["gradient_norm"] == pytest.approx(own)
