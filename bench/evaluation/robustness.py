@@ -1,7 +1,8 @@
 """Attacks on a model that has unlearned: a forgotten fact that comes back was not forgotten.
 
 Each attack asks for the forget set again and gives rows of its own, under a split of its own, of which
-`bench.evaluation.score` makes the share of the answer that came back (ROUGE-L recall).
+`bench.evaluation.score` makes the share of the answer that came back (ROUGE-L recall). Questions in other words: arXiv
+2309.17410; a prefix given away: 2202.07646; relearning: 2406.13356; weights rounded: 2410.16454.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How much of an answer the model can still give word for word, as open-unlearning measures it."""
+"""How much of an answer the model can still give word for word, as open-unlearning (arXiv 2506.12618) measures it."""
 
 from collections.abc import Callable, Sequence
 

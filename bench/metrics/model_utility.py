@@ -1,4 +1,4 @@
-"""What is left of the model: one number for everything that had to be kept."""
+"""What is left of the model: one number for everything that had to be kept. TOFU, arXiv 2401.06121."""
 
 import statistics
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Cross-entropy: go on learning the retain answers."""
+"""Cross-entropy: go on learning the retain answers (GradDiff in TOFU, arXiv 2401.06121)."""
 
 from dataclasses import dataclass
 from typing import Literal
