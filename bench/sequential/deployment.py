@@ -21,8 +21,11 @@ from grun.sequential import save_deployment
 def export(results_folder: Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
     """Write the modules of a finished GRUN study as one deployment; returns the requests whose modules are in it.
 
-    without: requests to leave out, by name. Raises UserError where there is no such study or request.
+    without: requests to leave out, by name. Raises UserError where there is no such study or request, or something else
+    where the deployment is to be.
     """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError("--output", f"{output} is there already, and not empty; name another folder")
     folder = location(results_folder)
     last = last_states(scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
     if last.is_empty():

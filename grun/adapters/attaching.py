@@ -3,6 +3,7 @@
 import torch
 
 from grun.engine.edited import EditedModel
+from grun.errors import UserError
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, Layers, layer_index, layer_indices
 from pyvene_custom.editing import Edits
@@ -20,8 +21,13 @@ def attach_edits(
     gate_layer: Layer | None,
     seed: int,
 ) -> EditedModel:
-    """Freeze the model and put a fresh edit on each layer; its random initial values come from `seed` alone."""
+    """Freeze the model and put a fresh edit on each layer; its random initial values come from `seed` alone.
+
+    Raises UserError where the model has no such layer, or fewer dimensions than the edit is to have.
+    """
     config = model.config.get_text_config()
+    if rank > config.hidden_size:
+        raise UserError("adapter.rank", f"{rank} is more than the hidden size; use at most {config.hidden_size}")
     indices = layer_indices(layers, config.num_hidden_layers)
     model.requires_grad_(False)
     with torch.random.fork_rng():

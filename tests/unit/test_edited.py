@@ -2,7 +2,10 @@
 
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from grun.adapters.grun import GrunConfig
+from grun.adapters.reft import ReftConfig
 from grun.errors import UserError
 from grun.model.layers import layer_indices
 from pyvene_custom.edits import LoReFT
@@ -27,6 +30,16 @@ def test_layer_indices(layers: tuple[float, ...], num_layers: int, indices: tupl
 def test_a_layer_beyond_the_model_is_named() -> None:
     with pytest.raises(UserError, match=r"adapter.layers: layer 40 is beyond the model's 32; use 0 to 31"):
         layer_indices((3, 40), 32)
+
+
+@pytest.mark.parametrize("adapter", [GrunConfig, ReftConfig])
+def test_a_rank_beyond_the_model_is_named(adapter: type[GrunConfig] | type[ReftConfig]) -> None:
+    """Nine orthonormal rows have no room in eight dimensions; eight have."""
+    llama = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    model = LlamaForCausalLM(llama)
+    with pytest.raises(UserError, match=r"^adapter\.rank: 9 is more than the hidden size; use at most 8$"):
+        adapter(rank=9, layers=(0,)).attach(model, seed=0)
+    assert adapter(rank=8, layers=(0,)).attach(model, seed=0).layers == (0,)
 
 
 def _edit(hidden_size: int = 16, rank: int = 4) -> LoReFT:

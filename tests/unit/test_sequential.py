@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from bench.sequential.deployment import export
 from grun.adapters.grun import GrunConfig
 from grun.data import Example
 from grun.errors import UserError
@@ -70,6 +71,17 @@ def test_scaled_by_number_by_hand(bias: float) -> None:
         for combination, weight in (("sum", gate), ("scaled_by_number", 1.8 * gate)):
             edited = _apply(CombinedEdit(edits, combination, 0.0), h_BD)  # type: ignore[arg-type]
             torch.testing.assert_close(edited, h_BD + weight * both, rtol=1e-5, atol=1e-5)
+
+
+def test_a_deployment_goes_nowhere_where_something_is(tmp_path: Path) -> None:
+    """A folder that exists: what lay there would be mixed with it. An empty one may be there."""
+    (tmp_path / "out").mkdir()
+    with pytest.raises(UserError, match="holds no requests"):
+        export(tmp_path, "s", tmp_path / "out", ())
+    (tmp_path / "out" / "config.json").write_text("{}")
+    for place in ("out", "out/config.json"):
+        with pytest.raises(UserError, match=r"--output: .* is there already, and not empty; name another folder"):
+            export(tmp_path, "s", tmp_path / place, ())
 
 
 def test_a_combination_of_before_is_not_taken_for_another() -> None:
