@@ -63,6 +63,8 @@ class Metric:
     """Whether the other way is better of what is to be forgotten."""
     instead: str | None = None
     """What to optimise in place of a metric that is no objective."""
+    needs: str | None = None
+    """The column that all of a split's rows must have for it."""
     of: Callable[[Rows, About], float | None] | None = None
     """Makes it of a split's rows, None where they do not allow it. None: it is of a whole run."""
 

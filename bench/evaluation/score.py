@@ -65,7 +65,11 @@ def _by_split(rows: Rows) -> dict[str, list[Row]]:
 
 def _of_split(rows: Rows, about: About) -> dict[str, float]:
     """The metrics of the split's kind that its rows allow."""
-    made = {name: metric.of(rows, about) for name, metric in SPLIT_METRICS[about.split.kind].items() if metric.of}
+    made = {
+        name: metric.of(rows, about)
+        for name, metric in SPLIT_METRICS[about.split.kind].items()
+        if metric.of and (metric.needs is None or have(rows, metric.needs))
+    }
     return {name: value for name, value in made.items() if value is not None}
 
 
@@ -74,9 +78,8 @@ def _of_forget_set(forget: Rows, retain: Rows, gold: Rows) -> dict[str, float]:
     scores = {}
     if retain and have(forget, "gate"):
         scores["gate_auc"] = gate_auc(column(forget, "gate"), column(retain, "gate"))
-    ratios = of_rows(forget), of_rows(gold) if gold else None
-    if ratios[0] is not None and ratios[1] is not None:
-        scores["forget_quality"], scores["log10_forget_quality"] = forget_quality(ratios[0], ratios[1])
+    if gold and have([*forget, *gold], "wrong_nll"):
+        scores["forget_quality"], scores["log10_forget_quality"] = forget_quality(of_rows(forget), of_rows(gold))
     return scores
 
 

@@ -2,7 +2,7 @@
 
 from bench.metrics import Floats
 from bench.metrics.auc import auc
-from bench.metrics.rows import column, have
+from bench.metrics.rows import column
 from bench.splits import About, Metric, Rows
 
 
@@ -21,19 +21,19 @@ def gate_auc(forget: Floats, retain: Floats) -> float:
     return auc(forget.mean(axis=1), retain.mean(axis=1))
 
 
-def _mean(rows: Rows, about: About) -> float | None:
-    return gate_mean(column(rows, "gate")) if have(rows, "gate") else None
+def _mean(rows: Rows, about: About) -> float:
+    return gate_mean(column(rows, "gate"))
 
 
-def _open_share(rows: Rows, about: About) -> float | None:
-    return gate_open_share(column(rows, "gate"), about.gate_threshold) if have(rows, "gate") else None
+def _open_share(rows: Rows, about: About) -> float:
+    return gate_open_share(column(rows, "gate"), about.gate_threshold)
 
 
-def _shut_share(rows: Rows, about: About) -> float | None:
+def _shut_share(rows: Rows, about: About) -> float:
     """The soft gate is never quite shut: there, below one half."""
-    return 1.0 - gate_open_share(column(rows, "gate"), about.gate_threshold or 0.5) if have(rows, "gate") else None
+    return 1.0 - gate_open_share(column(rows, "gate"), about.gate_threshold or 0.5)
 
 
-GATE_MEAN = Metric(heading="mean gate", better="min", of=_mean)
-GATE_OPEN_SHARE = Metric(heading="share of prompts that open a gate", better="min", of=_open_share)
-GATE_SHUT_SHARE = Metric(heading="share of prompts that open no gate", of=_shut_share)
+GATE_MEAN = Metric(heading="mean gate", better="min", needs="gate", of=_mean)
+GATE_OPEN_SHARE = Metric(heading="share of prompts that open a gate", better="min", needs="gate", of=_open_share)
+GATE_SHUT_SHARE = Metric(heading="share of prompts that open no gate", needs="gate", of=_shut_share)

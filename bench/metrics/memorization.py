@@ -1,10 +1,11 @@
 """How much of an answer the model can still give word for word, as open-unlearning (arXiv 2506.12618) measures it."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
-from bench.metrics.rows import have, own_tokens
+from bench.metrics.rows import own_tokens
 from bench.splits import About, Metric, Rows
 
 
@@ -25,19 +26,9 @@ def extraction_strength(is_argmax: Sequence[bool]) -> float:
     return 1.0 - k / len(is_argmax)
 
 
-def _mean(measure: Callable[[Sequence[bool]], float], rows: Rows, about: About) -> float | None:
-    if not have(rows, "token_is_argmax"):
-        return None
+def _mean(measure: Callable[[Sequence[bool]], float], rows: Rows, about: About) -> float:
     return float(np.mean([measure(own_tokens(row, "token_is_argmax", about.split)) for row in rows]))
 
 
-def _exact(rows: Rows, about: About) -> float | None:
-    return _mean(exact_memorization, rows, about)
-
-
-def _strength(rows: Rows, about: About) -> float | None:
-    return _mean(extraction_strength, rows, about)
-
-
-EXACT_MEMORIZATION = Metric(heading="EM", of=_exact)
-EXTRACTION_STRENGTH = Metric(heading="ES", of=_strength)
+EXACT_MEMORIZATION = Metric(heading="EM", needs="token_is_argmax", of=partial(_mean, exact_memorization))
+EXTRACTION_STRENGTH = Metric(heading="ES", needs="token_is_argmax", of=partial(_mean, extraction_strength))

@@ -7,11 +7,12 @@ Kept as a logarithm: R itself overflows on a model that gradient ascent has wrec
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 
 from bench.metrics import Floats
-from bench.metrics.rows import column, have, lists
+from bench.metrics.rows import column, lists
 from bench.splits import About, Metric, Rows
 
 
@@ -54,41 +55,29 @@ def right_share(log_ratio: Floats) -> float:
 Definition = Callable[[Floats, Floats, Sequence[Floats], Sequence[Floats]], Floats]
 
 
-def of_rows(rows: Rows, definition: Definition = log_truth_ratio) -> Floats | None:
-    """log R of each row: [items]; None where items have no wrong answers."""
-    if not have(rows, "wrong_nll"):
-        return None
+def of_rows(rows: Rows, definition: Definition = log_truth_ratio) -> Floats:
+    """log R of each row, which has wrong answers: [items]."""
     right = "answer" if rows[0]["paraphrase_nll"] is None else "paraphrase"
     nll, num_tokens = column(rows, f"{right}_nll"), column(rows, f"{right}_tokens")
     return definition(nll, num_tokens, lists(rows, "wrong_nll"), lists(rows, "wrong_tokens"))
 
 
-def _tofu(rows: Rows, about: About, definition: Definition) -> float | None:
+def _tofu(definition: Definition, rows: Rows, about: About) -> float:
     """Of what is forgotten the one aggregate, of the rest the other."""
-    log_ratio = of_rows(rows, definition)
     aggregate = forget_truth_ratio if about.split.role == "forgotten" else retain_truth_ratio
-    return None if log_ratio is None else aggregate(log_ratio)
+    return aggregate(of_rows(rows, definition))
 
 
-def _geometric(rows: Rows, about: About) -> float | None:
-    return _tofu(rows, about, log_truth_ratio)
+def _grun(rows: Rows, about: About) -> float:
+    return retain_truth_ratio(of_rows(rows, log_truth_ratio_arithmetic))
 
 
-def _arithmetic(rows: Rows, about: About) -> float | None:
-    return _tofu(rows, about, log_truth_ratio_arithmetic)
+def _prob_mean(rows: Rows, about: About) -> float:
+    return right_share(of_rows(rows))
 
 
-def _grun(rows: Rows, about: About) -> float | None:
-    log_ratio = of_rows(rows, log_truth_ratio_arithmetic)
-    return None if log_ratio is None else retain_truth_ratio(log_ratio)
-
-
-def _prob_mean(rows: Rows, about: About) -> float | None:
-    log_ratio = of_rows(rows)
-    return None if log_ratio is None else right_share(log_ratio)
-
-
-TRUTH_RATIO = Metric(heading="truth ratio", turns=False, of=_geometric)
-TRUTH_RATIO_ARITHMETIC = Metric(heading="arithmetic truth ratio", turns=False, of=_arithmetic)
-TRUTH_RATIO_GRUN = Metric(heading="GRUN's truth ratio", of=_grun)
-TRUTH_RATIO_PROB_MEAN = Metric(heading="right answer's share", of=_prob_mean)
+_GEOMETRIC, _ARITHMETIC = partial(_tofu, log_truth_ratio), partial(_tofu, log_truth_ratio_arithmetic)
+TRUTH_RATIO = Metric(heading="truth ratio", turns=False, needs="wrong_nll", of=_GEOMETRIC)
+TRUTH_RATIO_ARITHMETIC = Metric(heading="arithmetic truth ratio", turns=False, needs="wrong_nll", of=_ARITHMETIC)
+TRUTH_RATIO_GRUN = Metric(heading="GRUN's truth ratio", needs="wrong_nll", of=_grun)
+TRUTH_RATIO_PROB_MEAN = Metric(heading="right answer's share", needs="wrong_nll", of=_prob_mean)

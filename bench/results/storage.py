@@ -183,12 +183,10 @@ class Location:
             return
         for line in (local / SUMS).read_text().splitlines():
             digest, name = line.split("  ", 1)
-            try:
-                is_same = _digest(local / name) == digest
-            except FileNotFoundError:
-                raise Damaged(str(self), f"is damaged ({name} is missing); it has to be made again") from None
-            if not is_same:
-                raise Damaged(str(self), f"is damaged ({name} is not what was written); it has to be made again")
+            found = _digest(local / name) if (local / name).exists() else None
+            if found != digest:
+                what = "missing" if found is None else "not what was written"
+                raise Damaged(str(self), f"is damaged ({name} is {what}); it has to be made again")
 
     def digest(self) -> str:
         """Names this place in a local cache."""
