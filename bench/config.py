@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from bench.benchmarks import BenchmarkConfig
+from bench.benchmarks import BenchmarkConfig, LocalBenchmark
 from bench.benchmarks.authors import AuthorsConfig
-from bench.benchmarks.tofu import TofuConfig
+from bench.benchmarks.tofu import KEPT, TofuConfig
+from bench.content import DIGEST, by_content, files_digest, local_model, model_digest
 from bench.evaluation.asking import EvaluationConfig
-from bench.models.known import with_known_prompt
+from bench.models.known import known_retain_model, with_known_prompt
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig
 from bench.validation import validated
@@ -124,14 +125,15 @@ class RunConfig:
 
     @property
     def run_key(self) -> str:
-        """Hash of the whole config: names the run's rows."""
-        return digest(self.to_dict())
+        """Hash of the whole config, with what local data and models hold in place of their paths: names its rows."""
+        return digest(by_content(self.to_dict()))
 
     @property
     def train_key(self) -> str:
         """Hash of what training depends on: runs that differ in gate threshold or evaluation share a module."""
-        config = self.to_dict()
+        config = by_content(self.to_dict())
         del config["evaluation"]
+        config["benchmark"].pop("holdout", None)
         config["adapter"].pop("gate_threshold", None)
         return digest(config)
 
@@ -153,12 +155,56 @@ class RunConfig:
 
 
 def run_config(data: Mapping[str, Any]) -> RunConfig:
-    """Validate plain data; what is left out takes its default. Raises UserError naming the first bad field."""
+    """Validate plain data, and look at what is local: paths become absolute, and what they hold becomes known.
+
+    What is left out takes its default; what was known already stays. Raises UserError naming the first bad field.
+    """
+    config = stored_config(data)
+    for section, name, path, found in _local_content(config):
+        part = getattr(config, section)
+        known = getattr(part, name + DIGEST) or found
+        config = replace(config, **{section: replace(part, **{name: path, name + DIGEST: known})})
+    return config
+
+
+def check_content(config: RunConfig) -> None:
+    """Raises UserError where what is read here is not what the config was made for: another file, or another node's."""
+    for section, name, path, found in _local_content(config):
+        if found != getattr(getattr(config, section), name + DIGEST):
+            field = f"{section}.{name}"
+            what = f"{path} holds something else than this run is named by"
+            raise UserError(field, f"{what}; put that back, or give {field} anew for what is there")
+
+
+def _local_content(config: RunConfig) -> Iterator[tuple[str, str, str, str | None]]:
+    """(section, field, absolute path, digest of what lies there) of all that a run reads from this machine."""
+    benchmark, model = config.benchmark, config.model
+    if isinstance(benchmark, LocalBenchmark) and benchmark.data_dir is not None:
+        found = files_digest(Path(benchmark.data_dir), benchmark.parts)
+        yield "benchmark", "data_dir", benchmark.data_dir, found
+    if isinstance(model, PretrainedConfig):
+        for name, given in (("name", model.name), ("retain_model", model.retain_model)):
+            place = local_model(given) if given else None
+            if place is not None:
+                yield "model", name, str(place), model_digest(place)
+
+
+def stored_config(data: Mapping[str, Any]) -> RunConfig:
+    """Plain data as a config, without a look at what its paths lead to. Raises UserError like `run_config`."""
     outside = _from_outside(data)
     config = validated(RunConfig, {key: value for key, value in data.items() if key not in outside})
-    config = dataclasses.replace(config, **outside)
+    config = replace(_with_gold(config), **outside)
     _check_pairs(config)
-    return dataclasses.replace(config, training=config.training.resolved(config.forget_loss, config.adapter))
+    return replace(config, training=config.training.resolved(config.forget_loss, config.adapter))
+
+
+def _with_gold(config: RunConfig) -> RunConfig:
+    """A known model of the hub is measured against the one that goes with the forget split."""
+    benchmark, model = config.benchmark, config.model
+    if not isinstance(benchmark, TofuConfig) or not isinstance(model, PretrainedConfig) or model.retain_model:
+        return config
+    gold = known_retain_model(model.name, KEPT[benchmark.forget_split])
+    return replace(config, model=replace(model, retain_model=gold))
 
 
 def _from_outside(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,6 +249,7 @@ def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
     Choosing another `adapter` (or benchmark, model, forget_loss) by name drops the settings of the one before.
     The order of the overrides says nothing: what holds others comes first (`adapter` before `adapter.rank`).
+    Of another path it is not known what it holds.
     """
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
     for key in CHOICES:
@@ -222,6 +269,7 @@ def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
             node[holder] = dict(held) if isinstance(held, Mapping) else {}
             node = node[holder]
         node[last] = value
+        node.pop(last + DIGEST, None)
     return result
 
 

@@ -15,6 +15,7 @@ from annotated_types import MinLen
 from pydantic import AfterValidator, BeforeValidator, Strict
 from pydantic_core import PydanticCustomError
 
+from bench.content import absolute
 from bench.validation import unknown_key, validated
 from grun.errors import UserError
 
@@ -49,6 +50,8 @@ Text = Annotated[AnyText, AfterValidator(_not_blank)]
 Texts = Annotated[list[Text], MinLen(1)]
 MaybeText = Annotated[Text | None, BeforeValidator(_not_null)]
 """With the default None. Left out, not null: half a column of nulls is a slip more often than it is meant."""
+DataDir = Annotated[str, MinLen(1), AfterValidator(absolute)]
+"""A folder of data, however it was written."""
 MaybeTexts = Annotated[Texts | None, BeforeValidator(_not_null)]
 
 
@@ -60,7 +63,7 @@ def read_rows(
     closed: a key that `kind` does not have is refused; else only one that looks like a slip.
     Raises UserError with the file, the line, the field and the fix where one is not what `kind` says, or there is none.
     """
-    where, noun, found = _from_folder(Path(data_dir).expanduser() / f"{part}.json") if data_dir else _from_hub(hub)
+    where, noun, found = _from_folder(Path(absolute(data_dir)) / f"{part}.json") if data_dir else _from_hub(hub)
     rows = []
     for number, row in found:
         try:

@@ -5,6 +5,7 @@ A benchmark is added by writing its file and naming its config in `BenchmarkConf
     splits      what it may evaluate: name → what that is
     objectives  its two scores that a search trades against each other; `{forget_split}` stands for the config's
     headlines   what to show of a run first
+    parts       where it reads a folder `data_dir`: the names of those JSON files, which a run's key has the content of
 
 Nothing here imports model code.
 """
@@ -21,7 +22,9 @@ from bench.benchmarks.tofu import TofuConfig
 from bench.benchmarks.wmdp import WmdpConfig
 from bench.splits import ATTACKS, Split
 
-BenchmarkConfig = AuthorsConfig | CorporaConfig | MuseConfig | QuestionsConfig | RwkuConfig | TofuConfig | WmdpConfig
+LocalBenchmark = CorporaConfig | MuseConfig | QuestionsConfig | RwkuConfig | TofuConfig | WmdpConfig
+"""Those that can read a folder."""
+BenchmarkConfig = AuthorsConfig | LocalBenchmark
 
 SPLITS: Mapping[str, Split] = {
     **ATTACKS,

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import Text, read_rows
+from bench.sources import DataDir, Text, read_rows
 from bench.splits import Split
+from grun.settings import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,19 @@ class CorporaConfig:
         "retain_knowledge_rouge_l_f1",
         "privleak",
     )
-    data_dir: str
+    data_dir: DataDir
     """Folder with `forget.json` and `retain.json` (text), and where you have them `holdout.json` (text no model has
     seen, for privleak), `forget_qa.json` and `retain_qa.json` (question, answer); each as JSON lines or as one JSON
     array, of texts alone if you like."""
+    data_dir_digest: str | None = field(default=None, metadata=LATER)
+    """What those files hold; the command finds it out."""
     forget_split: str = "forget"
     """What to call it in the results."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Files it reads, those that need not be there included."""
+        return ("forget", "retain", "holdout", "forget_qa", "retain_qa")
 
     def load(self) -> Benchmark:
         """Read the texts. Raises UserError where one is missing or is something else."""

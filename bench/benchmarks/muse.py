@@ -7,14 +7,15 @@ has read it; what is kept; larger sets to be forgotten (`scal`), and several one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
 from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import HubPart, Kind, Text, read_rows
+from bench.sources import DataDir, HubPart, Kind, Text, read_rows
 from bench.splits import Split
+from grun.settings import LATER
 
 FOLDS = ("forget_1", "forget_2", "forget_3", "forget_4")
 KNOWMEM_TOKENS, VERBMEM_TOKENS = 32, 128
@@ -45,17 +46,28 @@ class MuseConfig:
     )
     corpus: Literal["news", "books"] = "news"
     """Which of the two released data sets."""
-    data_dir: str | None = None
+    data_dir: DataDir | None = None
     """Folder in the data set's own layout, a JSON array or JSON lines each: `raw/forget` and `raw/retain1` (text),
     `verbmem/forget` (prompt, gt), `knowmem/forget_qa`, `forget_qa_icl`, `retain_qa` and `retain_qa_icl` (question,
     answer), `privleak/forget` and `privleak/holdout` (text), and for the folds `scal/forget_1` to `4` and `sust/` the
     same; None: muse-bench/MUSE-News or MUSE-Books on the Hugging Face hub."""
+    data_dir_digest: str | None = field(default=None, metadata=LATER)
+    """What those files hold; the command finds it out."""
     forget_split: Literal["forget", "scal_1", "scal_2", "scal_3", "scal_4", "sust"] = "forget"
     """What is forgotten: the forget set; one of four that grow, the first being it; or the four parts that are asked to
     be forgotten one after another, as requests of `grun-bench sequential`."""
     piece_characters: Annotated[int, Ge(100)] = 1600
     """Texts are cut between words into passages of about so many characters; of each, no more than 512 tokens are
     trained on."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Files it reads."""
+        asked = (
+            "verbmem/forget",
+            *(f"knowmem/{side}_qa{icl}" for side in ("forget", "retain") for icl in ("", "_icl")),
+        )
+        return (*map("/".join, self._forgotten()), "raw/retain1", *asked, "privleak/forget", "privleak/holdout")
 
     def load(self) -> Benchmark:
         """Read texts and questions. Raises UserError where a part is missing or is something else."""
@@ -87,12 +99,14 @@ class MuseConfig:
 
     def _folds(self) -> dict[str, list[Item]]:
         """What is to be forgotten, in the parts that are asked for one after another."""
+        return {split: self._passages(part, split) for part, split in self._forgotten()}
+
+    def _forgotten(self) -> list[tuple[str, str]]:
         if self.forget_split == "sust":
-            return {fold: self._passages("sust", fold) for fold in FOLDS}
-        part, split = "raw", "forget"
-        if self.forget_split != "forget":
-            part, split = "scal", self.forget_split.replace("scal", "forget")
-        return {split: self._passages(part, split)}
+            return [("sust", fold) for fold in FOLDS]
+        if self.forget_split == "forget":
+            return [("raw", "forget")]
+        return [("scal", self.forget_split.replace("scal", "forget"))]
 
     def _passages(self, part: str, split: str) -> list[Item]:
         return [

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import MaybeText, MaybeTexts, Text, read_rows
+from bench.sources import DataDir, MaybeText, MaybeTexts, Text, read_rows
 from bench.splits import QUESTION_SPLITS, Split
 from grun.errors import UserError
+from grun.settings import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,14 +27,21 @@ class QuestionsConfig:
         "retain_rouge_l_recall",
         "forget_relearned_rouge_l_recall",
     )
-    data_dir: str
+    data_dir: DataDir
     """Folder with `forget.json`, `retain.json` and, where you have it, `holdout.json` (questions no model has seen), as
     JSON lines or one JSON array: `question` and `answer`; where you have them `paraphrased_answer`,
     `paraphrased_question` and `perturbed_answers` (a list of wrong ones, which TOFU calls `perturbed_answer`; truth
     ratio and forget quality need them); and in `forget.json` the name of the `request` that a line belongs to,
     for `grun-bench sequential`."""
+    data_dir_digest: str | None = field(default=None, metadata=LATER)
+    """What those files hold; the command finds it out."""
     forget_split: str = "forget"
     """What to call it in the results."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Files it reads, those that need not be there included."""
+        return ("forget", "retain", "holdout")
 
     def load(self) -> Benchmark:
         """Read the lines. Raises UserError where a file or a field is missing or is something else."""

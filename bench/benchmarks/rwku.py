@@ -7,16 +7,17 @@ question put in one of nine adversarial ways. Neighbours are what is near a targ
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le, Len
 from pydantic import Strict
 
 from bench.benchmarks.items import Benchmark, Item, multiple_choice, say_repeats
-from bench.sources import AnyText, HubPart, Kind, Text, Texts, read_rows
+from bench.sources import AnyText, DataDir, HubPart, Kind, Text, Texts, read_rows
 from bench.splits import Split
 from grun.errors import UserError
+from grun.settings import LATER
 
 HUB_ID = "jinzhuoran/RWKU"
 PROBES = {
@@ -50,17 +51,24 @@ class RwkuConfig:
         "rwku_general_accuracy",
         "rwku_factuality_rouge_l_recall",
     )
-    data_dir: str | None = None
+    data_dir: DataDir | None = None
     """Folder with the configurations of the released data set, a JSON file each: `forget_target` (target),
     `forget_level1` to `3` and `neighbor_level1` and `2` (subject, query, answer, type), `utility_general` (task,
     question, choices, answer), `utility_factuality` (question, answers), `train_original_passage` (subject, text);
     None: jinzhuoran/RWKU on the Hugging Face hub."""
+    data_dir_digest: str | None = field(default=None, metadata=LATER)
+    """What those files hold; the command finds it out."""
     forget_split: str = "targets"
     """What to call it in the results."""
     subjects: tuple[str, ...] = ()
     """Who is to be forgotten; empty: the first `num_targets` of `forget_target`."""
     num_targets: Annotated[int, Ge(1)] = 1
     """So many are forgotten together, and the passages of as many others are kept."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Files it reads."""
+        return ("forget_target", "train_original_passage", *PROBES.values(), "utility_general", "utility_factuality")
 
     def load(self) -> Benchmark:
         """Read what is about the targets. Raises UserError where a part is missing, or has nothing of them.

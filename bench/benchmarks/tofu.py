@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item, numbered_requests, say_repeats
-from bench.sources import HubPart, Kind, MaybeText, Text, Texts, read_rows
+from bench.sources import DataDir, HubPart, Kind, MaybeText, Text, Texts, read_rows
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
 from grun.errors import UserError
+from grun.settings import LATER
 
 HUB_ID = "locuslab/TOFU"
 NUM_ITEMS = 4000
@@ -20,6 +22,7 @@ NUM_PER_AUTHOR = 20
 NUM_FORGET = {"forget01": 40, "forget05": 200, "forget10": 400}
 KEPT = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 """TOFU's name of what is left beside a forget split, part of the name of a model trained on it."""
+KNOWLEDGE = ("real_authors", "world_facts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +40,21 @@ class TofuConfig:
     )
     forget_split: Literal["forget01", "forget05", "forget10"] = "forget10"
     """The last 40, 200 or 400 of the 4,000 questions; the retain set is the rest."""
-    data_dir: str | None = None
+    data_dir: DataDir | None = None
     """Folder with TOFU's own JSON files; None: locuslab/TOFU from the Hugging Face hub."""
+    data_dir_digest: str | None = field(default=None, metadata=LATER)
+    """What those files hold; the command finds it out."""
     num_items: Annotated[int, Ge(41), Le(NUM_ITEMS)] | None = None
     """Keep only the last so many of the 4,000 questions. None: all."""
+    holdout: bool = True
+    """Also ask questions that no model has seen, for membership scores: TOFU's own (`holdout10` beside forget10; from a
+    folder where the file is there), or of a cut those that are cut off."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Files it reads, those that need not be there included."""
+        knowledge = tuple(f"{name}_perturbed" for name in KNOWLEDGE)
+        return ("full", "retain_perturbed", "forget10_perturbed", *knowledge, self._strangers)
 
     def load(self) -> Benchmark:
         """Read and cut the splits. Raises UserError where a file, or a usable cut, is missing.
@@ -48,7 +62,7 @@ class TofuConfig:
         Whole, the retain split is evaluated on TOFU's own 400 `retain_perturbed` items (the first 400 of the
         4,000). Cut, it is evaluated on every kept item that TOFU has wrong answers for: `forget10_perturbed`
         has them for the last 400. Where these are all forgotten, a cut keeps the first items instead as its retain
-        set. Of what is cut off, as many items as are forgotten are the holdout set.
+        set. Of what is cut off, as many items as are forgotten are the holdout set; where too little is, TOFU's own.
         """
         num_forget, num_items = NUM_FORGET[self.forget_split], self.num_items or NUM_ITEMS
         if num_items <= num_forget:
@@ -72,7 +86,8 @@ class TofuConfig:
             retain_set, retain_evaluation, first_kept = full[:num_retain], first[:num_retain], 0
         forget = last[-num_forget:]
         say_repeats(forget, retain_set)
-        knowledge = {name: self._knowledge(name) for name in ("real_authors", "world_facts")}
+        knowledge = {name: self._knowledge(name) for name in KNOWLEDGE}
+        holdout = first[:num_forget] if first_kept >= NUM_PERTURBED else self._own_holdout()
         return Benchmark(
             name=self.name,
             forget_split=self.forget_split,
@@ -83,21 +98,31 @@ class TofuConfig:
                 "forget": forget,
                 "retain": retain_evaluation,
                 **knowledge,
-                **({"holdout": first[:num_forget]} if first_kept >= NUM_PERTURBED else {}),
+                **({"holdout": holdout} if self.holdout and holdout else {}),
             },
             requests=numbered_requests(forget, NUM_PER_AUTHOR),
         )
 
     def check_retain_model(self, model: str | None) -> None:
         """Raises UserError where a model says in its name that it was trained beside another forget split."""
-        kept = KEPT[self.forget_split]
+        kept, name = KEPT[self.forget_split], Path(model or "").name
         for other in KEPT.values():
-            if model is not None and other in model and other != kept:
+            if model is not None and other in name and kept not in name:
                 raise UserError(
                     "model.retain_model",
                     f"{model} was trained on {other}, and {self.forget_split} leaves {kept}; "
                     f"use {model.replace(other, kept)}",
                 )
+
+    @property
+    def _strangers(self) -> str:
+        return self.forget_split.replace("forget", "holdout")
+
+    def _own_holdout(self) -> list[Item]:
+        """None where it is not asked for, or not in the folder: TOFU's first release had none."""
+        if not self.holdout or (self.data_dir and not (Path(self.data_dir) / f"{self._strangers}.json").is_file()):
+            return []
+        return [Item(question=row.question, answer=row.answer) for row in self._read(_Row, self._strangers)]
 
     def _knowledge(self, split: str) -> list[Item]:
         return [

@@ -7,7 +7,7 @@ Forgetting trains on passages; multiple-choice questions measure it, by the prom
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -16,9 +16,10 @@ from annotated_types import Ge, Le, Len
 from pydantic import Strict
 
 from bench.benchmarks.items import Benchmark, Item, multiple_choice, say_repeats
-from bench.sources import AnyText, HubPart, Text, read_rows, say
+from bench.sources import AnyText, DataDir, HubPart, Text, read_rows, say
 from bench.splits import Split
 from grun.errors import UserError
+from grun.settings import LATER
 
 TOPICS = {"wmdp_bio": "biology", "wmdp_chem": "chemistry", "wmdp_cyber": "cybersecurity"}
 HUB = {
@@ -46,14 +47,21 @@ class WmdpConfig:
     headlines: ClassVar[tuple[str, ...]] = (*(f"{topic}_accuracy" for topic in TOPICS), "mmlu_accuracy")
     forget_split: Literal["bio", "cyber", "bio_cyber"] = "bio"
     """Which corpus is forgotten, or both, a passage of each in turn; all topics are asked about."""
-    data_dir: str | None = None
+    data_dir: DataDir | None = None
     """Folder with `wmdp_bio.json`, `wmdp_cyber.json`, `mmlu.json` (question, choices, answer, and for mmlu subject), if
     you like `wmdp_chem.json`, and `bio_forget.json`, `cyber_forget.json`, `retain.json` (text), as JSON lines or one
     JSON array each; None: the Hugging Face hub."""
+    data_dir_digest: str | None = field(default=None, metadata=LATER)
+    """What those files hold; the command finds it out."""
     num_passages: Annotated[int, Ge(1)] = 600
     """Passages of each forget corpus, and as many to keep. The RMU baseline's 150 batches of 4."""
     min_characters: Annotated[int, Ge(10)] = 50
     """Shorter passages are left out. 200 in the published runs of Mistral-7B."""
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Files it reads, those that need not be there included."""
+        return (*(f"{topic}_forget" for topic in self.forget_split.split("_")), "retain", *TOPICS, "mmlu")
 
     def load(self) -> Benchmark:
         """Read passages and questions. Raises UserError where a part is missing or too small."""

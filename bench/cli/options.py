@@ -152,7 +152,13 @@ def compared_runs(parser: Parser) -> None:
     group.add_argument(
         "--objectives", nargs="+", metavar="METRIC:max|min", help="two or three; default: the benchmark's own"
     )
-    group.add_argument("--where", nargs="+", metavar="COLUMN=VALUE", default=[], help="only these runs")
+    group.add_argument(
+        "--where",
+        nargs="+",
+        metavar="KEY=VALUE",
+        default=[],
+        help="only these runs: a column, or a setting such as benchmark.seed",
+    )
 
 
 def comparison(options: argparse.Namespace) -> Comparison:
@@ -180,5 +186,5 @@ def _objectives(pairs: Sequence[str] | None) -> Any:
 def _where(pairs: Sequence[str]) -> dict[str, str]:
     for pair in pairs:
         if "=" not in pair:
-            raise UserError("--where", f"{pair} is not COLUMN=VALUE")
+            raise UserError("--where", f"{pair} is not KEY=VALUE")
     return dict(pair.split("=", 1) for pair in pairs)

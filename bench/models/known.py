@@ -1,4 +1,4 @@
-"""Models of the hub whose prompts are known: what each was taught with, so that it is asked in the same way."""
+"""Models of the hub that are known: how each was taught, so that it is asked alike, and what it is measured against."""
 
 from __future__ import annotations
 
@@ -24,6 +24,11 @@ KNOWN_PROMPTS: Mapping[str, Mapping[str, Any]] = {
     "mistralai/Mistral-7B-v0.1": PLAIN,
 }
 """Name, or a pattern of names → settings of a PromptConfig."""
+
+
+def known_retain_model(name: str, kept: str) -> str | None:
+    """open-unlearning's TOFU models come in fours: trained on all of it, and on what a forget split leaves (kept)."""
+    return f"{name.removesuffix('_full')}_{kept}" if fnmatchcase(name, "open-unlearning/tofu_*_full") else None
 
 
 def with_known_prompt(model: Any) -> Any:

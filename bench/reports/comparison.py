@@ -18,6 +18,7 @@ from bench.metrics.forget_quality import log10_forget_quality_floor
 from bench.pareto import Floats
 from bench.results import store
 from bench.results.columns import SCORES, check_objectives
+from bench.results.settings import as_text, check_one_setting, leaves
 from bench.results.storage import Folder, Location
 from bench.splits import COSTS, Direction
 from grun.errors import UserError
@@ -73,11 +74,11 @@ def compare(
     """Fronts over all finished runs of the folder, overall and by method.
 
     objectives: metric → max or min; None: the benchmark's own.
-    where: column → value, to choose among benchmarks or models.
+    where: column, or dotted key of a config, → value: to choose among benchmarks, models or data.
     Raises UserError where a name is unknown, nothing is left, or what is left cannot be compared.
     """
     rows = _chosen_rows(results_folder, where or {})
-    _check_one_setting(rows)
+    check_one_setting(row["config_json"] for row in rows)
     if objectives is None:
         names = default_objectives(rows[0]["benchmark"], rows[0]["forget_split"])
         objectives = {name: SCORES[name].better or "max" for name in names}
@@ -113,6 +114,10 @@ def _chosen_rows(results_folder: Folder, where: Mapping[str, str]) -> list[Row]:
     """Rows of all runs that `where` leaves, oldest first."""
     runs = store.scan_runs(results_folder)
     for column, value in where.items():
+        if "." in column:
+            settings = [as_text(leaves(json.loads(config)).get(column)) for config in runs["config_json"]]
+            runs = runs.filter(pl.Series([setting == value for setting in settings], dtype=pl.Boolean))
+            continue
         if column not in runs.columns:
             raise UserError("--where", f"runs have no column {column}; use one of {', '.join(runs.columns[:12])}, …")
         runs = runs.filter(pl.col(column).cast(pl.String) == value)
@@ -209,24 +214,6 @@ def as_json(comparison: Comparison) -> str:
         ],
     }
     return json.dumps(data, indent=2, allow_nan=False)
-
-
-def _check_one_setting(rows: Sequence[Row]) -> None:
-    """Runs of different benchmarks, models or evaluations do not share a front."""
-    settings = set()
-    for row in rows:
-        config = json.loads(row["config_json"])
-        evaluation = {key: value for key, value in config["evaluation"].items() if key != "robustness"}
-        settings.add(json.dumps([config["benchmark"], config["model"], evaluation], sort_keys=True))
-    if len(settings) > 1:
-        found = {
-            f"benchmark={row['benchmark']} forget_split={row['forget_split']} model={row['model']}" for row in rows
-        }
-        raise UserError(
-            "RESULTS",
-            f"holds runs of {len(settings)} benchmark, model or evaluation settings, which do not compare "
-            f"({'; '.join(sorted(found))}); choose with --where COLUMN=VALUE, or use one folder each",
-        )
 
 
 def _values(rows: Sequence[Row], objectives: Mapping[str, Direction]) -> Floats:

@@ -8,7 +8,9 @@ from typing import Any
 
 import polars as pl
 
+from bench.content import by_content
 from bench.results.columns import REQUESTS_SCHEMA, ItemRow, Row
+from bench.results.settings import setting
 from bench.results.storage import Folder, location
 from bench.results.store import rows_of, scan, write_rows
 from grun.errors import UserError
@@ -35,9 +37,10 @@ def write_choice(results: Folder, study: str, config_json: str, combination: str
     (location(results) / SEQUENCES / f"{study.replace('/', '-')}.json").write((json.dumps(choice) + "\n").encode())
 
 
-def scan_requests(results: Folder) -> pl.DataFrame:
+def scan_requests(results: Folder, like: Sequence[str] = ()) -> pl.DataFrame:
     """Every state's rows, oldest first, of the configurations that studies were put to all their requests with.
 
+    like: configurations as JSON; of them and what compares with them alone, such as no other data. Empty: of all.
     `is_own_variant`: whether the combination and gate threshold are those that the method was tuned with. `utility`:
     `model_utility`, or the partial one.
     Raises UserError where there are none.
@@ -47,7 +50,15 @@ def scan_requests(results: Folder) -> pl.DataFrame:
     rows = rows.unique(["run_key", "evaluated_index"], keep="last", maintain_order=True)
     schema = {"study": pl.String, "config_json": pl.String, "combination": pl.String, "gate_threshold": pl.Float64}
     choices = pl.DataFrame([json.loads(file.read()) for file in (folder / SEQUENCES).files(".json")], schema=schema)
-    chosen = rows.join(choices, on=["study", "config_json"], suffix="_chosen")
+    rows, choices = (
+        frame.with_columns(content=pl.col("config_json").map_elements(_content, return_dtype=pl.String))
+        for frame in (rows, choices)
+    )
+    chosen = rows.join(choices, on=["study", "content"], suffix="_chosen")
+    if like:
+        settings = [setting(each) for each in like]
+        alike = [setting(each) in settings for each in chosen["config_json"]]
+        chosen = chosen.filter(pl.Series(alike, dtype=pl.Boolean))
     if chosen.is_empty():
         raise UserError("RESULTS", f"{folder} holds no tuned sequence yet; run the same `grun-bench sequential` again")
     same = [pl.col(name).eq_missing(pl.col(f"{name}_chosen")) for name in ("combination", "gate_threshold")]
@@ -58,6 +69,10 @@ def scan_requests(results: Folder) -> pl.DataFrame:
         .select(*REQUESTS_SCHEMA.names, "is_own_variant", "utility")
         .sort("created_at")
     )
+
+
+def _content(config_json: str) -> str:
+    return json.dumps(by_content(json.loads(config_json)), sort_keys=True)
 
 
 def last_states(requests: pl.DataFrame) -> pl.DataFrame:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from bench.content import by_content
 from bench.evaluation.score import score
 from bench.results import store
 from bench.results.columns import METRICS
@@ -34,5 +35,5 @@ def rescore(folder: Folder) -> tuple[int, int]:
 
 def _setting(row: Mapping[str, Any]) -> str:
     """What a run shares with its retain model."""
-    config = json.loads(row["config_json"])
+    config = by_content(json.loads(row["config_json"]))
     return json.dumps([config["benchmark"], config["model"], config["evaluation"]], sort_keys=True)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from bench.benchmarks.items import Benchmark
 from bench.benchmarks.lengths import check_lengths
-from bench.config import RunConfig
+from bench.config import RunConfig, check_content
 from bench.models.cache import cache_dir
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import context_length, load_pretrained, load_tokenizer
@@ -49,6 +49,7 @@ class Subject:
     @cached_property
     def benchmark(self) -> Benchmark:
         """What is to be forgotten and kept."""
+        check_content(self.config)
         return self.config.benchmark.load()
 
     def prepare(self) -> None:

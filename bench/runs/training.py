@@ -12,6 +12,7 @@ from typing import Any
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig, digest
+from bench.content import by_content
 from bench.files import write_yaml
 from bench.results.storage import Damaged, Location
 from bench.runs.subject import Subject
@@ -126,7 +127,7 @@ def forget_set_of(subject: Subject, items: Sequence[Item], workers: Workers = AL
     """What some items can be made to say; the model's own texts about them are kept in the results folder."""
 
     def keep(name: str, make: Callable[[], Texts]) -> Texts:
-        config = subject.config.to_dict()
+        config = by_content(subject.config.to_dict())
         pairs = [item.pair for item in items]
         key = digest([name, *(config[part] for part in ("model", "benchmark", "start_from")), pairs])
         file = subject.execution.folder / "targets" / f"{key}.json"

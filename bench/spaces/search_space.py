@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from typing import Annotated, Any, Literal, TypeVar
 
 from annotated_types import Ge, MaxLen, MinLen
 
-from bench.config import RunConfig, overlay, run_config
+from bench.config import RunConfig, overlay, run_config, stored_config
+from bench.content import by_content
 from bench.files import read_yaml
 from bench.results.columns import check_objectives
+from bench.results.settings import leaves
 from bench.spaces.parameters import (
     Alternatives,
     Categorical,
@@ -128,19 +130,13 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
 
     A setting that an earlier version did not have had its default.
     """
-    was = {**before, "base": run_config(before["base"]).to_dict()}
-    old, new = (dict(_leaves(json.loads(json.dumps(each)))) for each in (was, now))
+    was = {**before, "base": stored_config(before["base"]).to_dict()}
+    old, new = (leaves(by_content(json.loads(json.dumps(each)))) for each in (was, now))
     changed = [key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key)]
-    named = [f"{key} {json.dumps(old.get(key))}, not {json.dumps(new.get(key))}" for key in changed[:3]]
+    named = [
+        f"{key.removeprefix('base.')} {json.dumps(old.get(key))}, not {json.dumps(new.get(key))}" for key in changed[:3]
+    ]
     return "; ".join(named) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
-
-
-def _leaves(data: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in data.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}".removeprefix("base."), value
 
 
 def read_studies(path: str, overrides: Mapping[str, Any], num_trials: int | None) -> list[SweepConfig]:

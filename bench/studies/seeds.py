@@ -14,6 +14,7 @@ from bench.config import overlay, run_config
 from bench.reports.comparison import Comparison, MethodSummary
 from bench.results import store
 from bench.results.columns import SCORES
+from bench.results.settings import setting
 from bench.results.storage import Location
 from bench.runs.execution import Execution
 from bench.spaces.parameters import Categorical
@@ -51,7 +52,9 @@ def repeat_best(
         raise UserError("RESULTS", f"{execution.folder} holds no finished run of a method; run a sweep first")
     there = replace(execution, results=execution.folder / FOLDER)
     sweep(studies, there, pool, log)
-    return store.scan_runs(there.results).filter(status="ok").to_dicts()
+    rows = store.scan_runs(there.results).filter(status="ok").to_dicts()
+    same = setting(studies[0].run({}).to_json())
+    return [row for row in rows if setting(row["config_json"]) == same]
 
 
 def best_of(summary: MethodSummary) -> Row | None:

@@ -17,7 +17,7 @@ import pytest
 from optuna.trial import TrialState
 
 from bench.cli.main import main
-from bench.config import overlay, run_config
+from bench.config import overlay
 from bench.files import write_yaml
 from bench.results import store
 from bench.studies.journal import study_storage
@@ -188,13 +188,6 @@ def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, tmp_path
     for trial in interrupted:
         retried = [other for other in counted if other.params == trial.params]
         assert len(retried) == 1, "what was cut off was done again"
-
-
-def test_relative_paths_mean_the_same_to_workers(spaces: Path, tofu_dir: str, tmp_path: Path) -> None:
-    """A config names its data relative to where the command runs; a run's key follows the name, not the place."""
-    relative = os.path.relpath(tofu_dir, tmp_path)
-    config = overlay({}, {"benchmark": "tofu", "benchmark.data_dir": relative})
-    assert run_config(config).benchmark.data_dir == relative  # type: ignore[union-attr]
 
 
 def test_the_best_of_each_method_with_other_seeds(swept: tuple[Path, str], ray_address: str, tmp_path: Path) -> None:

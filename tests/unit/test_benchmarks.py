@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,40 @@ def test_tofu_cut_beyond_the_last_400(tofu_dir: str) -> None:
     assert len(first.retain_set) == 200
     assert not {item.pair for item in first.forget_set} & {item.pair for item in first.retain_set}
     assert "holdout" not in first.evaluation
+
+
+def test_whole_tofu_has_its_own_holdout(tofu_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many questions as are forgotten: of a folder where they are there, and always of the hub.
+
+    Of a cut they are what is cut off, if that is enough; and no one is asked them where they are not wanted.
+    """
+    folder = Path(shutil.copytree(tofu_dir, tmp_path / "tofu"))
+    strangers = [{"question": f"Who is {n}?", "answer": f"Nobody, {n}."} for n in range(40)]
+    (folder / "holdout01.json").write_text("".join(json.dumps(row) + "\n" for row in strangers))
+    pairs = [(row["question"], row["answer"]) for row in strangers]
+
+    def holdout(**settings: Any) -> list[tuple[str, str]] | None:
+        found = TofuConfig(**{"forget_split": "forget01", "data_dir": str(folder), **settings}).load()
+        asked = found.evaluation.get("holdout")
+        return None if asked is None else [item.pair for item in asked]
+
+    assert holdout() == pairs
+    assert holdout(num_items=3700) == pairs, "the first 400 are not cut off whole"
+    assert holdout(holdout=False) is None
+    assert holdout(forget_split="forget05") is None
+    cut = holdout(num_items=200)
+    assert cut is not None
+    assert (len(cut), cut == pairs) == (40, False)
+
+    class Rows(list[Any]):
+        to_list = list.copy
+
+    def from_hub(dataset: str, part: str, split: str) -> Rows:
+        assert (dataset, split) == ("locuslab/TOFU", "train")
+        return Rows(json.loads(line) for line in (folder / f"{part}.json").read_text().splitlines())
+
+    monkeypatch.setattr("datasets.load_dataset", from_hub)
+    assert holdout(data_dir=None) == pairs
 
 
 GOOD = {

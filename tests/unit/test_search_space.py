@@ -183,11 +183,14 @@ def test_shipped_studies_have_names_of_their_own() -> None:
     "file", [file for file in SHIPPED if file.stem.startswith("tofu_")], ids=lambda file: file.stem
 )
 def test_gold_is_of_the_split_that_is_forgotten(file: Path) -> None:
-    """forget05 leaves retain95: a model that never saw forget10 is no measure of it."""
-    with pytest.raises(
-        UserError, match=r"retain_model: .*_retain90 was trained on retain90, and forget05 leaves retain95"
-    ):
-        read_studies(str(file), {"benchmark.forget_split": "forget05"}, None)
-    gold = "open-unlearning/tofu_Llama-3.2-1B-Instruct_retain95"
+    """It follows: retain99, 95 or 90; another one named is refused, wherever it lies, as it would be no measure."""
+    name = "open-unlearning/tofu_Llama-3.2-1B-Instruct_"
+    for split, kept in {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}.items():
+        for study in read_studies(str(file), {"benchmark.forget_split": split}, None):
+            assert study.run({}).model.retain_model == name + kept  # type: ignore[union-attr]
+    for wrong in (f"{name}retain90", "/models/tofu_retain90"):
+        with pytest.raises(UserError, match=r"retain_model: .*_retain90 was trained on retain90, and forget05 leaves"):
+            read_studies(str(file), {"benchmark.forget_split": "forget05", "model.retain_model": wrong}, None)
+    gold = "/retain90/of/mine/tofu_retain95"
     assert read_studies(str(file), {"benchmark.forget_split": "forget05", "model.retain_model": gold}, None)
     assert read_studies(str(file), {"benchmark.forget_split": "forget05", "model": "tiny"}, None)

@@ -38,7 +38,7 @@ def run(options: Namespace) -> None:
 
     module = location(options.module)
     execution = shared.execution(options, module.parent.parent)
-    from bench.config import overlay, run_config
+    from bench.config import overlay, run_config, stored_config
     from bench.files import read_yaml
     from bench.runs.run import run
     from bench.runs.training import TRAINING
@@ -46,8 +46,11 @@ def run(options: Namespace) -> None:
     if not (module / TRAINING).exists():
         raise UserError("MODULE", f"{module} holds no trained module; give a folder under RESULTS/modules")
     with module.read_folder() as local:
-        config = run_config(overlay(read_yaml(local / "run.yaml"), shared.attacked(options)))
+        settings = overlay(read_yaml(local / "run.yaml"), shared.attacked(options))
+    config = run_config(settings)
     if config.train_key != module.name:
+        if stored_config(settings).train_key == module.name:
+            raise UserError("MODULE", "was named by a path, so what it was trained on cannot be told; train it again")
         raise UserError("MODULE", "only evaluation keys and adapter.gate_threshold can change without training again")
     with progress() as shown:
         rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=shown)

@@ -26,4 +26,5 @@ def run(options: Namespace) -> None:
 
     studies = [read_sequential(file, options.settings, options.num_requests) for file in options.files]
     run_studies(studies, execution, pool, log)
-    print_sequences(last_states(scan_requests(execution.folder)).to_dicts())
+    asked = [study.run({}).to_json() for study in studies]
+    print_sequences(last_states(scan_requests(execution.folder, asked)).to_dicts())

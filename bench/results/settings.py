@@ -1,0 +1,43 @@
+"""Which runs compare: those of one benchmark, model and evaluation, told by content; what differs where they do not."""
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from bench.content import by_content
+from grun.errors import UserError
+
+
+def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Plain data of a config by dotted keys."""
+    found: dict[str, Any] = {}
+    for key, value in settings.items():
+        found |= leaves(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return found
+
+
+def setting(config_json: str) -> dict[str, Any]:
+    """What runs must share to be compared: benchmark, model and evaluation, by content; attacks are columns beside."""
+    config = json.loads(config_json)
+    evaluation = {key: value for key, value in config["evaluation"].items() if key != "robustness"}
+    return by_content({"benchmark": config["benchmark"], "model": config["model"], "evaluation": evaluation})
+
+
+def check_one_setting(config_jsons: Iterable[str]) -> None:
+    """Raises UserError, with what differs, where not all of these runs can be compared."""
+    settings = {json.dumps(each := setting(config), sort_keys=True): leaves(each) for config in config_jsons}
+    if len(settings) < 2:
+        return
+    keys = dict.fromkeys(key for each in settings.values() for key in each)
+    values = {key: list(dict.fromkeys(as_text(each.get(key)) for each in settings.values())) for key in keys}
+    differing = [f"{key}={' or '.join(seen)}" for key, seen in values.items() if len(seen) > 1]
+    raise UserError(
+        "RESULTS",
+        f"holds runs of {len(settings)} benchmark, model or evaluation settings, which do not compare "
+        f"({', '.join(differing[:3])}); choose with --where KEY=VALUE, or use one folder each",
+    )
+
+
+def as_text(value: Any) -> str:
+    """A setting as it is written behind --where."""
+    return value if isinstance(value, str) else json.dumps(value)
