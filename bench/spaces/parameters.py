@@ -12,10 +12,9 @@ Conditions = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloatRange:
-    """A number between two bounds, both included."""
+class _Range:
+    """From one bound to another, both included."""
 
-    type: Literal["float"]
     low: float
     high: float
     log: bool = False
@@ -23,15 +22,11 @@ class FloatRange:
     when: Conditions = field(default_factory=dict)
     """Search it only where these keys have these values (or one of a list of values)."""
 
-    def suggest(self, trial: Any, name: str) -> float:
-        """Ask Optuna for a value."""
-        return float(trial.suggest_float(name, self.low, self.high, log=self.log))
-
     def holds(self, value: Any) -> bool:
         """Whether Optuna could have suggested it."""
         return bool(self.low <= value <= self.high)
 
-    def stored(self, value: float) -> float:
+    def stored(self, value: Any) -> Any:
         """The value as Optuna's storage has it."""
         return value
 
@@ -41,32 +36,27 @@ class FloatRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class IntRange:
-    """A whole number between two bounds, both included."""
+class FloatRange(_Range):
+    """A number between two bounds."""
+
+    type: Literal["float"]
+
+    def suggest(self, trial: Any, name: str) -> float:
+        """Ask Optuna for a value."""
+        return float(trial.suggest_float(name, self.low, self.high, log=self.log))
+
+
+@dataclass(frozen=True, kw_only=True)
+class IntRange(_Range):
+    """A whole number between two bounds."""
 
     type: Literal["int"]
     low: int
     high: int
-    log: bool = False
-    """Search its logarithm."""
-    when: Conditions = field(default_factory=dict)
-    """Search it only where these keys have these values (or one of a list of values)."""
 
     def suggest(self, trial: Any, name: str) -> int:
         """Ask Optuna for a value."""
         return int(trial.suggest_int(name, self.low, self.high, log=self.log))
-
-    def holds(self, value: Any) -> bool:
-        """Whether Optuna could have suggested it."""
-        return bool(self.low <= value <= self.high)
-
-    def stored(self, value: int) -> int:
-        """The value as Optuna's storage has it."""
-        return value
-
-    def examples(self) -> Sequence[Any]:
-        """Values that show whether the whole range is valid."""
-        return self.low, self.high
 
 
 @dataclass(frozen=True, kw_only=True)
