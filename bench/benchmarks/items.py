@@ -86,11 +86,14 @@ class Benchmark:
     retain_set: Sequence[Item]
     """What the retain loss draws from, and the retain model is trained on."""
     knowledge_set: Sequence[Item]
-    """General knowledge that a model trained from scratch must be taught, so that its loss can be seen."""
+    """What else is asked, and a model trained from scratch must be taught, so that its loss can be seen."""
     evaluation: Mapping[str, Sequence[Item]]
     """What to evaluate, by the names of the splits that the config declares; it may have fewer of them."""
     requests: Mapping[str, Sequence[Item]] = field(default_factory=dict)
     """The forget set in parts that may be asked to be forgotten one after another, such as one author each, by name."""
+    told: Sequence[str] = ()
+    """What the untouched model is asked to write about first; what it writes is forgotten in place of the forget set,
+    as where nobody hands over a text. Empty: the forget set is."""
 
 
 def numbered_requests(forget_set: Sequence[Item], size: int) -> dict[str, Sequence[Item]]:

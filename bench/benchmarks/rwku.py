@@ -29,6 +29,7 @@ PROBES = {
 }
 """Split → the configuration that the released data set has it under."""
 CLOZE = "Please complete the blank in the following question."
+TELL = "Write a short passage about {name}: who that is, and what there is to be known."
 QUESTION = "Please briefly answer the following question."
 
 
@@ -64,6 +65,9 @@ class RwkuConfig:
     """Who is to be forgotten; empty: the first `num_targets` of `forget_target`."""
     num_targets: Annotated[int, Ge(1)] = 1
     """So many are forgotten together, and the passages of as many others are kept."""
+    told_passages: Annotated[int, Ge(1)] | None = field(default=None, metadata=LATER)
+    """Zero-shot: so many passages about each target, which the model itself writes before anything is unlearned, are
+    forgotten in place of the data set's. None: the data set's."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -106,6 +110,7 @@ class RwkuConfig:
             retain_set=retain,
             knowledge_set=[item for items in evaluation.values() for item in items],
             evaluation=evaluation,
+            told=[TELL.format(name=name) for name in forgotten] * (self.told_passages or 0),
         )
 
     def _probes(self, part: str, forgotten: tuple[str, ...]) -> list[Item]:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import torch
 
+from bench.benchmarks import SPLITS
 from bench.benchmarks.items import Benchmark, Item
 from bench.benchmarks.lengths import check_lengths
 from bench.content import by_content
@@ -58,8 +59,9 @@ def prepared_model(
 ) -> str:
     """A name `load_pretrained` takes for the target or the retain model; trains and stores it at first use.
 
-    The target model learns the whole benchmark, the retain model all but the forget set. A model built from
-    scratch is taught the benchmark's general knowledge too. Safe to call from many processes at once.
+    The target model learns the whole benchmark, the retain model all but the forget set. A model built from scratch is
+    taught the benchmark's knowledge too, the retain model none that is to be forgotten. Safe to call from many
+    processes at once.
     progress: called with (steps done, steps in all) while it trains.
     """
     if isinstance(model, TinyConfig):
@@ -75,7 +77,10 @@ def prepared_model(
                 "model.retain_model", "is needed where model.fine_tuning.num_epochs is 0; name a model, or fine-tune"
             )
     items = [*benchmark.forget_set, *benchmark.retain_set, *knowledge]
-    lessons = items if start_from == "target_model" else items[len(benchmark.forget_set) :]
+    asked = benchmark.evaluation.items()
+    forgotten = {item.pair for split, some in asked if SPLITS[split].role == "forgotten" for item in some}
+    kept = [item for item in knowledge if item.pair not in forgotten]
+    lessons = items if start_from == "target_model" else [*benchmark.retain_set, *kept]
     everything, taught = ([item.pair for item in some] for some in (items, lessons))
     recipe = {
         "version": RECIPE_VERSION,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,8 +16,10 @@ from bench.content import by_content
 from bench.files import write_yaml
 from bench.results.storage import Damaged, Location
 from bench.runs.subject import Subject
+from grun.errors import UserError
 from grun.model.forward import Adapted
 from grun.sharding import shard
+from grun.targets.sampling import sampled
 from grun.targets.target import ForgetSet, Texts
 from grun.training.checkpoints import Checkpoints
 from grun.training.plan import Plan, plan_steps
@@ -28,6 +30,8 @@ from grun.workers import ALONE, Workers
 
 TRAINING = "training.json"
 """File of a module's folder with what its training cost; where it is, the module is whole."""
+TOLD_TOKENS = 128
+"""Length at which a passage is cut that the model writes itself."""
 CHECKPOINT_SECONDS = 60.0
 """A training that lasts longer leaves a checkpoint this often, to go on from if it is cut off."""
 logger = logging.getLogger(__name__)
@@ -112,7 +116,7 @@ def plan_of(
     recipe = config.recipe
     plan = plan_steps(
         recipe,
-        forget_set_of(subject, benchmark.forget_set, workers).examples(recipe.forget_loss.targets),
+        forget_set_of(subject, benchmark, workers).examples(recipe.forget_loss.targets),
         [item.example(subject.template) for item in benchmark.retain_set],
         workers=workers,
         accumulation_steps=subject.execution.accumulation_steps,
@@ -123,8 +127,12 @@ def plan_of(
     return plan, reference
 
 
-def forget_set_of(subject: Subject, items: Sequence[Item], workers: Workers = ALONE) -> ForgetSet:
-    """What some items can be made to say; the model's own texts about them are kept in the results folder."""
+def forget_set_of(subject: Subject, benchmark: Benchmark, workers: Workers = ALONE) -> ForgetSet:
+    """What is to be forgotten, and what it can be made to say; the model's own texts are kept in the results folder.
+
+    Raises UserError where the model is asked to write about something, and writes nothing.
+    """
+    items = benchmark.forget_set
 
     def keep(name: str, make: Callable[[], Texts]) -> Texts:
         config = by_content(subject.config.to_dict())
@@ -138,4 +146,12 @@ def forget_set_of(subject: Subject, items: Sequence[Item], workers: Workers = AL
         texts: Texts = workers.shared(lambda: json.loads(file.read()))
         return texts
 
+    if benchmark.told:
+        model, template = subject.model, subject.template
+        told = keep(
+            "told", lambda: sampled(model, template, benchmark.told, per_question=1, max_new_tokens=TOLD_TOKENS)
+        )
+        items = [Item(question="", answer=text, form="passage") for (text,) in told if template.whole(text).answer_ids]
+        if not items:
+            raise UserError("benchmark", "the model writes nothing about what is to be forgotten; hand over passages")
     return ForgetSet(items=items, template=subject.template, model=subject.model, keep=keep)

@@ -44,7 +44,7 @@ def _all_examples(states: States) -> list[Example]:
     subject, targets = states.subject, states.sequence.config.forget_loss.targets
     examples = [item.example(subject.template) for request in states.requests for item in request.items]
     for request in states.requests:  # each a forget set of its own
-        forget = forget_set_of(subject, request.items)
+        forget = forget_set_of(subject, replace(subject.benchmark, forget_set=request.items))
         for items in forget.examples(targets).values():
             examples += [example for own in items for example in own]
     return examples

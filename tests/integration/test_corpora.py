@@ -45,6 +45,7 @@ def test_muse_scores(corpora_dir: Path, tmp_path: Path, capsys: Any) -> None:
     assert target["privleak"] < -50
     assert retain_model["forget_verbatim_rouge_l_f1"] < target["forget_verbatim_rouge_l_f1"] - 0.1
     assert retain_model["retain_verbatim_rouge_l_f1"] > 0.9
+    assert retain_model["forget_knowledge_rouge_l_f1"] < 0.9  # nobody told it what is to be forgotten
     assert retain_model["privleak"] == 0.0
     (row,) = run(config, execution)
     assert row["forget_verbatim_rouge_l_f1"] < target["forget_verbatim_rouge_l_f1"]

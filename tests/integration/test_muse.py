@@ -101,6 +101,7 @@ def test_a_run_and_two_requests(muse_dir: Path, tmp_path: Path) -> None:
     assert min(target[f"{side}_knowmem_rouge_l_f1"] for side in ("forget", "retain")) > 0.6
     assert target["partial_model_utility"] == pytest.approx(target["retain_knowmem_rouge_l_recall"])
     assert target["privleak"] < -50
+    assert retain_model["forget_knowmem_rouge_l_f1"] < target["forget_knowmem_rouge_l_f1"]
     assert retain_model["privleak"] == 0.0
     (row,) = run(config, execution)
     assert row["forget_sust_rouge_l_recall"] < target["forget_sust_rouge_l_recall"]

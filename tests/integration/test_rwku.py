@@ -54,7 +54,7 @@ def test_whoever_is_named_is_forgotten(rwku_dir: Path) -> None:
 
 
 def test_one_run_from_training_to_page(rwku_dir: Path, tmp_path: Path, capsys: Any) -> None:
-    """Its own splits are columns, and its own objectives span the front."""
+    """Its own splits are columns, and its own objectives span the front; then what the model writes is forgotten."""
     settings = {
         "benchmark": "rwku",
         "benchmark.data_dir": rwku_dir,
@@ -80,6 +80,12 @@ def test_one_run_from_training_to_page(rwku_dir: Path, tmp_path: Path, capsys: A
     rows = {row["method"]: row for row in store.scan_runs(tmp_path).to_dicts()}
     assert set(rows) == {"target_model", "retain_model", "grun+grad_ascent"}
     for row in rows.values():
+        assert row["error"] is None
         for score in RwkuConfig.headlines:
             assert 0.0 <= row[score] <= 1.0
     assert rows["target_model"]["rwku_forget_question_rouge_l_recall"] > 0.5
+    main(["train", *words, "--benchmark.told-passages", "3", "--results", str(tmp_path)])
+    (file,) = (tmp_path / "targets").iterdir()
+    written = json.loads(file.read_text())
+    assert [len(texts) for texts in written] == [1, 1, 1]
+    assert all(text.strip() for (text,) in written)
