@@ -1,7 +1,5 @@
 """RunConfig: everything that decides a run's result, and nothing that does not. Validated once, here."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

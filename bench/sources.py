@@ -1,7 +1,5 @@
 """Rows of a benchmark, from JSON files in a folder or from the hub; whatever is wrong with one is a single line."""
 
-from __future__ import annotations
-
 import difflib
 import json
 import logging

@@ -1,10 +1,8 @@
 """Shared maths of the losses: tensors in, tensors out."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -49,9 +47,7 @@ class AnswerScores:
         return torch.zeros_like(self.label_N, dtype=torch.bool).index_fill(0, first_B, True)
 
     @classmethod
-    def of(
-        cls, logits_NV: Tensor, answers: Sequence[Sequence[int]], **of_hidden_and_reference: Tensor | None
-    ) -> AnswerScores:
+    def of(cls, logits_NV: Tensor, answers: Sequence[Sequence[int]], **of_hidden_and_reference: Tensor | None) -> Self:
         """answers: token ids of each sequence's answer; the logits follow one another likewise."""
         device = logits_NV.device
         label_N = torch.tensor([token for answer in answers for token in answer], device=device)

@@ -5,8 +5,6 @@ guessed from another; so is the wording of every question and answer, and a para
 wordings.
 """
 
-from __future__ import annotations
-
 import json
 import random
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Any pair of texts to be forgotten and kept, measured as MUSE (arXiv 2407.06460) measures news and books."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

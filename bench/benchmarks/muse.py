@@ -4,8 +4,6 @@ Six ways to look at what is left: text given word for word, questions about it, 
 has read it; what is kept; larger sets to be forgotten (`scal`), and several one after another (`sust`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal

@@ -1,7 +1,5 @@
 """Your own questions to be forgotten and kept, from a folder of yours."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

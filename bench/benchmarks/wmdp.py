@@ -4,8 +4,6 @@ Forgetting trains on passages; multiple-choice questions measure it, by the prom
 `wmdp_bio`, `wmdp_cyber` and `mmlu` (zero-shot), whose accuracy ours therefore is.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest

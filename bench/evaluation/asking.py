@@ -1,7 +1,5 @@
 """A model on the table and how it is asked: which items, how many at once, how long its answers may be."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """(model, benchmark) → raw rows, one an item, from which `bench.evaluation.score` derives every score."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -5,8 +5,6 @@ Each attack asks for the forget set again and gives rows of its own, under a spl
 2309.17410; a prefix given away: 2202.07646; relearning: 2406.13356; weights rounded: 2410.16454.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 from collections.abc import Iterator, Sequence

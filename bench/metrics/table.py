@@ -1,7 +1,5 @@
 """Which metrics a split has, by its kind: to add one is to write its file and to name it here."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 

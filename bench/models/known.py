@@ -1,7 +1,5 @@
 """Models of the hub that are known: how each was taught, so that it is asked alike, and what it is measured against."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any

@@ -1,7 +1,5 @@
 """Which model: a hub id, a local folder, a GGUF file, SmolLM2 from PyPI, or a tiny Llama built from scratch."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import importlib.util

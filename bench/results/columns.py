@@ -1,7 +1,5 @@
 """What the tables of a results folder hold: their columns, and the scores among them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

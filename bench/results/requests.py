@@ -1,7 +1,5 @@
 """Sequences of requests: the table `requests`, a row an evaluated request, and what each method was tuned to."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from typing import Any

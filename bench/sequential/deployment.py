@@ -1,7 +1,5 @@
 """The modules of a finished study as one folder to deploy."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """The states of a sequence in the results folder: which are there, where their weights lie, how a state is written."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass

@@ -1,11 +1,9 @@
 """Prompts and answers: the one place where text becomes tokens, and tokens text."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 from jinja2 import TemplateError
 
@@ -40,7 +38,7 @@ class PromptTemplate:
     """What stands around question and answer."""
 
     @classmethod
-    def of(cls, tokenizer: Any, config: PromptConfig | None = None) -> PromptTemplate:
+    def of(cls, tokenizer: Any, config: PromptConfig | None = None) -> Self:
         """config: None for the tokenizer's chat template as it is, or the plain prompt where it has none."""
         return cls(tokenizer=tokenizer, config=config or PromptConfig())
 
@@ -120,7 +118,7 @@ class PromptTemplate:
         ids = self._read(text, special=True)
         return Example(prompt_ids=ids[:1], answer_ids=ids[1:])
 
-    def showing(self, examples: Sequence[tuple[str, str]]) -> PromptTemplate:
+    def showing(self, examples: Sequence[tuple[str, str]]) -> Self:
         """The same, with further examples before the question."""
         if not examples:
             return self

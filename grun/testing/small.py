@@ -1,10 +1,8 @@
 """A model of a few thousand random weights, a tokenizer of whole words, and a few questions: made in milliseconds."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 
@@ -43,7 +41,7 @@ class SmallModels:
     """Where it lies, as `transformers` loads it."""
 
     @classmethod
-    def made_in(cls, folder: Path) -> SmallModels:
+    def made_in(cls, folder: Path) -> Self:
         """Write the model: a Llama of three layers."""
         from transformers import LlamaConfig, LlamaForCausalLM
 

@@ -1,9 +1,7 @@
 """Everything that decides a training but the model and the data."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, Self
 
 from annotated_types import Ge, Gt, Lt
 
@@ -35,7 +33,7 @@ class TrainingConfig:
     """Training ends early once the retain loss, its mean over an epoch, is larger: such a model is lost, and the
     rest of a trial's time with it. None: never."""
 
-    def resolved(self, forget_loss: ForgetLoss, adapter: AdapterConfig) -> TrainingConfig:
+    def resolved(self, forget_loss: ForgetLoss, adapter: AdapterConfig) -> Self:
         """The same with the papers' retain_weight filled in where it is None."""
         if self.retain_weight is not None:
             return self
