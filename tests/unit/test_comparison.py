@@ -100,6 +100,14 @@ def test_what_is_best_in_the_middle_is_no_objective(tmp_path: Path) -> None:
     assert compare(tmp_path, {"abs_privleak": "min", "model_utility": "max"}).hypervolume == 0.0, "100 is the worst"
 
 
+@pytest.mark.parametrize("attack", ["loss", "zlib", "min_k", "min_k_plus", "reference", "gradnorm"])
+def test_an_attack_that_is_wrong_of_all_tells_too(attack: str, tmp_path: Path) -> None:
+    """An AUC of 0 tells the forget set from strangers as surely as one of 1: least is not best."""
+    _write(tmp_path, "a", **{f"mia_{attack}_auc": 0.0}, model_utility=0.5)
+    with pytest.raises(UserError, match="_auc is best in the middle, so neither max nor min; use abs_privleak"):
+        compare(tmp_path, {f"mia_{attack}_auc": "min", "model_utility": "max"})
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, None])
 def test_nothing_but_numbers_on_a_front(value: float | None, tmp_path: Path) -> None:
     _write(tmp_path, "a", model_utility=value, forget_quality=0.5)
