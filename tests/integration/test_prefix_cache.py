@@ -22,7 +22,7 @@ from bench.runs.execution import Execution
 from bench.runs.run import run
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import Example
-from grun.engine import later_layers
+from grun.engine import later_layers, prefix_cache
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import PlainModel, set_answer_ends
@@ -141,6 +141,24 @@ def test_processes_share_one_build(tmp_path: Path) -> None:
     ]
     built = [int(process.communicate(timeout=120)[0]) for process in processes]
     assert sorted(count > 0 for count in built) == [False, True]
+
+
+def test_a_cache_that_cannot_be_read_now_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk that does not answer is no damage: the plain path serves, one line says so, and no file is touched."""
+    expected = _edited(tmp_path)[0].answer_output(EXAMPLES).logits_NV
+    before = {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")}
+
+    def fail(*arguments: Any) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(prefix_cache, "PrefixCache", fail)
+        adapted, lines, built = _edited(tmp_path)
+    assert (adapted.engine, built, len(lines)) == ("plain", 0, 1)
+    assert "cannot be read" in lines[0]
+    torch.testing.assert_close(adapted.answer_output(EXAMPLES).logits_NV, expected, rtol=1e-4, atol=1e-4)
+    assert {file: file.stat().st_mtime_ns for file in tmp_path.rglob("*.safetensors")} == before
+    assert _edited(tmp_path)[2] == 0, "it serves again"
 
 
 def test_too_big_a_cache_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -1,14 +1,20 @@
 """What a run is measured with, and how what it works on is opened."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bench.benchmarks.authors import AuthorsConfig
 from bench.cluster.connect import DRIVER
 from bench.config import RunConfig, overlay, run_config
+from bench.models import prepare
 from bench.models.cache import made_once
+from bench.models.prepare import prepared_model
+from bench.models.pretrained import TinyConfig
 from bench.results.columns import SCORES, Row
+from bench.results.storage import Location, Unreachable
 from bench.runs import subject
 from bench.runs.execution import Execution
 from bench.runs.related import doubt, prerequisite, prerequisites
@@ -131,3 +137,57 @@ def test_a_cache_that_is_a_file_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("")
     with pytest.raises(UserError, match=r"GRUN_BENCH_CACHE: .*/cache.* is not writable; set it to a folder that is"):
         made_once(tmp_path / "cache" / "models" / "m", lambda folder: folder.mkdir())
+
+
+@pytest.fixture
+def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[str], Path], list[Path]]:
+    """(the target model as a node comes to have it, each time it is trained); nodes share what they trained."""
+    trained: list[Path] = []
+
+    def build(folder: Path, *others: Any) -> None:
+        trained.append(folder)
+        folder.mkdir()
+        (folder / "config.json").write_text("{}")
+        (folder / "weights").write_text(f"trained {len(trained)}")
+
+    monkeypatch.setattr(prepare, "_build", build)
+    monkeypatch.setenv("GRUN_BENCH_SHARED", str(tmp_path / "shared"))
+    benchmark = AuthorsConfig(num_authors=5).load()
+
+    def model(node: str) -> Path:
+        monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path / node))
+        return Path(prepared_model(TinyConfig(), benchmark, "target_model", lambda done, total: None))
+
+    return model, trained
+
+
+def test_a_damaged_shared_model_is_set_aside_and_trained_again(
+    nodes: tuple[Callable[[str], Path], list[Path]], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The second node finds other weights than were shared: it trains its own, for the third one too."""
+    model, trained = nodes
+    shared = tmp_path / "shared" / "models" / model("one").name
+    (shared / "weights").write_text("spoilt")
+    assert [(model(node) / "weights").read_text() for node in ("two", "three")] == ["trained 2"] * 2
+    assert len(trained) == 2
+    aside = shared.with_name(f"{shared.name}.damaged-1")
+    assert (aside / "weights").read_text() == "spoilt"
+    assert aside.name in caplog.text
+
+
+def test_a_shared_model_out_of_reach_is_left_alone(
+    nodes: tuple[Callable[[str], Path], list[Path]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What cannot be reached now is not called damaged, nor trained a second time: it is one line."""
+    model, trained = nodes
+    model("one")
+    before = {file: file.read_bytes() for file in (tmp_path / "shared").rglob("*") if file.is_file()}
+
+    def fail(self: Location) -> None:
+        raise Unreachable("GRUN_BENCH_SHARED", "does not answer")
+
+    monkeypatch.setattr(Location, "read_folder", fail)
+    with pytest.raises(UserError, match="does not answer"):
+        model("two")
+    assert len(trained) == 1
+    assert {file: file.read_bytes() for file in (tmp_path / "shared").rglob("*") if file.is_file()} == before
