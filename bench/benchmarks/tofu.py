@@ -47,8 +47,8 @@ class TofuConfig:
     num_items: Annotated[int, Ge(41), Le(NUM_ITEMS)] | None = None
     """Keep only the last so many of the 4,000 questions. None: all."""
     holdout: bool = True
-    """Also ask questions that no model has seen, for membership scores: TOFU's own (`holdout10` beside forget10; from a
-    folder where the file is there), or of a cut those that are cut off."""
+    """Also ask questions that no model has seen, for membership scores: TOFU's own (`holdout10` beside forget10), or,
+    of a cut from a folder without it, those that are cut off (which a model taught all of TOFU has seen)."""
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -62,7 +62,7 @@ class TofuConfig:
         Whole, the retain split is evaluated on TOFU's own 400 `retain_perturbed` items (the first 400 of the
         4,000). Cut, it is evaluated on every kept item that TOFU has wrong answers for: `forget10_perturbed`
         has them for the last 400. Where these are all forgotten, a cut keeps the first items instead as its retain
-        set. Of what is cut off, as many items as are forgotten are the holdout set; where too little is, TOFU's own.
+        set. Where TOFU's own holdout set is not there, it is as many of the items cut off as are forgotten.
         """
         num_forget, num_items = NUM_FORGET[self.forget_split], self.num_items or NUM_ITEMS
         if num_items <= num_forget:
@@ -85,9 +85,10 @@ class TofuConfig:
             num_retain = num_items - num_forget
             retain_set, retain_evaluation, first_kept = full[:num_retain], first[:num_retain], 0
         forget = last[-num_forget:]
-        say_repeats(forget, retain_set)
         knowledge = {name: self._knowledge(name) for name in KNOWLEDGE}
-        holdout = first[:num_forget] if first_kept >= NUM_PERTURBED else self._own_holdout()
+        cut_off = first[:num_forget] if first_kept >= NUM_PERTURBED else []
+        holdout = (self._own_holdout() or cut_off) if self.holdout else []
+        say_repeats(forget, retain_set, holdout)
         return Benchmark(
             name=self.name,
             forget_split=self.forget_split,
@@ -98,7 +99,7 @@ class TofuConfig:
                 "forget": forget,
                 "retain": retain_evaluation,
                 **knowledge,
-                **({"holdout": holdout} if self.holdout and holdout else {}),
+                **({"holdout": holdout} if holdout else {}),
             },
             requests=numbered_requests(forget, NUM_PER_AUTHOR),
         )
@@ -119,8 +120,8 @@ class TofuConfig:
         return self.forget_split.replace("forget", "holdout")
 
     def _own_holdout(self) -> list[Item]:
-        """None where it is not asked for, or not in the folder: TOFU's first release had none."""
-        if not self.holdout or (self.data_dir and not (Path(self.data_dir) / f"{self._strangers}.json").is_file()):
+        """None where the folder has none, as TOFU's first release."""
+        if self.data_dir and not (Path(self.data_dir) / f"{self._strangers}.json").is_file():
             return []
         return [Item(question=row.question, answer=row.answer) for row in self._read(_Row, self._strangers)]
 

@@ -100,7 +100,7 @@ def test_tofu_cut_beyond_the_last_400(tofu_dir: str) -> None:
 def test_whole_tofu_has_its_own_holdout(tofu_dir: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As many questions as are forgotten: of a folder where they are there, and always of the hub.
 
-    Of a cut they are what is cut off, if that is enough; and no one is asked them where they are not wanted.
+    Where they are not, those of a cut are what is cut off; and nothing is asked where they are not wanted.
     """
     folder = Path(shutil.copytree(tofu_dir, tmp_path / "tofu"))
     strangers = [{"question": f"Who is {n}?", "answer": f"Nobody, {n}."} for n in range(40)]
@@ -113,12 +113,12 @@ def test_whole_tofu_has_its_own_holdout(tofu_dir: str, tmp_path: Path, monkeypat
         return None if asked is None else [item.pair for item in asked]
 
     assert holdout() == pairs
-    assert holdout(num_items=3700) == pairs, "the first 400 are not cut off whole"
-    assert holdout(holdout=False) is None
+    assert holdout(num_items=200) == pairs, "a model of the hub was taught what is cut off"
+    assert holdout(holdout=False) is holdout(holdout=False, num_items=200) is None
     assert holdout(forget_split="forget05") is None
-    cut = holdout(num_items=200)
+    cut = holdout(num_items=3500, forget_split="forget05")
     assert cut is not None
-    assert (len(cut), cut == pairs) == (40, False)
+    assert (len(cut), bool(set(cut) & set(pairs))) == (200, False)
 
     class Rows(list[Any]):
         to_list = list.copy

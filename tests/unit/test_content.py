@@ -14,8 +14,10 @@ from safetensors.torch import save_file
 
 from bench import content
 from bench.benchmarks import LocalBenchmark
+from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config, stored_config
 from bench.content import model_digest
+from bench.files import write_yaml
 from bench.models import prepare
 from bench.reports.comparison import compare, write_front_configs
 from bench.results import store
@@ -281,3 +283,25 @@ def test_a_sequence_is_found_from_the_same_data_elsewhere(data: Path, tmp_path: 
     _edit(data / "forget.json")
     with pytest.raises(UserError, match="no tuned sequence"):
         scan_requests(tmp_path / "results", [_of(data).to_json()])
+
+
+def _module(results: Path, config: RunConfig) -> Path:
+    """The folder of a finished training, without its weights."""
+    folder = results / "modules" / config.train_key
+    write_yaml(folder / "run.yaml", config.to_dict())
+    (folder / "training.json").write_text("{}")
+    return folder
+
+
+def test_a_module_is_asked_only_what_it_was_trained_beside(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of one named by a path nobody knows what it was trained on; another's data were edited since: one line each."""
+    settings = overlay({}, {"benchmark": "questions", "benchmark.data_dir": str(data)})
+    by_path, known = (_module(tmp_path, config) for config in (stored_config(settings), run_config(settings)))
+    _edit(data / "forget.json")
+    for module, line in ((by_path, "MODULE: was named by a path, so"), (known, f"benchmark.data_dir: {data} holds")):
+        with pytest.raises(SystemExit) as stop:
+            main(["evaluate", str(module), "--evaluation.max_new_tokens", "9"])
+        said = capsys.readouterr().err
+        assert (stop.value.code, said.count("\n"), line in said) == (2, 1, True), said
