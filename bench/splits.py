@@ -44,7 +44,7 @@ class About:
     gate_threshold: float
     """At or above it a gate is open."""
     texts: tuple[str, ...] = ()
-    """Questions and answers of all that was evaluated: how the benchmark itself writes."""
+    """Questions and answers of all that was evaluated, and refusals: how a sound model may write."""
 
 
 @dataclass(frozen=True, kw_only=True)

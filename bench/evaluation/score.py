@@ -25,6 +25,7 @@ from bench.metrics.rows import column, have, own_tokens
 from bench.metrics.table import SPLIT_METRICS
 from bench.metrics.truth_ratio import of_rows
 from bench.splits import About, Rows, Split
+from grun.targets.refusal import REFUSALS
 
 MIN_K = 0.4
 """Share of tokens that min-k, min-k++ and privleak take, as in MUSE and open-unlearning; in Min-K%'s paper 0.2."""
@@ -37,7 +38,7 @@ def score(rows: Rows, retain_model_rows: Rows | None, gate_threshold: float) -> 
     retain_model_rows: the retain model's rows of the same benchmark; without them there is no forget_quality.
     """
     by_split, gold = _by_split(rows), _by_split(retain_model_rows or ())
-    texts = tuple(dict.fromkeys(row[name] for row in rows for name in ("question", "answer")))
+    texts = tuple(dict.fromkeys([*REFUSALS, *(row[name] for row in rows for name in ("question", "answer"))]))
     scores: dict[str, float] = {}
     for split, members in by_split.items():
         about = About(split=SPLITS[split], gate_threshold=gate_threshold, texts=texts)

@@ -1,7 +1,10 @@
 """Is it still language? A model that answers with rubbish has forgotten, and the other scores reward it."""
 
-from collections.abc import Collection
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,22 +12,48 @@ from bench.splits import About, Metric, Rows
 
 KNOWN_LENGTH = 3
 REPEAT_LENGTH = 12
+WINDOW = 4
+COMMON_SHARE = 0.01
 
 
-def fluency(text: str, known: Collection[str]) -> float:
-    """(share of the text's three-letter sequences that are known) · (share of its 12-letter ones that are distinct).
+class Language(NamedTuple):
+    """What some texts are made of."""
 
-    known: `sequences_of` the benchmark's own texts. In 0..1, 1 for their like: random letters are unknown, a text that
-    goes in circles has few distinct sequences, an empty one is worth 0. The order of whole words is not looked at.
-    Letters are characters, so that any script has a fluency; it needs no model, hence no download. Our own measure, in
-    place of open-unlearning's gibberish classifier.
+    sequences: Collection[str]
+    """Their three-letter sequences (`sequences_of`)."""
+    common: Collection[str]
+    """Words in one of a hundred of them, and in two at least."""
+
+    @classmethod
+    def of(cls, texts: Sequence[str]) -> "Language":
+        """That of the benchmark's own texts."""
+        counts = Counter(word for text in texts for word in set(_words(text)))
+        least = max(2, COMMON_SHARE * len(texts))
+        return cls(
+            frozenset(each for text in texts for each in sequences_of(text, KNOWN_LENGTH)),
+            frozenset(word for word, count in counts.items() if count >= least),
+        )
+
+
+def fluency(text: str, language: Language) -> float:
+    """Three shares, multiplied, in 0..1; 1 for the like of the language's texts, 0 for an empty one. Of the text's
+
+    - three-letter sequences, those that are known: random letters are not;
+    - runs of four words, those with a common word: a salad of rare words and pieces of words has none;
+    - twelve-letter sequences, those that are distinct: few are, where a text goes in circles.
+
+    A text is not asked what it is too short for. Letters are characters, so that any script has a fluency; it needs no
+    model, hence no download. Sound words in a senseless order are not seen. Our own measure, in place of
+    open-unlearning's gibberish classifier.
     """
-    found = sequences_of(text, KNOWN_LENGTH)
     if not text.strip():
         return 0.0
-    repeats = sequences_of(text, REPEAT_LENGTH)
+    words, repeats = _words(text), sequences_of(text, REPEAT_LENGTH)
+    runs = [words[start : start + WINDOW] for start in range(len(words) - WINDOW + 1)]
+    known = [each in language.sequences for each in sequences_of(text, KNOWN_LENGTH)]
+    common = [any(word in language.common for word in run) for run in runs]
     distinct = len(set(repeats)) / len(repeats) if repeats else 1.0
-    return distinct * sum(each in known for each in found) / len(found)
+    return float(np.mean(known)) * (float(np.mean(common)) if common else 1.0) * distinct
 
 
 def sequences_of(text: str, length: int) -> list[str]:
@@ -33,14 +62,14 @@ def sequences_of(text: str, length: int) -> list[str]:
     return [plain[start : start + length] for start in range(len(plain) - length + 1)]
 
 
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
 def _of_rows(rows: Rows, about: About) -> float:
-    known = _known(about.texts)
-    return float(np.mean([fluency(row["generation"], known) for row in rows]))
+    language = _language(about.texts)
+    return float(np.mean([fluency(row["generation"], language) for row in rows]))
 
 
-@lru_cache(maxsize=4)  # the splits of a run share their texts
-def _known(texts: tuple[str, ...]) -> frozenset[str]:
-    return frozenset(each for text in texts for each in sequences_of(text, KNOWN_LENGTH))
-
-
+_language = lru_cache(maxsize=4)(Language.of)  # the splits of a run share their texts
 FLUENCY = Metric(heading="fluency", turns=False, of=_of_rows)

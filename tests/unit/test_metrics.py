@@ -13,7 +13,7 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from bench.benchmarks.authors import AuthorsConfig
 from bench.metrics.auc import auc
-from bench.metrics.fluency import KNOWN_LENGTH, fluency, sequences_of
+from bench.metrics.fluency import Language, fluency, sequences_of
 from bench.metrics.forget_quality import forget_quality, log10_forget_quality_floor
 from bench.metrics.gates import gate_auc, gate_mean, gate_open_share
 from bench.metrics.membership import (
@@ -36,6 +36,7 @@ from bench.metrics.truth_ratio import (
     retain_truth_ratio,
     right_share,
 )
+from grun.targets.refusal import REFUSALS
 
 
 def test_probability_by_hand() -> None:
@@ -216,29 +217,53 @@ def test_fluency_by_hand() -> None:
     """Known: " ab", "abc", "bc ". Of "abd" (" ab", "abd", "bd ") one in three; of "ABC" among blanks all.
 
     "abc" six times is 25 characters with the blanks around it: 23 sequences of three, of which "c a", five times, is
-    unknown; and 14 of twelve, of which four differ, as they recur after four characters.
+    unknown; and 14 of twelve, of which four differ, as they recur after four characters. Each run of four words has it.
     """
-    known = set(sequences_of("abc", KNOWN_LENGTH))
-    assert known == {" ab", "abc", "bc "}
-    assert fluency("abd", known) == pytest.approx(1 / 3)
-    assert fluency("  ABC\n", known) == 1.0
-    assert fluency(" ".join(["abc"] * 6), known) == pytest.approx(18 / 23 * 4 / 14)
+    language = Language(sequences=set(sequences_of("abc", 3)), common={"abc"})
+    assert language.sequences == {" ab", "abc", "bc "}
+    assert fluency("abd", language) == pytest.approx(1 / 3)
+    assert fluency("  ABC\n", language) == 1.0
+    assert fluency(" ".join(["abc"] * 6), language) == pytest.approx(18 / 23 * 4 / 14)
+
+
+def test_fluency_asks_for_common_words() -> None:
+    """Of four texts only "the" stands in two. "The cat and dog ran by": of its three runs of four words one has it.
+
+    All its letters are known here, none recur. Three words make no run.
+    """
+    language = Language.of(["The cat", "and a dog", "ran by", "the end"])
+    assert language.common == {"the"}
+    text = "The cat and dog ran by"
+    whole = Language(sequences=set(sequences_of(text, 3)), common=language.common)
+    assert fluency(text, whole) == pytest.approx(1 / 3)
+    assert fluency("dog ran by", Language(sequences=set(sequences_of("dog ran by", 3)), common=())) == 1.0
 
 
 def test_fluency_of_sound_and_spoilt_answers() -> None:
-    """Against the texts of the generated authors: other authors' answers, circles, random letters, nothing."""
+    """Against the texts of the generated authors and refusals: other authors' answers, and what is spoilt.
+
+    Pieces of words in a row are what a real LLM gives when it is pushed too far; their letters alone tell nothing.
+    """
     items = [item for split in AuthorsConfig(seed=0).load().evaluation.values() for item in split]
-    known = {each for item in items for text in item.pair for each in sequences_of(text, KNOWN_LENGTH)}
+    language = Language.of([*REFUSALS, *(text for item in items for text in item.pair)])
     draw = random.Random(0)
-    sound = [item.answer for item in AuthorsConfig(seed=1).load().forget_set]
-    letters = ["".join(draw.choices(string.ascii_lowercase + "    ", k=60)) for _ in range(40)]
-    circles = [" ".join([item.answer.split()[0]] * 40) for item in items[:40]]
-    means = [sum(fluency(text, known) for text in texts) / len(texts) for texts in (sound, letters, circles)]
-    assert means[0] > 0.85
-    assert means[1] < 0.25
-    assert means[2] < 0.25
-    assert fluency("", known) == fluency(" \n", known) == 0.0
-    assert all(fluency(item.answer, known) > 0.9 for item in items), "the benchmark's own answers are sound"
+    pieces = "authent interpreting necessit sealing theatre retaliation pressures kings silvery nephew limited"
+    spoilt = {
+        "letters": ["".join(draw.choices(string.ascii_lowercase + "    ", k=60)) for _ in range(40)],
+        "circles": [" ".join([item.answer.split()[0]] * 40) for item in items[:40]],
+        "pieces": [" ".join(draw.choices(pieces.split(), k=20)) for _ in range(40)],
+        "nothing": ["", " \n"],
+    }
+    sound = {
+        "other authors": [item.answer for item in AuthorsConfig(seed=1).load().forget_set],
+        "the benchmark's own": [item.answer for item in items],
+        "refusals": list(REFUSALS),
+    }
+    means = {
+        name: sum(fluency(text, language) for text in texts) / len(texts) for name, texts in (sound | spoilt).items()
+    }
+    assert all(means[name] > 0.85 for name in sound), means
+    assert all(means[name] < 0.15 for name in spoilt), means
 
 
 def test_rouge_l_of_other_scripts_by_hand() -> None:
