@@ -3,18 +3,15 @@
 An error in the user's hands is one line on stderr and exit code 2.
 """
 
-from __future__ import annotations
-
 import argparse
 import errno
 import os
 import sys
 import warnings
-from argparse import Namespace
 from collections.abc import Sequence
 
 from bench.cli.commands import GROUPS, Command
-from bench.cli.options import split_settings
+from bench.cli.options import Options, split_settings
 from bench.cli.parser import Parser, complain
 from grun.errors import UserError
 
@@ -41,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(130)
 
 
-def parsed(argv: Sequence[str]) -> tuple[Command, Namespace]:
+def parsed(argv: Sequence[str]) -> tuple[Command, Options]:
     """The command and its options, its RunConfig keys under `settings`. Ends the process where they are wrong."""
     words, settings = split_settings(argv)
     chosen = Parser(prog="grun-bench", usage="grun-bench COMMAND [--help]", description=_listed())
@@ -49,11 +46,12 @@ def parsed(argv: Sequence[str]) -> tuple[Command, Namespace]:
     name = chosen.parse_args(words[:1]).command
     command = COMMANDS[name]
     parser = Parser(prog=f"grun-bench {name}", description=command.__doc__, epilog=f"example:\n  {command.EXAMPLE}")
-    command.arguments(parser)
-    options = parser.parse_args(words[1:])
+    for add in command.ARGUMENTS:
+        add(parser)
+    options = parser.parse_args(words[1:], Options())
     if settings and "settings" not in options:
         parser.error(f"unrecognized arguments: {' '.join(f'--{key}' for key in settings)}")
-    options.settings = settings
+    options.settings = {**vars(options).get("settings", {}), **settings}
     return command, options
 
 

@@ -1,10 +1,8 @@
 """argparse with errors of one line, and with options read off the fields of a dataclass."""
 
-from __future__ import annotations
-
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NoReturn, TypeVar
 
@@ -24,6 +22,10 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Ends with exit code 2."""
         sys.exit(complain(f"{message}; see {self.prog} --help"))
+
+
+Argument = Callable[[Parser], object]
+"""Adds something to a parser."""
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -48,28 +50,36 @@ def complain(message: str) -> int:
     return 2
 
 
-def add_fields(group: argparse._ArgumentGroup, kind: type, leave_out: Sequence[str] = ()) -> None:
-    """An option for each field of a dataclass: its docstring is the help, its type gives the choices.
+def option(*names: str, **settings: Any) -> Argument:
+    """One argument or option, of argparse's own."""
+    return lambda parser: parser.add_argument(*names, **settings)
+
+
+def fields_of(title: str, kind: type, leave_out: Sequence[str] = ()) -> Argument:
+    """A group with an option for each field of a dataclass: its docstring is the help, its type gives the choices.
 
     What the user says stays text, for `from_options` to check; what is not said is not in the namespace.
     """
-    for name, field in schemas(kind)[kind.__name__]["properties"].items():
-        if name in leave_out:
-            continue
-        meaning = " ".join(field["description"].split()).rstrip(".").replace("None: ", "default: ").replace("%", "%%")
-        if field.get("type") == "boolean":
-            group.add_argument(as_option(name), action="store_true", default=argparse.SUPPRESS, help=meaning)
-            continue
-        if field.get("default") is not None:
-            meaning = f"{meaning} (default: {field['default']})"
-        shown = "N" if allowed(field).startswith("whole number") else "X"
-        group.add_argument(
-            as_option(name),
-            choices=field.get("enum"),
-            metavar=None if "enum" in field else shown,
-            default=argparse.SUPPRESS,
-            help=meaning,
-        )
+
+    def add(parser: Parser) -> None:
+        group = parser.add_argument_group(title)
+        for name, field in schemas(kind)[kind.__name__]["properties"].items():
+            if name not in leave_out:
+                group.add_argument(as_option(name), default=argparse.SUPPRESS, **_settings(field))
+
+    return add
+
+
+def _settings(field: Mapping[str, Any]) -> dict[str, Any]:
+    """What argparse is to know of a field of a JSON schema."""
+    meaning = " ".join(field["description"].split()).rstrip(".").replace("None: ", "default: ").replace("%", "%%")
+    if field.get("type") == "boolean":
+        return {"action": "store_true", "help": meaning}
+    if field.get("default") is not None:
+        meaning = f"{meaning} (default: {field['default']})"
+    if "enum" in field:
+        return {"choices": field["enum"], "help": meaning}
+    return {"metavar": "N" if allowed(field).startswith("whole number") else "X", "help": meaning}
 
 
 def from_options(kind: type[Kind], options: argparse.Namespace, **given: Any) -> Kind:

@@ -36,8 +36,8 @@ class Execution:
     """always: for one worker too, as a check (it takes a minute to start)."""
     cpus_per_worker: Annotated[int, Ge(1)] = 1
     """CPUs that a worker asks Ray for."""
-    gpus_per_worker: Annotated[float, Ge(0)] = 0.0
-    """GPUs likewise; fractions share one."""
+    gpus_per_worker: Annotated[float, Ge(0)] | None = None
+    """GPUs likewise, fractions share one; None: in a pool one where the cluster has any, else none."""
     accumulation_steps: Annotated[int, Ge(1)] = 1
     """Passes that a worker cuts a step into, for memory."""
     gradient_checkpointing: bool = False

@@ -59,16 +59,16 @@ def work_together(configs: Sequence[RunConfig], execution: Execution, known: Kno
 def _fit(part: dict[str, Any], execution: Execution) -> list[Row]:
     """The first worker's rows."""
     scratch = tempfile.mkdtemp(prefix="grun-bench-train-")  # for Ray's own notes: our checkpoints are in the results
-    resources = {"CPU": float(execution.cpus_per_worker)}
-    if execution.gpus_per_worker:
-        resources["GPU"] = execution.gpus_per_worker
+    gpus = execution.gpus_per_worker or 0.0
     trainer = TorchTrainer(
         _in_a_worker,
         train_loop_config=part,
         scaling_config=ScalingConfig(
-            num_workers=execution.num_workers, use_gpu=execution.gpus_per_worker > 0, resources_per_worker=resources
+            num_workers=execution.num_workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": execution.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
         ),
-        torch_config=TorchConfig(backend="nccl" if execution.gpus_per_worker >= 1 else "gloo"),
+        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
         run_config=ray.train.RunConfig(
             name=f"train-{uuid.uuid4().hex}", storage_path=scratch, failure_config=FailureConfig(max_failures=0)
         ),
@@ -99,7 +99,7 @@ def own_error(error: TrainingFailedError) -> Exception | None:
 def _check_fits(execution: Execution) -> None:
     """Raises UserError where the workers can never all run at once: Ray would wait for ever."""
     there = possible_resources()
-    for kind, each in (("CPU", execution.cpus_per_worker), ("GPU", execution.gpus_per_worker)):
+    for kind, each in (("CPU", execution.cpus_per_worker), ("GPU", execution.gpus_per_worker or 0.0)):
         wanted, have = each * execution.num_workers, there.get(kind, 0.0)
         if wanted > have:
             raise UserError(

@@ -99,15 +99,15 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
         execution.check(study.run({}).adapter)
     store.create(execution.folder)
     with study_locks([study.study for study in studies], execution.folder), connected(log):
-        placement = place(pool, execution)
-        make_prerequisites(studies, placement.worker, log)
-        tasks = Tasks(placement.worker, log)
+        num_concurrent, worker = place(pool, execution)
+        make_prerequisites(studies, worker, log)
+        tasks = Tasks(worker, log)
         trials = {study.study: _trials(study) for study in studies}
         tuned = [study for study in studies if len(trials[study.study]) > 1]
         for study in tuned:
             log(f"{study.study}: {len(trials[study.study])} configurations, {study.num_tuning_requests} requests each")
             for config in trials[study.study]:
-                tasks.add(_task, run_sequence, study.sequence(config, tuning=True), placement.worker)
+                tasks.add(_task, run_sequence, study.sequence(config, tuning=True), worker)
         tasks.wait()
         chosen = []
         for study in studies:
@@ -120,13 +120,13 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
             )
             if not is_chain(sequence.config):  # GRUN's modules know nothing of one another
                 count = len(sequence.requests())
-                for first in range(min(placement.num_concurrent, count)):
-                    places = range(first, count, placement.num_concurrent)
-                    tasks.add(_task, partial(train_modules, places=places), sequence, placement.worker)
+                for first in range(min(num_concurrent, count)):
+                    places = range(first, count, num_concurrent)
+                    tasks.add(_task, partial(train_modules, places=places), sequence, worker)
         tasks.wait()
         for sequence in chosen:
             for part in sequence.by_combination():
-                tasks.add(_task, run_sequence, part, placement.worker)
+                tasks.add(_task, run_sequence, part, worker)
         failures = [failure for failure in tasks.wait() if failure]
         if failures:
             raise UserError("sequential", f"not everything succeeded, see the lines above; first: {failures[0]}")

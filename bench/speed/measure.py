@@ -6,9 +6,9 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +27,7 @@ from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
 from bench.runs.subject import Subject
 from bench.runs.training import plan_of
+from bench.speed import Effort
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, edited
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.engine.edited import EditedModel
@@ -47,18 +48,6 @@ SWEEP_THRESHOLDS = (0.0, 0.5, 0.9)
 """Gate thresholds of each trial of the sweep, as in search_spaces/demo_grun.yaml."""
 ENGINE_TRIALS_PER_NAIVE = 4
 """Naive trials are slow: one for every so many of the engine's, their seconds scaled up."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """How long is measured."""
-
-    rounds: int
-    """Turns of every contender."""
-    steps: int
-    """Timed steps a turn; one more before them is not counted."""
-    trials: int
-    """Trials of the sweep; 0: no sweep."""
 
 
 class Stopwatch:
@@ -138,10 +127,8 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - started, result
 
 
-def measure(
-    config: RunConfig, execution: Execution, effort: Effort, progress: Progress, save: Callable[[Record], None]
-) -> None:
-    """Everything, section by section; `save` gets the record after each, so that a cut loses one section at most.
+def measure(config: RunConfig, execution: Execution, effort: Effort, progress: Progress) -> Iterator[Record]:
+    """Everything, section by section: the record after each, so that a cut loses one section at most.
 
     config: a GRUN run. Its layers and epochs are those of the evaluation and of the sweep.
     Raises UserError where it is none.
@@ -157,9 +144,9 @@ def measure(
             "git_sha": costs.git_sha(),
         }
         record: Record = {"machine": machine, "effort": asdict(effort), "config": config.to_dict()}
-        for section in (steps, cache, evaluation, memory, *([sweep] if effort.trials else [])):
+        for section in (steps, cache, evaluation, memory, *([sweep] if effort.num_trials else [])):
             record[section.__name__] = section(watch)
-            save(record)
+            yield record
 
 
 def steps(watch: Stopwatch) -> list[Record]:
@@ -259,7 +246,7 @@ def memory(watch: Stopwatch) -> Record:
 def _memory_gb(config: RunConfig, execution: Execution, scratch: Path, name: str) -> Record:
     """In a fresh process: memory before the first step of a contender, and the peak of two of them."""
     warnings.filterwarnings("ignore", category=FutureWarning)  # of libraries, about their own future
-    watch = Stopwatch(config, execution, Effort(rounds=1, steps=1, trials=0), scratch, quiet)
+    watch = Stopwatch(config, execution, Effort(rounds=1, steps=1, num_trials=0), scratch, quiet)
     adapted, device = watch.contender(name, LOSSES[0], watch.layers[DEPTHS]), watch.subject.device
     costs.reset_peak_memory(device)
     before = costs.peak_memory_gb(device)
@@ -269,7 +256,7 @@ def _memory_gb(config: RunConfig, execution: Execution, scratch: Path, name: str
 
 def sweep(watch: Stopwatch) -> Record:
     """Trials on the engine, against naive ones and against one full fine-tuning run."""
-    trials = [replace(watch.config, seed=seed) for seed in range(watch.effort.trials)]
+    trials = [replace(watch.config, seed=seed) for seed in range(watch.effort.num_trials)]
     where = {name: replace(watch.execution, results=watch.scratch / name) for name in ("engine", "naive", "full")}
     where["naive"] = replace(where["naive"], engine="plain")
     references_s = [timed(partial(run_prerequisites, watch.config, each))[0] for each in where.values()]

@@ -3,8 +3,6 @@
 Imports neither torch nor Ray at its top, so that the command line can show the options of `Pool` at once.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -28,59 +26,42 @@ class Pool:
     """Trials at once; None: as many as fit."""
     time_budget: Annotated[float, Gt(0)] | None = None
     """Minutes after which no trial is begun; those under way are finished. None: none are too many."""
-    cpus_per_worker: Annotated[int, Ge(1)] = 1
-    """CPUs of each worker of a trial."""
-    gpus_per_worker: Annotated[float, Ge(0)] | None = None
-    """GPUs of each, fractions allowed; None: one where the cluster has any."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Placement:
-    """What fits where. Made by `place`."""
+def place(pool: Pool, execution: "Execution") -> tuple[int, "Execution"]:
+    """(trials at once, how a trial's workers run).
 
-    num_concurrent: int
-    """Trials at once."""
-    worker: Execution
-    """How a trial's workers run."""
-
-
-def place(pool: Pool, execution: Execution) -> Placement:
-    """Raises UserError with the numbers where not even what was asked for fits: Ray would wait for ever."""
+    Raises UserError with the numbers where not even what was asked for fits: Ray would wait for ever.
+    """
     from bench.cluster.connect import DRIVER, possible_resources  # Ray
 
-    there, num_workers = possible_resources(), execution.num_workers
+    there, num_workers, cpus_each = possible_resources(), execution.num_workers, execution.cpus_per_worker
     if execution.uses_ray_train and not there.get(DRIVER):
         raise UserError(
             "--num-workers", f"the cluster has no resource {DRIVER}; start its head with `{{{DRIVER}: 1000}}`"
         )
     cpus, gpus = there.get("CPU", 0), there.get("GPU", 0)
-    gpus_per_worker = pool.gpus_per_worker if pool.gpus_per_worker is not None else float(gpus >= 1)
+    gpus_each = execution.gpus_per_worker if execution.gpus_per_worker is not None else float(gpus >= 1)
     for option, kind, each, have in (
-        ("--gpus-per-worker", "GPU", gpus_per_worker, gpus),
-        ("--cpus-per-worker", "CPU", pool.cpus_per_worker, cpus),
+        ("--gpus-per-worker", "GPU", gpus_each, gpus),
+        ("--cpus-per-worker", "CPU", cpus_each, cpus),
     ):
         if each * num_workers > have:
             raise UserError(
-                option,
-                f"{num_workers} x {each:g} asked for a trial, but there are {have:g} {kind}s; use fewer",
+                option, f"{num_workers} x {each:g} asked for a trial, but there are {have:g} {kind}s; use fewer"
             )
-    fit = int(cpus // (pool.cpus_per_worker * num_workers))
-    if gpus_per_worker:
-        fit = min(fit, int(gpus / (gpus_per_worker * num_workers)))
+    fit = int(cpus // (cpus_each * num_workers))
+    if gpus_each:
+        fit = min(fit, int(gpus / (gpus_each * num_workers)))
     if pool.num_concurrent is not None and pool.num_concurrent > fit:
         raise UserError(
             "--num-concurrent",
-            f"{pool.num_concurrent} trials of {num_workers} x ({pool.cpus_per_worker} CPUs, {gpus_per_worker:g} GPUs) "
+            f"{pool.num_concurrent} trials of {num_workers} x ({cpus_each} CPUs, {gpus_each:g} GPUs) "
             f"do not fit {cpus:g} CPUs and {gpus:g} GPUs; use at most {fit}",
         )
-    worker = replace(
-        execution,
-        num_threads=execution.num_threads or pool.cpus_per_worker,
-        cpus_per_worker=pool.cpus_per_worker,
-        gpus_per_worker=gpus_per_worker,
-        device="cuda" if gpus_per_worker else execution.device,
-    )
-    return Placement(num_concurrent=pool.num_concurrent or fit, worker=worker)
+    device, num_threads = "cuda" if gpus_each else execution.device, execution.num_threads or cpus_each
+    worker = replace(execution, num_threads=num_threads, gpus_per_worker=gpus_each, device=device)
+    return pool.num_concurrent or fit, worker
 
 
 @contextmanager

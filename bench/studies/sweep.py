@@ -51,8 +51,7 @@ def sweep(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     with study_locks([study.study for study in studies], execution.folder), connected(log):
-        placement = place(pool, execution)
-        worker = placement.worker
+        num_concurrent, worker = place(pool, execution)
         for study in studies:
             worker.check(study.run({}).adapter)
         make_prerequisites(studies, worker, log)
@@ -61,11 +60,11 @@ def sweep(
         if search.num_trials_left == 0:
             log("every study has used its budget; nothing to do (raise --num-trials to go on)")
             return
-        log(f"{search.num_trials_left} trainings to do, {placement.num_concurrent} at a time")
+        log(f"{search.num_trials_left} trainings to do, {num_concurrent} at a time")
         trial = tune.with_parameters(
             _trial, execution=worker, studies={study.study: study for study in studies}, run_trial=run_trial
         )
-        _tune(tune.with_resources(trial, resources_of(worker)), search, placement.num_concurrent)
+        _tune(tune.with_resources(trial, resources_of(worker)), search, num_concurrent)
         if search.is_full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -18,8 +18,9 @@ from bench.progress import quiet
 from bench.results import store
 from bench.runs import subject
 from bench.runs.execution import Execution
+from bench.speed import Effort
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, edited
-from bench.speed.measure import Effort, Stopwatch
+from bench.speed.measure import Stopwatch
 from bench.speed.report import read_records, write_records
 from bench.speed.scaling import __main__ as scaling
 from grun.data import Example
@@ -133,7 +134,7 @@ def test_each_model_is_opened_in_the_dtype_its_run_uses(
         return load_pretrained(name, device, **options)
 
     monkeypatch.setattr(subject, "load_pretrained", load)
-    effort = Effort(rounds=1, steps=1, trials=0)
+    effort = Effort(rounds=1, steps=1, num_trials=0)
     watch = Stopwatch(small_config, Execution(results=tmp_path), effort, tmp_path, quiet)
     assert asked == [False], "the model that GRUN's edits are timed on"
     for name in FINE_TUNED:

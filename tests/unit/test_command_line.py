@@ -14,7 +14,7 @@ import pytest
 
 from bench.cli.commands import GROUPS
 from bench.cli.main import COMMANDS, main, parsed
-from bench.cli.options import CONFIG_SECTIONS, execution, pool_of
+from bench.cli.options import CONFIG_SECTIONS
 from bench.config import RunConfig, run_config
 from bench.results.storage import location
 from bench.runs.execution import Execution
@@ -97,7 +97,7 @@ def test_every_field_is_an_option() -> None:
         "--shard",
     ]
     options = parsed(["train", *words])[1]
-    assert execution(options, "r") == Execution(
+    assert options.execution("r") == Execution(
         results=location("r"),
         device="cpu",
         engine="plain",
@@ -112,7 +112,8 @@ def test_every_field_is_an_option() -> None:
     )
     assert said <= set(vars(options))
     options = parsed(["sweep", "f", "--num-concurrent", "2", "--time-budget", "1.5", "--gpus-per-worker", "0"])[1]
-    assert pool_of(options) == Pool(num_concurrent=2, time_budget=1.5, gpus_per_worker=0.0)
+    assert options.pool() == Pool(num_concurrent=2, time_budget=1.5)
+    assert options.execution("r").gpus_per_worker == 0.0
     assert {field.name for field in dataclasses.fields(RunConfig)} == set(CONFIG_SECTIONS)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from bench.cli.main import COMMANDS, parsed
-from bench.cli.options import CONFIG_SECTIONS, execution, pool_of
+from bench.cli.options import CONFIG_SECTIONS
 from bench.config import overlay, run_config
 from bench.files import read_yaml
 from grun.errors import UserError
@@ -83,9 +83,9 @@ def check(line: str) -> None:
         raise
     given = vars(options)
     if "device" in given or "num_workers" in given or "settings" in given:
-        execution(options, "results")
+        options.execution("results")
     if "num_trials" in given:
-        pool_of(options)
+        options.pool()
     files = given.get("files") or [given["file"]] if given.get("file") or given.get("files") else []
     shipped = [ROOT / file for file in files if (ROOT / file).is_file() or not file.startswith("results/")]
     bases = [read_yaml(file).get("base", {}) for file in shipped] or [{}]

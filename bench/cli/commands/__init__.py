@@ -1,9 +1,6 @@
 """Commands of `grun-bench`, a file each. A new one is written as a file and named in `GROUPS`."""
 
-from __future__ import annotations
-
-from argparse import Namespace
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from bench.cli.commands import (
@@ -22,7 +19,8 @@ from bench.cli.commands import (
     sweep,
     train,
 )
-from bench.cli.parser import Parser
+from bench.cli.options import Options
+from bench.cli.parser import Argument
 
 
 class Command(Protocol):
@@ -36,10 +34,11 @@ class Command(Protocol):
     EXAMPLE: str
     """A command line that shows what it is for."""
 
-    def arguments(self, parser: Parser) -> None:
-        """Add its arguments to an empty parser."""
+    @property
+    def ARGUMENTS(self) -> Sequence[Argument]:
+        """Its words and options, as its help lists them."""
 
-    def run(self, options: Namespace) -> None:
+    def run(self, options: Options) -> None:
         """Do it. Raises UserError where something in the user's hands is wrong."""
 
 

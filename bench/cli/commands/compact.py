@@ -1,21 +1,13 @@
 """Put the rows of many small Parquet files into few large ones."""
 
-from __future__ import annotations
-
-from argparse import Namespace
-
-from bench.cli import options as shared
-from bench.cli.parser import Parser
+from bench.cli.options import FOLDER, Options
 from bench.cli.tables import console
 
 EXAMPLE = "grun-bench compact results/mine"
+ARGUMENTS = (FOLDER,)
 
 
-def arguments(parser: Parser) -> None:
-    shared.results_folder(parser)
-
-
-def run(options: Namespace) -> None:
+def run(options: Options) -> None:
     from bench.results import store
 
     num_runs, damaged = store.compact(options.folder)

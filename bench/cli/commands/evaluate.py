@@ -1,16 +1,13 @@
 """Evaluate a trained module again: at other gate thresholds, under attack, by lm-eval."""
 
-from __future__ import annotations
-
 import json
-from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Table
 
-from bench.cli import options as shared
-from bench.cli.parser import Parser, positive
+from bench.cli.options import GATE_THRESHOLDS, ROBUSTNESS, WHERE_IT_RUNS, Options, settings
+from bench.cli.parser import option, positive
 from bench.cli.tables import console, number, print_rows, progress
 from grun.errors import UserError
 
@@ -19,25 +16,23 @@ if TYPE_CHECKING:
     from bench.runs.execution import Execution
 
 EXAMPLE = "grun-bench evaluate results/mine/modules/<train_key> --gate-thresholds 0.3 0.6"
+ARGUMENTS = (
+    option("module", metavar="MODULE", help="a folder under RESULTS/modules"),
+    settings,
+    GATE_THRESHOLDS,
+    ROBUSTNESS,
+    option("--lm-eval", nargs="+", metavar="TASK", help="also run these tasks of lm-evaluation-harness"),
+    option("--lm-eval-include", type=Path, metavar="DIR", help="folder with further task files"),
+    option("--lm-eval-limit", type=positive, metavar="N", help="only so many items a task"),
+    WHERE_IT_RUNS,
+)
 
 
-def arguments(parser: Parser) -> None:
-    parser.add_argument("module", metavar="MODULE", help="a folder under RESULTS/modules")
-    shared.settings(parser)
-    shared.gate_thresholds(parser)
-    shared.robustness(parser)
-    harness = parser.add_argument_group("lm-evaluation-harness")
-    harness.add_argument("--lm-eval", nargs="+", metavar="TASK", help="also run these of its tasks")
-    harness.add_argument("--lm-eval-include", type=Path, metavar="DIR", help="folder with further task files")
-    harness.add_argument("--lm-eval-limit", type=positive, metavar="N", help="only so many items a task")
-    shared.where_it_runs(parser)
-
-
-def run(options: Namespace) -> None:
+def run(options: Options) -> None:
     from bench.results.storage import location
 
     module = location(options.module)
-    execution = shared.execution(options, module.parent.parent)
+    execution = options.execution(module.parent.parent)
     from bench.config import overlay, run_config, stored_config
     from bench.files import read_yaml
     from bench.runs.run import run
@@ -46,7 +41,7 @@ def run(options: Namespace) -> None:
     if not (module / TRAINING).exists():
         raise UserError("MODULE", f"{module} holds no trained module; give a folder under RESULTS/modules")
     with module.read_folder() as local:
-        settings = overlay(read_yaml(local / "run.yaml"), shared.attacked(options))
+        settings = overlay(read_yaml(local / "run.yaml"), options.settings)
     config = run_config(settings)
     if config.train_key != module.name:
         if stored_config(settings).train_key == module.name:
@@ -59,7 +54,7 @@ def run(options: Namespace) -> None:
         _lm_eval(options, config, execution)
 
 
-def _lm_eval(options: Namespace, config: RunConfig, execution: Execution) -> None:
+def _lm_eval(options: Options, config: "RunConfig", execution: "Execution") -> None:
     """lm-eval's tasks on the module, at the config's own gate threshold."""
     from bench.evaluation.harness import UnlearnedLM, run_lm_eval
     from bench.runs.subject import Subject

@@ -1,27 +1,21 @@
 """List the settings of the chosen benchmark, model, adapter and forget loss."""
 
-from __future__ import annotations
-
 import json
-from argparse import Namespace
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
 
-from bench.cli import options as shared
-from bench.cli.parser import Parser, allowed
+from bench.cli.options import ONE_RUN, Options
+from bench.cli.parser import allowed
 from bench.cli.tables import console
 
 EXAMPLE = "grun-bench keys --adapter lora --forget-loss npo"
+ARGUMENTS = ONE_RUN
 
 
-def arguments(parser: Parser) -> None:
-    shared.config_file(parser)
-
-
-def run(options: Namespace) -> None:
-    config = shared.run_config(options, options.settings)
+def run(options: Options) -> None:
+    config = options.run_config()
     from bench.config import COMPONENTS, RunConfig
     from bench.validation import schemas
 

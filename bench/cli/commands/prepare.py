@@ -1,26 +1,14 @@
 """Make and evaluate the target and the retain model."""
 
-from __future__ import annotations
-
-from argparse import Namespace
-
-from bench.cli import options as shared
-from bench.cli.parser import Parser
+from bench.cli.options import ONE_RUN, RESULTS, WHERE_IT_RUNS, Options
 from bench.cli.tables import console, print_rows, progress
 
 EXAMPLE = "grun-bench prepare --benchmark authors --model tiny --results results/mine"
+ARGUMENTS = (*ONE_RUN, RESULTS, WHERE_IT_RUNS)
 
 
-def arguments(parser: Parser) -> None:
-    """See `bench.cli.commands.Command`, here and below."""
-    shared.config_file(parser)
-    shared.results(parser)
-    shared.where_it_runs(parser)
-
-
-def run(options: Namespace) -> None:
-    execution = shared.execution(options)
-    config = shared.run_config(options, options.settings)
+def run(options: Options) -> None:
+    execution, config = options.execution(), options.run_config()
     from bench.runs.run import run_prerequisites
     from bench.runs.subject import Subject
 

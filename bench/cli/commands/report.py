@@ -1,23 +1,15 @@
 """Write RESULTS/report.html and a picture of the fronts; of a sequence, requests.html."""
 
-from __future__ import annotations
-
-from argparse import Namespace
-
-from bench.cli import options as shared
-from bench.cli.parser import Parser
+from bench.cli.options import COMPARED_RUNS, Options
+from bench.cli.parser import option
 from bench.cli.tables import console
 
 EXAMPLE = "grun-bench report results/mine --where method=grun+npo"
+ARGUMENTS = (*COMPARED_RUNS, option("--picture", metavar="PNG", help="picture to write (default: RESULTS/fronts.png)"))
 
 
-def arguments(parser: Parser) -> None:
-    shared.compared_runs(parser)
-    parser.add_argument("--picture", metavar="PNG", help="picture to write (default: RESULTS/fronts.png)")
-
-
-def run(options: Namespace) -> None:
-    comparison = shared.comparison(options)
+def run(options: Options) -> None:
+    comparison = options.comparison()
     from bench.reports.report import write_report, write_requests_report
     from bench.results.requests import last_states, scan_requests
     from bench.results.storage import location
@@ -29,7 +21,6 @@ def run(options: Namespace) -> None:
         write_requests_report(rows, last_states(rows), page, picture)
         console.print(f"wrote {page} and {picture}")
     if comparison.runs or not has_requests:
-        page = folder / "report.html"
-        picture = location(options.picture) if options.picture else folder / "fronts.png"
+        page, picture = folder / "report.html", location(options.picture or str(folder / "fronts.png"))
         write_report(comparison, options.folder, page, picture)
         console.print(f"wrote {page} and {picture}")

@@ -1,26 +1,21 @@
 """Search: one study a file, all with equal budgets; a sweep that was cut off goes on."""
 
-from __future__ import annotations
-
-from argparse import Namespace
-
-from bench.cli import options as shared
-from bench.cli.parser import Parser, positive
+from bench.cli.options import POOL, RESULTS, Options, settings
+from bench.cli.parser import option, positive
 from bench.cli.tables import log, print_methods
 
 EXAMPLE = "grun-bench sweep search_spaces/demo_*.yaml --results results/mine --num-trials 10"
+ARGUMENTS = (
+    option("files", nargs="+", metavar="FILE", help="search_spaces/*.yaml"),
+    settings,
+    RESULTS,
+    option("--num-trials", type=positive, metavar="N", help="trainings a study, not the files' own number"),
+    *POOL,
+)
 
 
-def arguments(parser: Parser) -> None:
-    parser.add_argument("files", nargs="+", metavar="FILE", help="search_spaces/*.yaml")
-    shared.settings(parser)
-    shared.results(parser)
-    parser.add_argument("--num-trials", type=positive, metavar="N", help="trainings a study, not the files' own number")
-    shared.pool(parser)
-
-
-def run(options: Namespace) -> None:
-    execution, pool = shared.execution(options), shared.pool_of(options)
+def run(options: Options) -> None:
+    execution, pool = options.execution(), options.pool()
     from bench.reports.comparison import compare
     from bench.spaces.search_space import read_studies
 

@@ -1,27 +1,14 @@
 """One run: unlearn, evaluate, write its rows."""
 
-from __future__ import annotations
-
-from argparse import Namespace
-
-from bench.cli import options as shared
-from bench.cli.parser import Parser
+from bench.cli.options import GATE_THRESHOLDS, ONE_RUN, RESULTS, ROBUSTNESS, WHERE_IT_RUNS, Options
 from bench.cli.tables import console, print_rows, progress
 
 EXAMPLE = "grun-bench train --forget-loss npo --adapter.layers 2,3,5 --adapter.learning_rate 0.01"
+ARGUMENTS = (*ONE_RUN, RESULTS, GATE_THRESHOLDS, ROBUSTNESS, WHERE_IT_RUNS)
 
 
-def arguments(parser: Parser) -> None:
-    shared.config_file(parser)
-    shared.results(parser)
-    shared.gate_thresholds(parser)
-    shared.robustness(parser)
-    shared.where_it_runs(parser)
-
-
-def run(options: Namespace) -> None:
-    execution = shared.execution(options)
-    config = shared.run_config(options, shared.attacked(options))
+def run(options: Options) -> None:
+    execution, config = options.execution(), options.run_config()
     from bench.results import store
     from bench.runs.run import run, run_prerequisites
 
