@@ -23,11 +23,9 @@ def fronts(comparison: Comparison) -> Any:
     forget ROUGE-L against utility.
     """
     (y, y_way), (x, x_way) = list(comparison.objectives.items())[:2]
-    panels = [
-        _front_panel(comparison, x, x_way, y, y_way),
-        _front_panel(comparison, comparison.utility, "max", "forget_rouge_l_recall", "min"),
-    ]
-    drawn = [panel for panel in panels if panel is not None]
+    left = _front_panel(comparison, x, x_way, y, y_way)
+    right = _front_panel(comparison, comparison.utility, "max", "forget_rouge_l_recall", "min")
+    drawn = [panel for panel in (left, right) if panel is not None]
     nothing = alt.Chart(pl.DataFrame({"text": ["no run has these scores"]})).mark_text().encode(text="text:N")
     return alt.hconcat(*drawn) if drawn else nothing
 
@@ -36,17 +34,20 @@ def _front_panel(comparison: Comparison, x: str, x_way: Direction, y: str, y_way
     """None where no run has both scores."""
     x_axis = alt.X(f"{x}:Q", title=f"{x} ({x_way})".replace("_", " "), scale=alt.Scale(zero=False))
     y_axis = alt.Y(f"{y}:Q", title=f"{y} ({y_way})".replace("_", " "), scale=alt.Scale(zero=False))
+
+    def scored(rows: Sequence[Row | None]) -> list[Row]:
+        return [row for row in rows if row is not None and row[x] is not None and row[y] is not None]
+
     layers = []
-    rows = [row for row in comparison.runs if row[x] is not None and row[y] is not None]
-    if rows:
+    if rows := scored(comparison.runs):
         layers += _runs_layers(rows, (x, x_way), (y, y_way), x_axis, y_axis)
-    references = [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
-    references = [row for row in references if row[x] is not None and row[y] is not None]
-    if references:
-        marks = alt.Chart(frame_of("runs", references).select("method", x, y))
+    if references := scored([comparison.target_model, comparison.retain_model]):
+        marks = alt.Chart(frame_of("runs", references).select("method", x, y)).encode(x=x_axis, y=y_axis)
         cross = marks.mark_point(shape="cross", size=160, color="black", filled=True)
-        layers.append(cross.encode(x=x_axis, y=y_axis, tooltip=["method", x, y]))
-        layers.append(marks.mark_text(align="right", dx=-10).encode(x=x_axis, y=y_axis, text="method:N"))
+        layers += [
+            cross.encode(tooltip=["method", x, y]),
+            marks.mark_text(align="right", dx=-10).encode(text="method:N"),
+        ]
     return alt.layer(*layers).properties(width=400, height=320) if layers else None
 
 
@@ -61,26 +62,15 @@ def _runs_layers(
         own = np.array([row["method"] == method for row in rows])
         on_front[own] = pareto.nondominated(values[own], [x[1], y[1]])
     runs = frame_of("runs", rows).select(columns).with_columns(on_front=pl.Series(on_front))
-    colour = alt.Color("adapter:N", title="adapter")
-    stairs = (
-        alt.Chart(runs)
-        .transform_filter("datum.on_front")
-        .mark_line(interpolate="step-before" if x[1] == "max" else "step-after", opacity=0.6)
-        .encode(x=x_axis, y=y_axis, color=colour, detail="method:N", order=f"{x[0]}:Q")
+    drawn = alt.Chart(runs).encode(x=x_axis, y=y_axis, color=alt.Color("adapter:N", title="adapter"))
+    interpolate = "step-before" if x[1] == "max" else "step-after"
+    stairs = drawn.transform_filter("datum.on_front").mark_line(interpolate=interpolate, opacity=0.6)
+    marks = drawn.mark_point(filled=True, size=55).encode(
+        shape=alt.Shape("forget_loss:N", title="forget loss"),
+        opacity=alt.condition("datum.on_front", alt.value(1.0), alt.value(0.35)),
+        tooltip=[alt.Tooltip(column) for column in columns],
     )
-    marks = (
-        alt.Chart(runs)
-        .mark_point(filled=True, size=55)
-        .encode(
-            x=x_axis,
-            y=y_axis,
-            color=colour,
-            shape=alt.Shape("forget_loss:N", title="forget loss"),
-            opacity=alt.condition("datum.on_front", alt.value(1.0), alt.value(0.35)),
-            tooltip=[alt.Tooltip(column) for column in columns],
-        )
-    )
-    return [stairs, marks]
+    return [stairs.encode(detail="method:N", order=f"{x[0]}:Q"), marks]
 
 
 def gate_histograms(items: pl.DataFrame, gate_threshold: float) -> Any:

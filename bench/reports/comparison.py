@@ -1,7 +1,5 @@
 """Runs of one benchmark and model → fronts and a table of methods. Reads Parquet, imports no model code."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Mapping, Sequence

@@ -1,9 +1,6 @@
 """One run on several workers: Ray Train starts them, each does its part, the first one writes."""
 
-from __future__ import annotations
-
 import logging
-import shutil
 import tempfile
 import uuid
 from collections.abc import Sequence
@@ -33,12 +30,8 @@ def work_together(configs: Sequence[RunConfig], execution: Execution, known: Kno
 
     Raises what a worker raised; RuntimeError where workers died again and again.
     """
-    part = {
-        "configs": configs,
-        "execution": replace(execution, num_workers=1, ray_train="auto"),
-        "known": known,
-        "study": study,
-    }
+    alone = replace(execution, num_workers=1, ray_train="auto")
+    part = {"configs": configs, "execution": alone, "known": known, "study": study}
     attempt = 1
     with connected(logger.warning):
         _check_fits(execution)
@@ -58,25 +51,22 @@ def work_together(configs: Sequence[RunConfig], execution: Execution, known: Kno
 
 def _fit(part: dict[str, Any], execution: Execution) -> list[Row]:
     """The first worker's rows."""
-    scratch = tempfile.mkdtemp(prefix="grun-bench-train-")  # for Ray's own notes: our checkpoints are in the results
     gpus = execution.gpus_per_worker or 0.0
-    trainer = TorchTrainer(
-        _in_a_worker,
-        train_loop_config=part,
-        scaling_config=ScalingConfig(
-            num_workers=execution.num_workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": execution.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
-        ),
-        torch_config=TorchConfig(backend="nccl" if gpus >= 1 else "gloo"),
-        run_config=ray.train.RunConfig(
-            name=f"train-{uuid.uuid4().hex}", storage_path=scratch, failure_config=FailureConfig(max_failures=0)
-        ),
+    scaling = ScalingConfig(
+        num_workers=execution.num_workers,
+        use_gpu=gpus > 0,
+        resources_per_worker={"CPU": execution.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
     )
-    try:
+    torch_config = TorchConfig(backend="nccl" if gpus >= 1 else "gloo")
+    # For Ray's own notes: our checkpoints are in the results.
+    with tempfile.TemporaryDirectory(prefix="grun-bench-train-", ignore_cleanup_errors=True) as scratch:
+        notes = ray.train.RunConfig(
+            name=f"train-{uuid.uuid4().hex}", storage_path=scratch, failure_config=FailureConfig(max_failures=0)
+        )
+        trainer = TorchTrainer(
+            _in_a_worker, train_loop_config=part, scaling_config=scaling, torch_config=torch_config, run_config=notes
+        )
         return list(trainer.fit().return_value)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _in_a_worker(part: dict[str, Any]) -> list[Row]:

@@ -1,7 +1,5 @@
 """Score stored items anew: after a metric was added or changed, nothing is trained or generated again."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """The model on the table: a benchmark, the model that knows it, and an adapter on it, opened in one way only."""
 
-from __future__ import annotations
-
 import logging
 import math
 import os

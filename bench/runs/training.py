@@ -1,7 +1,5 @@
 """Training a run's adapter, or finding what an earlier run trained."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """search_spaces/*.yaml → a study: a base RunConfig, what to search, what to optimise, how long."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace

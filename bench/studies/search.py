@@ -1,16 +1,15 @@
 """The Optuna side of a sweep: several studies that take turns, kept in one journal file, resumed where cut off."""
 
-import errno
 import json
 import math
-import os
 import time
 import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import optuna
+from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 from ray.tune.search import Searcher
 from ray.tune.search.optuna import OptunaSearch
@@ -45,11 +44,7 @@ class StudySearch(Searcher):
     """
 
     def __init__(
-        self,
-        studies: Sequence[SweepConfig],
-        results_folder: Folder,
-        log: Log,
-        time_budget: float | None = None,
+        self, studies: Sequence[SweepConfig], results_folder: Folder, log: Log, time_budget: float | None = None
     ) -> None:
         """time_budget: after so many minutes no trial is begun; those under way are finished."""
         self._objectives = dict(studies[0].objectives)
@@ -77,9 +72,7 @@ class StudySearch(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
         """The next run of the study that is furthest from its budget; called by Tune."""
         name = max(self._left, key=lambda study: self._left[study])
-        if self._left[name] == 0:
-            return Searcher.FINISHED
-        if self.is_full:
+        if self._left[name] == 0 or self.is_full:
             return Searcher.FINISHED
         if time.perf_counter() > self._deadline:
             if not self._out_of_time:
@@ -95,10 +88,11 @@ class StudySearch(Searcher):
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna, and the user; called by Tune. A trial that found no space is left to the next sweep."""
+        if (result or {}).get("full"):
+            self.is_full = True
+            return
         try:
-            if (result or {}).get("full"):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self._settle_finished(trial_id, result)
+            self._settle_finished(trial_id, result or {})
         except OSError as problem:
             self._stop_if_full(problem)
 
@@ -109,11 +103,9 @@ class StudySearch(Searcher):
         self.is_full = True
         return str(Searcher.FINISHED)
 
-    def _settle_finished(self, trial_id: str, result: Mapping[str, Any] | None) -> None:
+    def _settle_finished(self, trial_id: str, result: Mapping[str, Any]) -> None:
         suggested = self._suggested.pop(trial_id)
-        name = suggested["study"]
-        result = result or {}
-        rows = result.get("rows", [])
+        name, rows = suggested["study"], result.get("rows", [])
         self._num_done += 1
         if rows:
             values = {metric: rows[0][metric] for metric in self._objectives}
@@ -142,17 +134,7 @@ class StudySearch(Searcher):
         on_it = int(kept[-len(rows) :].sum())
         return f"  front of {kept.sum()}" + (f", {on_it} of them new" if on_it else "")
 
-    def on_trial_result(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        """Nothing: a trial reports once, at its end."""
-
-    def set_search_properties(self, metric: Any, mode: Any, config: Any, **spec: Any) -> bool:
-        """Nothing to set: the studies know what they search."""
-        return True
-
     def save(self, checkpoint_path: str) -> None:
-        """Nothing: the state is in Optuna's storage."""
-
-    def restore(self, checkpoint_path: str) -> None:
         """Nothing: the state is in Optuna's storage."""
 
     def _open(self, name: str, config: SweepConfig) -> None:
@@ -199,17 +181,14 @@ class StudySearch(Searcher):
 
     def _study(self, name: str, config: SweepConfig) -> optuna.Study:
         """Begun now or before. Raises UserError where it was begun as something else: its trials would not compare."""
-        directions: list[Literal["maximize", "minimize"]] = [
-            "maximize" if way == "max" else "minimize" for way in config.objectives.values()
-        ]
+        names, ways = list(config.objectives), config.objectives.values()
+        directions = [StudyDirection.MAXIMIZE if way == "max" else StudyDirection.MINIMIZE for way in ways]
         study = optuna.create_study(study_name=name, storage=self._storage, directions=directions, load_if_exists=True)
-        if [direction.name.lower() for direction in study.directions] != directions or study.user_attrs.get(
-            "objectives", list(config.objectives)
-        ) != list(config.objectives):
+        if study.directions != directions or study.user_attrs.get("objectives", names) != names:
             raise UserError("objectives", f"study {name} was begun with others; rename the study or keep them")
         before, now = study.user_attrs.get(DEFINITION), config.definition()
         if before is None:
-            study.set_user_attr("objectives", list(config.objectives))
+            study.set_user_attr("objectives", names)
             study.set_user_attr(DEFINITION, now)
         elif changed := differences(before, now):
             raise UserError("study", f"{name} was begun with {changed}; rename the study, or use another --results")
@@ -236,10 +215,8 @@ class StudySearch(Searcher):
         study = optuna.load_study(study_name=name, storage=self._storage)
         asked = study.get_trials(deepcopy=False)[number]
         for parameter_name, parameter in self._configs[name].parameters(THRESHOLD).items():
-            if parameter_name not in asked.params:
-                continue
             for row in rows:
-                if parameter.holds(row["gate_threshold"]):
+                if parameter_name in asked.params and parameter.holds(row["gate_threshold"]):
                     study.add_trial(
                         optuna.create_trial(
                             params={**asked.params, parameter_name: parameter.stored(row["gate_threshold"])},

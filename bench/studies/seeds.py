@@ -1,7 +1,5 @@
 """How sure is the table of methods? Each method's best run again, with other seeds: mean ± standard deviation."""
 
-from __future__ import annotations
-
 import json
 import math
 import statistics
@@ -29,12 +27,8 @@ FOLDER = "seeds"
 """Folder under RESULTS that holds the repeated runs: they are no trials, and must not be counted as such."""
 COLUMNS = (
     *HEADLINES,
-    "forget_extraction_strength",
-    "forget_fluency",
-    "mia_min_k_auc",
-    "forget_paraphrased_question_rouge_l_recall",
-    "trainable_parameters",
-    "train_seconds",
+    *("forget_extraction_strength", "forget_fluency", "mia_min_k_auc", "forget_paraphrased_question_rouge_l_recall"),
+    *("trainable_parameters", "train_seconds"),
 )
 """Columns of the table, where any run has them."""
 
@@ -92,24 +86,16 @@ def _lines(rows: Sequence[Row], command: str) -> Iterator[str]:
         by_method.setdefault(row["method"], []).append(row)
     columns = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
     metrics = {name: {**SCORES, **COSTS}[name] for name in columns}
-    known = next(
-        name for name, metric in metrics.items() if metric.better == "min"
-    )  # the first that is to be forgotten
-    left = {name: _mean([row[known] for row in own if row[known] is not None]) for name, own in by_method.items()}
+    known = next(name for name, metric in metrics.items() if metric.better == "min")  # the first to be forgotten
+    scores = {name: [row[known] for row in own if row[known] is not None] for name, own in by_method.items()}
+    left = {name: statistics.mean(own or [math.inf]) for name, own in scores.items()}
     references = [name for name in ("target_model", "retain_model") if name in by_method]
-    yield "```sh"
-    yield command
-    yield "```"
-    yield ""
+    yield f"```sh\n{command}\n```\n"
     yield "| method | seeds | " + " | ".join(metric.heading for metric in metrics.values()) + " |"
     yield "|---|--:|" + "--:|" * len(columns)
     for name in [*references, *sorted(set(by_method) - set(references), key=lambda method: left[method])]:
         own = by_method[name]
         yield f"| {name} | {len(own)} | " + " | ".join(_cell(own, column) for column in columns) + " |"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return statistics.mean(values) if values else math.inf
 
 
 def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> str:

@@ -1,11 +1,8 @@
 """Ray Tune with Optuna: several studies in one pool of workers, resumable, every finished training kept."""
 
-from __future__ import annotations
-
 import errno
 import json
 import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -71,22 +68,17 @@ def sweep(
 
 def _tune(trial: Any, search: StudySearch, num_concurrent: int) -> None:
     """Trials until the studies have had enough. Ray's own notes go where nobody looks: ours are in the results."""
-    scratch = tempfile.mkdtemp(prefix="grun-bench-tune-")
-    tuner = tune.Tuner(
-        trial,
-        tune_config=tune.TuneConfig(
-            search_alg=search,
-            num_samples=search.num_trials_left,
-            max_concurrent_trials=num_concurrent,
-            reuse_actors=True,
-            trial_dirname_creator=lambda trial: trial.trial_id,
-        ),
-        run_config=tune.RunConfig(storage_path=scratch, verbose=0, failure_config=tune.FailureConfig(max_failures=2)),
+    settings = tune.TuneConfig(
+        search_alg=search,
+        num_samples=search.num_trials_left,
+        max_concurrent_trials=num_concurrent,
+        reuse_actors=True,
+        trial_dirname_creator=lambda trial: trial.trial_id,
     )
-    try:
-        tuner.fit()
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    retried = tune.FailureConfig(max_failures=2)
+    with tempfile.TemporaryDirectory(prefix="grun-bench-tune-", ignore_cleanup_errors=True) as scratch:
+        notes = tune.RunConfig(storage_path=scratch, verbose=0, failure_config=retried)
+        tune.Tuner(trial, tune_config=settings, run_config=notes).fit()
 
 
 def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, SweepConfig], run_trial: RunTrial) -> None:
