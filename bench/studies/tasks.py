@@ -45,7 +45,6 @@ class Tasks:
             raise error.cause from None
 
 
-
 def resources_of(execution: Execution) -> dict[str, float]:
     """What the process of one run asks Ray for: workers of its own take theirs beside it."""
     if execution.uses_ray_train:
