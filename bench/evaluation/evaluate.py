@@ -120,10 +120,7 @@ def _note(row: ItemRow, kind: str, likelihood: AnswerLikelihood, num_tokens: int
     if kind == "answer":
         row["gate"] = likelihood.gate
     if likelihood.tokens is not None:
-        row["token_nll"] = likelihood.tokens.nll
-        row["token_is_argmax"] = likelihood.tokens.is_argmax
-        row["token_mean_log_p"] = likelihood.tokens.mean_log_p
-        row["token_std_log_p"] = likelihood.tokens.std_log_p
+        row |= {f"token_{name}": values for name, values in vars(likelihood.tokens).items()}
 
 
 def _generate(asking: Asking, split: str, questions: Sequence[Question], rows: Mapping[int, ItemRow]) -> None:

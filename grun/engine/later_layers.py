@@ -36,8 +36,7 @@ def answer_output(
         [cache.hidden(example) for cache, example in zip(homes, examples, strict=True)],
         model.device,
     )
-    kv = filled_cache(batch.kv_BP2MHd, first_kept=first_layer + 1)
-    logits_NV, head_input_ND = _run(model, editing, first_layer, batch, kv)
+    logits_NV, head_input_ND, _ = _run(model, editing, first_layer, batch)
     return AnswerOutput(
         examples=examples,
         logits_NV=logits_NV,
@@ -51,7 +50,7 @@ def answer_output(
 def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
     """Gates of some prompts, [B, K], from their last tokens alone; None where the edits have none."""
     batch = _prompt_batch(cache, prompts, model.device)
-    _run(model, editing, cache.first_layer, batch, filled_cache(batch.kv_BP2MHd, first_kept=cache.first_layer + 1))
+    _run(model, editing, cache.first_layer, batch)
     return editing.gate_logit_BK()
 
 
@@ -61,8 +60,7 @@ def generate(
 ) -> Generated:
     """Greedy answers. The prompts' keys and values come from the cache, which was built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
-    kv = filled_cache(batch.kv_BP2MHd, first_kept=cache.first_layer + 1)
-    logits_BV, _ = _run(model, editing, cache.first_layer, batch, kv)
+    logits_BV, _, kv = _run(model, editing, cache.first_layer, batch)
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
     below = [cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts]
     fill_below(kv, aligned(below).to(model.device))
@@ -91,10 +89,11 @@ def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device
     )
 
 
-def _run(model: Any, editing: Editing, first_layer: int, batch: PrefixBatch, kv: Any) -> tuple[Tensor, Tensor]:
-    """Logits [tokens, V] at every token of the batch, one after another, and what the head made them of."""
-    layers = decoder_layers(model)
-    replacements = _replacements(layers, editing, first_layer, batch.hidden_BTD)
+def _run(model: Any, editing: Editing, first_layer: int, batch: PrefixBatch) -> tuple[Tensor, Tensor, Any]:
+    """Logits [tokens, V] at every token of the batch, one after another, what the head made them of, and the model's
+    cache of keys and values."""
+    kv = filled_cache(batch.kv_BP2MHd, first_kept=first_layer + 1)
+    replacements = _replacements(decoder_layers(model), editing, first_layer, batch.hidden_BTD)
     with patched(replacements), head_at(model, batch.is_token_BT) as head_inputs:
         outputs = model(
             inputs_embeds=batch.hidden_BTD,  # only their shape is used: the first layer's replacement ignores them
@@ -103,7 +102,7 @@ def _run(model: Any, editing: Editing, first_layer: int, batch: PrefixBatch, kv:
             past_key_values=kv,
             use_cache=True,
         )
-    return outputs.logits[0], head_inputs[0]
+    return outputs.logits[0], head_inputs[0], kv
 
 
 def _replacements(

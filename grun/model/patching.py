@@ -15,18 +15,15 @@ from pyvene_custom.editing import decoder_layers_path
 @contextlib.contextmanager
 def patched(replacements: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Inside, calling a module calls its replacement with the same arguments."""
-    replaced: list[tuple[nn.Module, Any]] = []
-    try:
+    with contextlib.ExitStack() as after:
         for module, replacement in replacements:
-            replaced.append((module, vars(module).get("forward")))
+            before = vars(module).get("forward")
+            if before is None:
+                after.callback(delattr, module, "forward")
+            else:
+                after.callback(setattr, module, "forward", before)
             module.forward = replacement
         yield
-    finally:
-        for module, before in reversed(replaced):
-            if before is None:
-                del module.forward
-            else:
-                module.forward = before
 
 
 def output_tensor(output: Any) -> Any:
