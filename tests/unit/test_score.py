@@ -6,7 +6,7 @@ import json
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -16,10 +16,11 @@ from bench.metrics import rouge
 from bench.metrics.rouge import RougeL
 from bench.metrics.table import SPLIT_METRICS
 from bench.results import store
-from bench.results.columns import METRICS, SCORES, item_row
+from bench.results.columns import METRICS, SCORES, TABLES, item_row
 from bench.results.storage import location
 from bench.runs.rescore import rescore
 from bench.splits import RUN_METRICS
+from grun.forget_losses import ForgetLossConfig
 
 
 def row_of(split: str, index: int, **columns: Any) -> dict[str, Any]:
@@ -61,12 +62,17 @@ def test_scores_are_exactly_the_columns() -> None:
 
 
 def test_every_score_is_explained() -> None:
-    """Each metric has its row in docs/metrics.md, in the part that it belongs to."""
-    _, of_split, of_run = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("\n## ")
-    names = [" ".join(re.findall(r"^\| (.*?) \|", part, re.MULTILINE)) for part in (of_split, of_run)]
-    explained = [set(re.findall(r"`(\w+)`", each)) for each in names]
-    assert explained[0] == {name for metrics in SPLIT_METRICS.values() for name in metrics}
-    assert explained[1] == set(RUN_METRICS)
+    """Each metric has its row in docs/metrics.md, in the part that it belongs to; so has each column, and each loss."""
+    _, *parts = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text().split("\n## ")
+    parts = [parts[0], parts[1], "\n".join(parts[2:-1]), parts[-1]]
+    names = [" ".join(re.findall(r"^\| (.*?) \|", part, re.MULTILINE)) for part in parts]
+    of_split, of_run, columns, losses = (set(re.findall(r"`([\w<>]+)`", each)) for each in names)
+    assert of_split == {name for metrics in SPLIT_METRICS.values() for name in metrics}
+    assert of_run == set(RUN_METRICS)
+    assert losses == {loss.name for loss in get_args(ForgetLossConfig)}
+    scores = {f"{split}_{name}" for split in (*SPLITS, "requested") for name in of_split} | of_run
+    held = {name for schema in TABLES.values() for name in schema.names}
+    assert columns - {"requested_<metric>"} == held - scores
 
 
 def test_scores_by_kind_of_split() -> None:
