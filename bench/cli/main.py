@@ -5,14 +5,17 @@ An error in the user's hands is one line on stderr and exit code 2.
 
 import argparse
 import errno
+import json
 import os
 import sys
 import warnings
 from collections.abc import Sequence
+from typing import Any, NoReturn
 
 from bench.cli.commands import GROUPS, Command
 from bench.cli.options import Options, split_settings
 from bench.cli.parser import Parser, complain
+from bench.results import provenance
 from grun.errors import UserError
 
 COMMANDS = {command.__name__.rpartition(".")[2]: command for commands in GROUPS.values() for command in commands}
@@ -42,6 +45,7 @@ def parsed(argv: Sequence[str]) -> tuple[Command, Options]:
     """The command and its options, its RunConfig keys under `settings`. Ends the process where they are wrong."""
     words, settings = split_settings(argv)
     chosen = Parser(prog="grun-bench", usage="grun-bench COMMAND [--help]", description=_listed())
+    chosen.add_argument("--version", action=_Version, nargs=0, help=argparse.SUPPRESS)
     chosen.add_argument("command", choices=COMMANDS, metavar="COMMAND", help=argparse.SUPPRESS)
     name = chosen.parse_args(words[:1]).command
     command = COMMANDS[name]
@@ -53,6 +57,16 @@ def parsed(argv: Sequence[str]) -> tuple[Command, Options]:
         parser.error(f"unrecognized arguments: {' '.join(f'--{key}' for key in settings)}")
     options.settings = {**vars(options).get("settings", {}), **settings}
     return command, options
+
+
+class _Version(argparse.Action):
+    """Say which code this is, and what it runs on."""
+
+    def __call__(self, *_: Any) -> NoReturn:
+        commit = provenance.git_sha() or "none, as it was installed from a package"
+        for name, what in {**json.loads(provenance.versions()), "commit": commit}.items():
+            print(f"{name} {what}")
+        sys.exit(0)
 
 
 def _listed() -> str:

@@ -78,7 +78,7 @@ def compared(parser: Parser) -> None:
     group = parser.add_argument_group("what is compared")
     says = "two or three; default: the benchmark's own"
     group.add_argument("--objectives", nargs="+", type=_objective, metavar="METRIC:max|min", help=says)
-    says = "only these runs: a column, or a setting such as benchmark.seed"
+    says = "only these runs, by column or setting"
     group.add_argument("--where", nargs="+", type=_condition, metavar="KEY=VALUE", default=[], help=says)
 
 

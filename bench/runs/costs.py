@@ -1,18 +1,11 @@
-"""What a run cost and what it ran on."""
+"""What a run cost."""
 
 import contextlib
-import json
-import os
 import resource
-import subprocess
 import sys
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
-
-PACKAGES = ("grun-bench", "torch", "transformers", "peft", "pyvene", "ray", "optuna")
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -39,25 +32,3 @@ def peak_memory_gb(device: torch.device) -> float:
 def device_name(device: torch.device) -> str:
     """`cpu`, or the GPU's own name."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-@cache
-def versions() -> str:
-    """Versions of Python and of the packages that decide a result, as JSON."""
-    found = {"python": ".".join(map(str, sys.version_info[:3]))}
-    for package in PACKAGES:
-        with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return json.dumps(found)
-
-
-@cache
-def git_sha() -> str | None:
-    """Commit of this code, `-dirty` where it has been changed since; None outside a git checkout."""
-    git = ["git", "-C", os.path.dirname(__file__)]
-    try:
-        sha = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True).stdout
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return f"{sha}-dirty" if changed.strip() else sha

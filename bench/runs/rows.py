@@ -9,6 +9,7 @@ import torch
 
 from bench.config import RunConfig
 from bench.evaluation.score import score
+from bench.results import provenance
 from bench.results.columns import RUNS_SCHEMA
 from bench.runs import costs
 from grun.engine.edited import EditedModel
@@ -43,8 +44,8 @@ def finished_row(
             "engine": edited.engine if edited else None,
             "device": costs.device_name(adapted.device),
             "num_threads": torch.get_num_threads(),
-            "versions": costs.versions(),
-            "git_sha": costs.git_sha(),
+            "versions": provenance.versions(),
+            "git_sha": provenance.git_sha(),
             "created_at": datetime.now(UTC),
         }
     )

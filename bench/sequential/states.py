@@ -10,7 +10,7 @@ from typing import Any
 from bench.evaluation.asking import Asking
 from bench.models.prepare import StartFrom
 from bench.progress import Progress
-from bench.results import store
+from bench.results import provenance, store
 from bench.results.columns import REQUESTS_SCHEMA, ItemRow
 from bench.results.requests import read_requests, write_requests
 from bench.results.storage import Location
@@ -105,7 +105,7 @@ class States:
             "request": self.requests[size - 1].name,
             **cost,
             "device": costs.device_name(self.subject.device),
-            "git_sha": costs.git_sha(),
+            "git_sha": provenance.git_sha(),
             "created_at": datetime.now(UTC),
         }
         scores = state_scores(items, self.retain_model_items, self.requests, size, variant.gate_threshold)

@@ -22,6 +22,7 @@ from bench.evaluation.asking import Asking
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.reuse import evaluate_thresholds
 from bench.progress import Progress, quiet
+from bench.results import provenance
 from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
@@ -140,8 +141,8 @@ def measure(config: RunConfig, execution: Execution, effort: Effort, progress: P
         machine = {
             "device": costs.device_name(watch.subject.device),
             "num_threads": torch.get_num_threads(),
-            "versions": costs.versions(),
-            "git_sha": costs.git_sha(),
+            "versions": provenance.versions(),
+            "git_sha": provenance.git_sha(),
         }
         record: Record = {"machine": machine, "effort": asdict(effort), "config": config.to_dict()}
         for section in (steps, cache, evaluation, memory, *([sweep] if effort.num_trials else [])):

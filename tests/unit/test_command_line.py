@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -205,3 +206,15 @@ def test_the_page_imports_no_model_code() -> None:
     code = "import sys, bench.reports.report, bench.reports.comparison, bench.cli.main; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {name.partition(".")[0] for name in done.stdout.split()} & set(HEAVY) == set()
+
+
+def test_version_names_what_a_result_depends_on(capsys: Captured) -> None:
+    """One version, in pyproject.toml; the file for citations repeats it."""
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0
+    said = dict(line.split(" ", 1) for line in capsys.readouterr().out.splitlines())
+    root = Path(__file__).parents[2]
+    assert said["grun-bench"] == tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"]
+    assert f"version: {said['grun-bench']}\n" in (root / "CITATION.cff").read_text()
+    assert {"python", "torch", "ray", "commit"} <= said.keys()

@@ -8,9 +8,8 @@ from functools import cache
 
 from bench.config import RunConfig
 from bench.progress import Progress, quiet
-from bench.results import store
+from bench.results import provenance, store
 from bench.results.columns import METRICS
-from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.related import at_thresholds, prerequisites
 from bench.runs.rows import Row, config_columns
@@ -63,8 +62,8 @@ def _row(config: RunConfig, study: str | None) -> Row:
             "layers": [3, 4, 5],
             "trainable_parameters": 15_567,
             "num_steps": 90,
-            "versions": costs.versions(),
-            "git_sha": costs.git_sha(),
+            "versions": provenance.versions(),
+            "git_sha": provenance.git_sha(),
             "created_at": datetime.now(UTC),
         }
     )
