@@ -1,8 +1,8 @@
 """Which runs belong together: what a run is measured with, and its module at other gate thresholds."""
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from bench.benchmarks import default_objectives
@@ -36,10 +36,8 @@ def doubt(target: Mapping[str, Any], retain: Mapping[str, Any] | None) -> str | 
     By TOFU's measure it cannot be told from the retain model; without that, what it gives away of the forget set is no
     more than the retain model does or, where there is none, than a guess: one answer in four, one token in ten.
     """
-    quality, (name, *_) = (
-        target["log10_forget_quality"],
-        default_objectives(target["benchmark"], target["forget_split"]),
-    )
+    quality = target["log10_forget_quality"]
+    name, *_ = default_objectives(target["benchmark"], target["forget_split"])
     if quality is not None:
         is_known = quality < TOLD_APART
     else:
@@ -65,6 +63,4 @@ def at_thresholds(config: RunConfig, gate_thresholds: Sequence[float]) -> list[R
     if not adapter.is_gated:
         return [config]
     others = [tau for tau in dict.fromkeys(gate_thresholds) if tau != adapter.gate_threshold]
-    return [config] + [
-        dataclasses.replace(config, adapter=dataclasses.replace(adapter, gate_threshold=tau)) for tau in others
-    ]
+    return [config, *(replace(config, adapter=replace(adapter, gate_threshold=tau)) for tau in others)]

@@ -17,7 +17,7 @@ from bench.runs.subject import Subject
 from grun.errors import UserError
 from grun.model.forward import Adapted
 from grun.sharding import shard
-from grun.targets.sampling import sampled
+from grun.targets.sampling import told
 from grun.targets.target import ForgetSet, Texts
 from grun.training.checkpoints import Checkpoints
 from grun.training.plan import Plan, plan_steps
@@ -28,8 +28,6 @@ from grun.workers import ALONE, Workers
 
 TRAINING = "training.json"
 """File of a module's folder with what its training cost; where it is, the module is whole."""
-TOLD_TOKENS = 128
-"""Length at which a passage is cut that the model writes itself."""
 CHECKPOINT_SECONDS = 60.0
 """A training that lasts longer leaves a checkpoint this often, to go on from if it is cut off."""
 logger = logging.getLogger(__name__)
@@ -145,11 +143,8 @@ def forget_set_of(subject: Subject, benchmark: Benchmark, workers: Workers = ALO
         return texts
 
     if benchmark.told:
-        model, template = subject.model, subject.template
-        told = keep(
-            "told", lambda: sampled(model, template, benchmark.told, per_question=1, max_new_tokens=TOLD_TOKENS)
-        )
-        items = [Item(question="", answer=text, form="passage") for (text,) in told if template.whole(text).answer_ids]
+        (texts,) = keep("told", lambda: [told(subject.model, subject.template, benchmark.told)])
+        items = [Item(question="", answer=text, form="passage") for text in texts]
         if not items:
             raise UserError("benchmark", "the model writes nothing about what is to be forgotten; hand over passages")
     return ForgetSet(items=items, template=subject.template, model=subject.model, keep=keep)

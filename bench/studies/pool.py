@@ -25,7 +25,7 @@ class Pool:
     num_concurrent: Annotated[int, Ge(1)] | None = None
     """Trials at once; None: as many as fit."""
     time_budget: Annotated[float, Gt(0)] | None = None
-    """Minutes after which no trial is begun; those under way are finished. None: none are too many."""
+    """Minutes after which no further trial is begun. None: no limit."""
 
 
 def place(pool: Pool, execution: "Execution") -> tuple[int, "Execution"]:

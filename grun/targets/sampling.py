@@ -10,6 +10,8 @@ from grun.model.reading import prompt_inputs
 from grun.prompts.template import PromptTemplate
 
 PROMPTS_PER_BATCH = 16
+TOLD_TOKENS = 128
+"""Length at which a passage is cut that a model writes of what it knows."""
 
 
 @torch.no_grad()
@@ -39,3 +41,9 @@ def sampled(
             generated = model.generate(**inputs, generation_config=sampling)[:, inputs["input_ids"].shape[1] :]
             answers += [template.text(list(takewhile(lambda t: t not in ends, row))) for row in generated.tolist()]
     return [answers[first : first + per_question] for first in range(0, len(answers), per_question)]
+
+
+def told(model: CausalLM, template: PromptTemplate, requests: Sequence[str]) -> list[str]:
+    """What the model writes when it is asked to, a passage a request, those left out that are no two tokens long."""
+    texts = sampled(model, template, requests, per_question=1, max_new_tokens=TOLD_TOKENS)
+    return [text for (text,) in texts if template.whole(text).answer_ids]

@@ -86,6 +86,6 @@ def test_one_run_from_training_to_page(rwku_dir: Path, tmp_path: Path, capsys: A
     assert rows["target_model"]["rwku_forget_question_rouge_l_recall"] > 0.5
     main(["train", *words, "--benchmark.told-passages", "3", "--results", str(tmp_path)])
     (file,) = (tmp_path / "targets").iterdir()
-    written = json.loads(file.read_text())
-    assert [len(texts) for texts in written] == [1, 1, 1]
-    assert all(text.strip() for (text,) in written)
+    (written,) = json.loads(file.read_text())
+    assert 1 <= len(written) <= 3
+    assert all(text.strip() for text in written)
