@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import cache
 from typing import Any
 
 import jinja2
@@ -71,10 +72,16 @@ def _write_page(page: Location, template: str, specs: dict[str, str], **values: 
     html = environment.get_template(template).render(
         # `</` would end the script element early, whatever string it stands in.
         specs_json=json.dumps({name: json.loads(spec) for name, spec in specs.items()}).replace("</", "<\\/"),
-        vega=vl_convert.javascript_bundle("Object.assign(window, {vegaEmbed});"),
+        vega=_vega(),
         **values,
     )
     page.write(html.encode())
+
+
+@cache
+def _vega() -> str:
+    """What draws, as a script that fetches nothing. Bundling it takes a second, once a process."""
+    return str(vl_convert.javascript_bundle("Object.assign(window, {vegaEmbed});"))
 
 
 def _examples(comparison: Comparison, summary: MethodSummary, folder: Folder) -> dict[str, Any]:
