@@ -15,7 +15,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item, numbered_requests
-from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
+from bench.splits import KNOWLEDGE_SPLITS, QUESTION_HEADLINES, QUESTION_SPLITS, Split
 from grun.errors import UserError
 
 NUM_PERTURBED = 5
@@ -38,12 +38,7 @@ class AuthorsConfig:
         "similar": Split(kind="question", role="kept"),
     }
     objectives: ClassVar[tuple[str, ...]] = ("log10_forget_quality", "model_utility")
-    headlines: ClassVar[tuple[str, ...]] = (
-        *objectives,
-        "forget_rouge_l_recall",
-        "retain_rouge_l_recall",
-        "forget_relearned_rouge_l_recall",
-    )
+    headlines: ClassVar[tuple[str, ...]] = (*objectives, *QUESTION_HEADLINES)
     forget_split: Literal["forget05", "forget10", "forget20", "forget50"] = "forget20"
     """The last 5, 10, 20 or 50 % of the authors."""
     num_authors: Annotated[int, Ge(5), Le(1000)] = 20

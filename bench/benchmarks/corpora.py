@@ -24,6 +24,7 @@ class CorporaConfig:
         "retain_knowledge": Split(kind="text", role="kept"),
     }
     objectives: ClassVar[tuple[str, ...]] = ("forget_verbatim_rouge_l_f1", "retain_verbatim_rouge_l_f1")
+    parts: ClassVar[tuple[str, ...]] = ("forget", "retain", "holdout", "forget_qa", "retain_qa")
     headlines: ClassVar[tuple[str, ...]] = (
         *objectives,
         "forget_knowledge_rouge_l_f1",
@@ -38,11 +39,6 @@ class CorporaConfig:
     """What those files hold; the command finds it out."""
     forget_split: str = "forget"
     """What to call it in the results."""
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Files it reads, those that need not be there included."""
-        return ("forget", "retain", "holdout", "forget_qa", "retain_qa")
 
     def load(self) -> Benchmark:
         """Read the texts. Raises UserError where one is missing or is something else."""

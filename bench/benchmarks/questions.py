@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item, say_repeats
 from bench.sources import DataDir, MaybeText, MaybeTexts, Text, read_rows
-from bench.splits import QUESTION_SPLITS, Split
+from bench.splits import QUESTION_HEADLINES, QUESTION_SPLITS, Split
 from grun.errors import UserError
 from grun.settings import LATER
 
@@ -19,12 +19,8 @@ class QuestionsConfig:
     name: Literal["questions"] = "questions"
     splits: ClassVar[Mapping[str, Split]] = QUESTION_SPLITS
     objectives: ClassVar[tuple[str, ...]] = ("log10_forget_quality", "partial_model_utility")
-    headlines: ClassVar[tuple[str, ...]] = (
-        *objectives,
-        "forget_rouge_l_recall",
-        "retain_rouge_l_recall",
-        "forget_relearned_rouge_l_recall",
-    )
+    parts: ClassVar[tuple[str, ...]] = ("forget", "retain", "holdout")
+    headlines: ClassVar[tuple[str, ...]] = (*objectives, *QUESTION_HEADLINES)
     data_dir: DataDir
     """Folder with `forget.json`, `retain.json` and, where you have it, `holdout.json` (questions no model has seen), as
     JSON lines or one JSON array: `question` and `answer`; where you have them `paraphrased_answer`,
@@ -35,11 +31,6 @@ class QuestionsConfig:
     """What those files hold; the command finds it out."""
     forget_split: str = "forget"
     """What to call it in the results."""
-
-    @property
-    def parts(self) -> tuple[str, ...]:
-        """Files it reads, those that need not be there included."""
-        return ("forget", "retain", "holdout")
 
     def load(self) -> Benchmark:
         """Read the lines. Raises UserError where a file or a field is missing or is something else."""

@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item, numbered_requests, say_repeats
 from bench.sources import DataDir, HubPart, Kind, MaybeText, Text, Texts, read_rows
-from bench.splits import KNOWLEDGE_SPLITS, QUESTION_SPLITS, Split
+from bench.splits import KNOWLEDGE_SPLITS, QUESTION_HEADLINES, QUESTION_SPLITS, Split
 from grun.errors import UserError
 from grun.settings import LATER
 
@@ -32,12 +32,7 @@ class TofuConfig:
     name: Literal["tofu"] = "tofu"
     splits: ClassVar[Mapping[str, Split]] = {**QUESTION_SPLITS, **KNOWLEDGE_SPLITS}
     objectives: ClassVar[tuple[str, ...]] = ("log10_forget_quality", "model_utility")
-    headlines: ClassVar[tuple[str, ...]] = (
-        *objectives,
-        "forget_rouge_l_recall",
-        "retain_rouge_l_recall",
-        "forget_relearned_rouge_l_recall",
-    )
+    headlines: ClassVar[tuple[str, ...]] = (*objectives, *QUESTION_HEADLINES)
     forget_split: Literal["forget01", "forget05", "forget10"] = "forget10"
     """The last 40, 200 or 400 of the 4,000 questions; the retain set is the rest."""
     data_dir: DataDir | None = None
