@@ -1,11 +1,14 @@
-"""What a run cost."""
+"""What a run cost, and what it ran on."""
 
 import contextlib
 import resource
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from bench.results import provenance
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -29,6 +32,11 @@ def peak_memory_gb(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def device_name(device: torch.device) -> str:
-    """`cpu`, or the GPU's own name."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+def machine(device: torch.device) -> dict[str, Any]:
+    """What something runs on, as columns of `runs`: `cpu` or the GPU's own name, threads, packages, this code."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "num_threads": torch.get_num_threads(),
+        "versions": provenance.versions(),
+        "git_sha": provenance.git_sha(),
+    }

@@ -59,11 +59,10 @@ class Execution:
         """The device itself. Raises UserError where there is no such one."""
         import torch
 
-        if self.device == "cuda" and not torch.cuda.is_available():
+        device = ("cuda" if torch.cuda.is_available() else "cpu") if self.device == "auto" else self.device
+        if device == "cuda" and not torch.cuda.is_available():
             raise UserError("--device", "cuda was asked for, but torch sees no GPU; use --device cpu")
-        if self.device == "auto":
-            return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        return torch.device(self.device)
+        return torch.device(device)
 
     def check(self, adapter: AdapterConfig) -> None:
         """Raises UserError where a run with that adapter cannot happen in this way."""

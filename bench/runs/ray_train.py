@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import ray.train
-from ray.train import FailureConfig, ScalingConfig, TrainingFailedError, WorkerGroupError
+from ray.train import ScalingConfig, TrainingFailedError, WorkerGroupError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from bench.cluster.connect import connected, possible_resources
@@ -60,9 +60,7 @@ def _fit(part: dict[str, Any], execution: Execution) -> list[Row]:
     torch_config = TorchConfig(backend="nccl" if gpus >= 1 else "gloo")
     # For Ray's own notes: our checkpoints are in the results.
     with tempfile.TemporaryDirectory(prefix="grun-bench-train-", ignore_cleanup_errors=True) as scratch:
-        notes = ray.train.RunConfig(
-            name=f"train-{uuid.uuid4().hex}", storage_path=scratch, failure_config=FailureConfig(max_failures=0)
-        )
+        notes = ray.train.RunConfig(name=f"train-{uuid.uuid4().hex}", storage_path=scratch)
         trainer = TorchTrainer(
             _in_a_worker, train_loop_config=part, scaling_config=scaling, torch_config=torch_config, run_config=notes
         )
@@ -88,11 +86,9 @@ def own_error(error: TrainingFailedError) -> Exception | None:
 
 def _check_fits(execution: Execution) -> None:
     """Raises UserError where the workers can never all run at once: Ray would wait for ever."""
-    there = possible_resources()
+    there, number = possible_resources(), execution.num_workers
     for kind, each in (("CPU", execution.cpus_per_worker), ("GPU", execution.gpus_per_worker or 0.0)):
-        wanted, have = each * execution.num_workers, there.get(kind, 0.0)
+        wanted, have = each * number, there.get(kind, 0.0)
         if wanted > have:
-            raise UserError(
-                "--num-workers",
-                f"{execution.num_workers} of {each:g} {kind}s need {wanted:g}, and there are {have:g}; use fewer",
-            )
+            problem = f"{number} of {each:g} {kind}s need {wanted:g}, and there are {have:g}; use fewer"
+            raise UserError("--num-workers", problem)

@@ -5,11 +5,8 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import torch
-
 from bench.config import RunConfig
 from bench.evaluation.score import score
-from bench.results import provenance
 from bench.results.columns import RUNS_SCHEMA
 from bench.runs import costs
 from grun.engine.edited import EditedModel
@@ -33,22 +30,18 @@ def finished_row(
     """
     gold = items if config.method == "retain_model" else retain_model_items
     edited = adapted if isinstance(adapted, EditedModel) else None
-    return (
-        config_columns(config)
-        | dict(cost)
-        | score(items, gold, config.adapter.gate_threshold if config.adapter.is_gated else 0.0)
-        | {
-            "study": study,
-            "status": "ok",
-            "layers": list(edited.layers) if edited else None,
-            "engine": edited.engine if edited else None,
-            "device": costs.device_name(adapted.device),
-            "num_threads": torch.get_num_threads(),
-            "versions": provenance.versions(),
-            "git_sha": provenance.git_sha(),
-            "created_at": datetime.now(UTC),
-        }
-    )
+    scores = score(items, gold, config.adapter.gate_threshold if config.adapter.is_gated else 0.0)
+    return {
+        **config_columns(config),
+        **cost,
+        **scores,
+        **costs.machine(adapted.device),
+        "study": study,
+        "status": "ok",
+        "layers": list(edited.layers) if edited else None,
+        "engine": edited.engine if edited else None,
+        "created_at": datetime.now(UTC),
+    }
 
 
 def failed_row(config: RunConfig, error: BaseException, study: str | None) -> Row:
@@ -79,12 +72,10 @@ def config_columns(config: RunConfig) -> Row:
     return row | {
         "forget_loss": config.forget_loss.name,
         "retain_loss": config.retain_loss.name,
-        "gate_function": settings.get("gate_function"),
-        "gate_threshold": settings.get("gate_threshold"),
+        **{name: settings.get(name) for name in ("gate_function", "gate_threshold", "gate_weight")},
         "rank": settings.get("rank", settings.get("r")),
         "learning_rate": adapter.learning_rate,
         "num_epochs": config.training.num_epochs,
         "forget_weight": config.training.forget_weight,
         "retain_weight": config.training.retain_weight,
-        "gate_weight": settings.get("gate_weight"),
     }

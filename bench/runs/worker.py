@@ -80,14 +80,11 @@ def _measure(
         decode_all=subject.execution.engine == "plain",
     )
     curve = _evaluated(configs, subject, asking, known)
-    robustness = asking.config.robustness
-    if robustness is None:
+    if (robustness := asking.config.robustness) is None:
         return curve
-    forget = subject.benchmark.evaluation.get("forget")
-    if forget is None:
-        raise UserError(
-            "evaluation.robustness", f"{subject.benchmark.name} asks nothing of its forget set; leave it out"
-        )
+    if (forget := subject.benchmark.evaluation.get("forget")) is None:
+        problem = f"{subject.benchmark.name} asks nothing of its forget set; leave it out"
+        raise UserError("evaluation.robustness", problem)
     numbered = [(at, forget[at]) for at in evenly_spread(len(forget), asking.config.max_items_per_split)]
     for each, rows in zip(configs, curve, strict=True):
         if each.adapter.is_gated and isinstance(adapted, EditedModel):

@@ -10,7 +10,7 @@ from typing import Any
 from bench.evaluation.asking import Asking
 from bench.models.prepare import StartFrom
 from bench.progress import Progress
-from bench.results import provenance, store
+from bench.results import store
 from bench.results.columns import REQUESTS_SCHEMA, ItemRow
 from bench.results.requests import read_requests, write_requests
 from bench.results.storage import Location
@@ -104,8 +104,7 @@ class States:
             "request_index": size,
             "request": self.requests[size - 1].name,
             **cost,
-            "device": costs.device_name(self.subject.device),
-            "git_sha": provenance.git_sha(),
+            **{name: costs.machine(self.subject.device)[name] for name in ("device", "git_sha")},
             "created_at": datetime.now(UTC),
         }
         scores = state_scores(items, self.retain_model_items, self.requests, size, variant.gate_threshold)

@@ -14,15 +14,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
 from bench.evaluation.asking import Asking
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.reuse import evaluate_thresholds
 from bench.progress import Progress, quiet
-from bench.results import provenance
 from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
@@ -138,12 +135,7 @@ def measure(config: RunConfig, execution: Execution, effort: Effort, progress: P
         raise UserError("adapter", f"{config.adapter.name} is among the rivals already; only grun can be measured")
     with tempfile.TemporaryDirectory(prefix="grun-bench-speed-") as folder:
         watch = Stopwatch(config, execution, effort, Path(folder), progress)
-        machine = {
-            "device": costs.device_name(watch.subject.device),
-            "num_threads": torch.get_num_threads(),
-            "versions": provenance.versions(),
-            "git_sha": provenance.git_sha(),
-        }
+        machine = costs.machine(watch.subject.device)
         record: Record = {"machine": machine, "effort": asdict(effort), "config": config.to_dict()}
         for section in (steps, cache, evaluation, memory, *([sweep] if effort.num_trials else [])):
             record[section.__name__] = section(watch)

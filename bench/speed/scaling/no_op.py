@@ -52,21 +52,18 @@ def no_op_rows(config: RunConfig, gate_thresholds: Sequence[float], study: str |
 
 def _row(config: RunConfig, study: str | None) -> Row:
     draw = random.Random(config.run_key)
-    scores = {metric: draw.random() for metric in (*METRICS, *COSTS)}
-    return (
-        config_columns(config)
-        | scores
-        | {
-            "study": study,
-            "status": "ok",
-            "layers": [3, 4, 5],
-            "trainable_parameters": 15_567,
-            "num_steps": 90,
-            "versions": provenance.versions(),
-            "git_sha": provenance.git_sha(),
-            "created_at": datetime.now(UTC),
-        }
-    )
+    return {
+        **config_columns(config),
+        **{metric: draw.random() for metric in (*METRICS, *COSTS)},
+        "study": study,
+        "status": "ok",
+        "layers": [3, 4, 5],
+        "trainable_parameters": 15_567,
+        "num_steps": 90,
+        "versions": provenance.versions(),
+        "git_sha": provenance.git_sha(),
+        "created_at": datetime.now(UTC),
+    }
 
 
 @cache
