@@ -4,8 +4,6 @@ A benchmark declares its splits (`bench/benchmarks`); the columns of `runs` are 
 kinds (`bench.metrics.table`), and the scores of a whole run.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal

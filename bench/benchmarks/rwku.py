@@ -4,8 +4,6 @@ Passages about the targets are unlearned; probes of three levels ask for what is
 question put in one of nine adversarial ways. Neighbours are what is near a target and must stay.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal

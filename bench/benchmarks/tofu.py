@@ -1,7 +1,5 @@
 """TOFU (arXiv 2401.06121): 4,000 questions about 200 fictitious authors, from the hub or a local folder."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Raw rows, one an item → scores. Every score follows from the rows alone, so stored results can be scored anew."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Target and retain models: fine-tuned once per recipe, then kept under a hash of all that went into them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

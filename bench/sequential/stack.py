@@ -3,8 +3,6 @@
 What was measured of one state serves the next.
 """
 
-from __future__ import annotations
-
 import time
 from collections.abc import Sequence
 from dataclasses import replace

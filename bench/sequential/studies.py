@@ -1,7 +1,5 @@
 """search_spaces/sequential_*.yaml → tuned methods, each put to the same requests, on Ray."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
