@@ -33,7 +33,10 @@ def weights_open(adapted: Adapted) -> Iterator[tuple[Adapted, list[nn.Parameter]
 
 
 def gradient_norms(adapted: Adapted, examples: Sequence[Example]) -> list[float]:
-    """Of each answer's mean token nll: the mean over all weight tensors of the gradient's Euclidean norm."""
+    """Of each answer's mean token nll: the mean over all weight tensors of the gradient's Euclidean norm.
+
+    That of an answer which was learned is small. arXiv 2402.17012, as open-unlearning has it.
+    """
     norms = []
     with weights_open(adapted) as (opened, parameters):
         for example in examples:
