@@ -1,0 +1,168 @@
+"""Every file of search_spaces/ from its first command to the last one that reads its folder, on tiny models.
+
+All is as a user has it but Ray, whose workers would spend minutes on imports: what it is handed is done here, one after
+another. WMDP's files, and sweeps of our own, go through Ray in test_wmdp.py and test_sweep.py.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, get_args
+
+import pytest
+import ray
+from ray.tune.search import Searcher
+
+from bench.benchmarks import BenchmarkConfig
+from bench.cli.main import main
+from bench.config import overlay
+from bench.files import write_yaml
+from bench.results import store
+from bench.results.columns import SCORES
+from bench.results.requests import scan_requests
+from bench.sequential import studies
+from bench.studies import sweep
+
+SPACES = Path(__file__).parents[2] / "search_spaces"
+TINY = {
+    "model": "tiny",
+    "model.num_layers": 3,
+    "model.hidden_size": 16,
+    "model.vocab_size": 300,
+    "model.fine_tuning.num_epochs": 1,
+    "training.num_epochs": 1,
+    "training.batch_size": 64,
+    "evaluation.max_items_per_split": 2,
+    "evaluation.max_new_tokens": 2,
+}
+
+
+class TasksHere:
+    """In place of `bench.studies.tasks.Tasks`."""
+
+    def __init__(self, execution: Any, log: Callable[[str], None]) -> None:
+        self._log, self._done = log, []  # type: ignore[var-annotated]
+
+    def add(self, work: Callable[..., Any], *arguments: Any) -> None:
+        self._done.append(work(*arguments, self._log))
+
+    def wait(self) -> list[Any]:
+        done, self._done = self._done, []
+        return done
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials and tasks are done in this process, in the order in which they are handed over."""
+    reported: list[Any] = []
+
+    def tuned(trial: Any, search: Any, num_concurrent: int) -> None:
+        for number in itertools.count():
+            spec = search.suggest(f"trial{number}")
+            if spec == Searcher.FINISHED:
+                return
+            trial(spec)
+            search.on_trial_complete(f"trial{number}", reported.pop())
+
+    tune = SimpleNamespace(with_parameters=partial, with_resources=lambda trial, _: trial, report=reported.append)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(sweep, "tune", tune)
+    monkeypatch.setattr(sweep, "_tune", tuned)
+    for module in (sweep, studies):
+        monkeypatch.setattr(module, "Tasks", TasksHere)
+
+
+def _run(command: str, files: list[str], folder: Path, settings: dict[str, Any], *words: str) -> None:
+    """files: patterns of search_spaces/."""
+    found = [str(file) for pattern in files for file in sorted(SPACES.glob(f"{pattern}.yaml"))]
+    given = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
+    main([command, *found, "--results", str(folder), *words, *given])
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "forget_losses"),
+    [
+        ("demo_*", {"benchmark.num_authors": 5}, ["grad_ascent", "npo", "idk"]),
+        ("tofu_*", {"benchmark.forget_split": "forget01", "benchmark.num_items": 60}, ["grad_ascent", "npo", "idk"]),
+        # Of ten losses one with a setting of its own, and one with a retain loss of its own: each is 4 of 40 studies.
+        ("results_*", {"benchmark.num_items": 60, "forget_loss": "npo"}, ["npo"]),
+        ("results_*", {"benchmark.num_items": 60, "forget_loss": "rmu"}, ["rmu+rmu_mse"]),
+    ],
+    ids=["demo", "tofu", "results-npo", "results-rmu"],
+)
+def test_a_sweep_of_the_shipped_spaces(
+    without_ray: None,
+    made_up_tofu_dir: Path,
+    tmp_path: Path,
+    files: str,
+    settings: dict[str, Any],
+    forget_losses: list[str],
+) -> None:
+    """A training a study succeeds, and all that reads the folder can; the seeds are one loss's, one a file."""
+    given = TINY | settings | ({} if files == "demo_*" else {"benchmark.data-dir": made_up_tofu_dir})
+    _run("sweep", [files], tmp_path, given, "--num-trials", "1")
+    rows = store.scan_runs(tmp_path)
+    assert rows["status"].unique().to_list() == ["ok"]
+    adapters = [file.stem.partition("_")[2] for file in SPACES.glob(f"{files}.yaml")]
+    methods = {f"{adapter}+{loss}" for adapter in adapters for loss in forget_losses}
+    assert set(rows["method"]) == methods | {"target_model", "retain_model"}
+    main(["pareto", str(tmp_path)])
+    main(["report", str(tmp_path)])
+    first = forget_losses[0]
+    main(["seeds", str(tmp_path), "--num-seeds", "1", "--where", f"forget_loss={first.partition('+')[0]}"])
+    table = (tmp_path / "seeds.md").read_text()
+    for adapter in adapters:
+        assert f"| {adapter}+{first} | 1 |" in table
+
+
+@pytest.mark.parametrize("benchmark", ["questions", "corpora", "rwku"])
+def test_a_sweep_of_ones_own_data(
+    without_ray: None, benchmark: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The first sweep of a folder on each benchmark that no shipped file is about, by its own objectives."""
+    (kind,) = [each for each in get_args(BenchmarkConfig) if each.name == benchmark]
+    folder = request.getfixturevalue(f"{benchmark}_dir")
+    ways = {name: SCORES[name].better for name in kind.objectives}
+    base = overlay({}, TINY | {"adapter": "lora", "benchmark": benchmark, "benchmark.data_dir": str(folder)})
+    rate = {"type": "float", "low": 1e-4, "high": 1e-3}
+    space = {"study": "s", "base": base, "objectives": ways, "search_space": {"adapter.learning_rate": rate}}
+    write_yaml(tmp_path / "space.yaml", space)
+    main(["sweep", str(tmp_path / "space.yaml"), "--results", str(tmp_path / "r"), "--num-trials", "1"])
+    main(["pareto", str(tmp_path / "r")])
+    main(["report", str(tmp_path / "r")])
+    main(["seeds", str(tmp_path / "r"), "--num-seeds", "1"])
+    assert "| lora+grad_ascent | 1 |" in (tmp_path / "r" / "seeds.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("files", "settings", "num_requests"),
+    [
+        (["sequential_grun", "sequential_lora", "sequential_full", "sequential_reft"], {"benchmark.num_items": 440}, 2),
+        (["sequential_hard"], {"benchmark.num_authors": 10, "benchmark.num_similar_authors": 1}, 1),
+        (["sequential_hundred"], {"benchmark.num_authors": 6}, 2),
+    ],
+    ids=["four", "hard", "hundred"],
+)
+def test_the_shipped_sequences(
+    without_ray: None,
+    made_up_tofu_dir: Path,
+    tmp_path: Path,
+    files: list[str],
+    settings: dict[str, Any],
+    num_requests: int,
+) -> None:
+    """Each method is tuned and put to the requests, the folder has its page, and GRUN's modules are deployed."""
+    tofu = {"benchmark.data-dir": made_up_tofu_dir, "adapter.learning_rate": 0.001, "forget_loss": "npo"}
+    given = TINY | settings | (tofu if len(files) > 1 else {})
+    _run("sequential", files, tmp_path, given, "--num-requests", str(num_requests))
+    rows = scan_requests(tmp_path)
+    assert set(rows["study"]) == {file.replace("_", "-") for file in files}
+    main(["report", str(tmp_path)])
+    assert "001" in (tmp_path / "requests.html").read_text()
+    study = files[0].replace("_", "-")
+    main(["export", str(tmp_path), "--study", study, "--output", str(tmp_path / "out"), "--without", "001"])
