@@ -17,9 +17,12 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def setting(config_json: str) -> dict[str, Any]:
-    """What runs must share to be compared: benchmark, model and evaluation, by content; attacks are columns beside."""
+    """What runs must share to be compared: benchmark, model and evaluation, by content.
+
+    Attacks are columns beside the others; how many sequences a pass has changes no score beyond float rounding.
+    """
     config = json.loads(config_json)
-    evaluation = {key: value for key, value in config["evaluation"].items() if key != "robustness"}
+    evaluation = {key: value for key, value in config["evaluation"].items() if key not in ("robustness", "batch_size")}
     return by_content({"benchmark": config["benchmark"], "model": config["model"], "evaluation": evaluation})
 
 

@@ -100,6 +100,21 @@ def test_what_is_best_in_the_middle_is_no_objective(tmp_path: Path) -> None:
     assert compare(tmp_path, {"abs_privleak": "min", "model_utility": "max"}).hypervolume == 0.0, "100 is the worst"
 
 
+def test_what_changes_no_score_keeps_nobody_apart(tmp_path: Path) -> None:
+    """Two batch sizes and an attack share a front; two lengths of answers do not, and --where tells them apart."""
+    scores = {"log10_forget_quality": -0.1, "model_utility": 0.5}
+    for key, evaluation in (
+        ("a", {"batch_size": 64, "max_new_tokens": 200}),
+        ("bb", {"batch_size": 4, "max_new_tokens": 200, "robustness": {}}),
+        ("ccc", {"batch_size": 4, "max_new_tokens": 20}),
+    ):
+        config = {"benchmark": {"name": "authors"}, "model": {"name": "tiny"}, "evaluation": evaluation}
+        _write(tmp_path, key, config_json=json.dumps(config), **scores)
+    with pytest.raises(UserError, match=r"2 .* \(evaluation\.max_new_tokens=200 or 20\); choose with --where KEY=VALUE"):
+        compare(tmp_path)
+    assert len(compare(tmp_path, where={"evaluation.max_new_tokens": "200"}).runs) == 2
+
+
 @pytest.mark.parametrize("attack", ["loss", "zlib", "min_k", "min_k_plus", "reference", "gradnorm"])
 def test_an_attack_that_is_wrong_of_all_tells_too(attack: str, tmp_path: Path) -> None:
     """An AUC of 0 tells the forget set from strangers as surely as one of 1: least is not best."""
