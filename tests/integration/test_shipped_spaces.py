@@ -142,7 +142,7 @@ def test_a_sweep_of_ones_own_data(
 @pytest.mark.parametrize(
     ("files", "settings", "num_requests"),
     [
-        (["sequential_grun", "sequential_lora", "sequential_full", "sequential_reft"], {"benchmark.num_items": 440}, 2),
+        (["sequential_grun", "sequential_lora", "sequential_full", "sequential_reft"], {"benchmark.num_items": 440}, 1),
         (["sequential_hard"], {"benchmark.num_authors": 10, "benchmark.num_similar_authors": 1}, 1),
         (["sequential_hundred"], {"benchmark.num_authors": 6}, 2),
     ],
@@ -165,4 +165,5 @@ def test_the_shipped_sequences(
     main(["report", str(tmp_path)])
     assert "001" in (tmp_path / "requests.html").read_text()
     study = files[0].replace("_", "-")
-    main(["export", str(tmp_path), "--study", study, "--output", str(tmp_path / "out"), "--without", "001"])
+    without = ["--without", "001"] if len(set(rows["evaluated_request"])) > 1 else []
+    main(["export", str(tmp_path), "--study", study, "--output", str(tmp_path / "out"), *without])

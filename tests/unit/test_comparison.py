@@ -110,7 +110,9 @@ def test_what_changes_no_score_keeps_nobody_apart(tmp_path: Path) -> None:
     ):
         config = {"benchmark": {"name": "authors"}, "model": {"name": "tiny"}, "evaluation": evaluation}
         _write(tmp_path, key, config_json=json.dumps(config), **scores)
-    with pytest.raises(UserError, match=r"2 .* \(evaluation\.max_new_tokens=200 or 20\); choose with --where KEY=VALUE"):
+    with pytest.raises(
+        UserError, match=r"2 .* \(evaluation\.max_new_tokens=200 or 20\); choose with --where KEY=VALUE"
+    ):
         compare(tmp_path)
     assert len(compare(tmp_path, where={"evaluation.max_new_tokens": "200"}).runs) == 2
 
