@@ -44,10 +44,10 @@ def scores_of(rows: dict[str, Rows]) -> dict[str, dict[str, float]]:
 
 
 def test_scores_of_given_rows_stay() -> None:
-    """To the last digit: numpy's exp differs between kinds of CPU by 1e-15 of its value, and nothing else does."""
+    """To the last digit: numpy's exp differs between kinds of CPU in that digit (by 3e-16), and nothing else does."""
     golden = json.loads(GOLDEN.read_text())
     for name, found in scores_of(golden["rows"]).items():
-        assert found == pytest.approx(golden["scores"][name], rel=4e-15, abs=0.0), name
+        assert found == pytest.approx(golden["scores"][name], rel=1e-15, abs=0.0), name
         field = ("forget_probability", "forget_rouge_l_recall", "forget_truth_ratio", "forget_quality", "model_utility")
         assert found.keys() >= set(field)
 
