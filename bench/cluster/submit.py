@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ray.exceptions import AuthenticationError
-from ray.job_submission import JobStatus, JobSubmissionClient
+from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
 from bench.files import read_yaml, write_yaml
 from grun.errors import UserError
@@ -59,7 +59,7 @@ def submit(
     command = sweep_command(spaces, options, shared)
     digest = hashlib.sha256(json.dumps([command, spaces], sort_keys=True).encode()).hexdigest()[:16]
     with _job_server(cluster) as client:
-        job = _under_way(client, digest)
+        job = next((each.submission_id for each in client.list_jobs() if _runs(each, digest)), None)
         log(f"going on with job {job}" if job else "sending the job")
         if job is None:
             with tempfile.TemporaryDirectory(prefix="grun-bench-") as folder:
@@ -134,12 +134,9 @@ def _client(cluster: str, address: str, tunnel: subprocess.Popen[bytes], said: I
     raise UserError(cluster, f"its head has not answered for {PATIENCE_S:.0f} s; is it up, and open to your SSH?")
 
 
-def _under_way(client: JobSubmissionClient, digest: str) -> str | None:
-    """The job that runs this very sweep."""
-    for job in client.list_jobs():
-        if (job.metadata or {}).get(SWEEP) == digest and not job.status.is_terminal():
-            return str(job.submission_id)
-    return None
+def _runs(job: JobDetails, digest: str) -> bool:
+    """Whether this very sweep is under way in it."""
+    return (job.metadata or {}).get(SWEEP) == digest and not job.status.is_terminal()
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> None:
