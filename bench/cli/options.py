@@ -47,7 +47,8 @@ def split_settings(words: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
 def _value(option: str, text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-        return yaml.safe_load(f"[{text}]") if isinstance(value, str) and re.fullmatch(r"[\d.,\s]+", value) else value
+        numbers = isinstance(value, str) and re.fullmatch(r"[\d.,\s]*\d[\d.,\s]*", value)
+        return yaml.safe_load(f"[{text}]") if numbers else value
     except yaml.YAMLError:
         raise UserError(option, f"{text!r} is not a value; quote it, or write a list as 2,3,5") from None
 

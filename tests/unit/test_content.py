@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from bench import content
 from bench.benchmarks import LocalBenchmark
 from bench.cli.main import main
+from bench.cli.options import split_settings
 from bench.config import RunConfig, overlay, run_config, stored_config
 from bench.content import model_digest
 from bench.files import write_yaml
@@ -56,6 +57,15 @@ def test_one_folder_is_one_setting_however_it_is_written(data: Path, monkeypatch
     configs = [_of(each) for each in written]
     assert {config.to_json() for config in configs} == {_of(data).to_json()}
     assert configs[0].benchmark.data_dir == str(data)  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("folder", [".", "..", "./"])
+def test_a_folder_is_no_list(folder: str) -> None:
+    """`.` was read as numbers with commas between them."""
+    assert split_settings(["--benchmark.data-dir", folder, "--adapter.layers", "2,3.5"]) == (
+        [],
+        {"benchmark.data_dir": folder, "adapter.layers": [2, 3.5]},
+    )
 
 
 def test_keys_follow_what_is_read(data: Path, tmp_path: Path) -> None:
