@@ -1,8 +1,10 @@
 """Examples and batches: token ids of prompts and answers, in the order in which they are trained on."""
 
 import random
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Self
 
 import torch
@@ -103,14 +105,6 @@ def paired_batches(
     An epoch is one pass over the forget set. Retain items come from an endless stream of reshuffled passes,
     so a forget item meets a new retain item every time.
     """
-    retain_stream = _endless(num_retain, seed + 1)
+    retain_stream = chain.from_iterable(epoch_batches(num_retain, num_retain, sys.maxsize, seed + 1))
     for forget in epoch_batches(num_forget, batch_size, num_epochs, seed):
         yield forget, [next(retain_stream) for _ in forget]
-
-
-def _endless(num_items: int, seed: int) -> Iterator[int]:
-    shuffle = random.Random(seed)
-    while True:
-        order = list(range(num_items))
-        shuffle.shuffle(order)
-        yield from order

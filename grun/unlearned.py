@@ -44,21 +44,13 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     Raises UserError where the folder or the base model cannot be read.
     """
     folder = Path(folder)
-    if (folder / DEPLOYMENT).exists():
-        if model is None:
-            model, tokenizer = _base(folder, str(folder))
-        template = _ready(folder, model, tokenizer)
-        return UnlearnedModel(load_deployment(folder, model.eval()), template)
-    try:
-        description = json.loads((folder / DESCRIPTION).read_text())
-        name = description["adapter"].pop("name")
-        settings = {key: tuple(v) if isinstance(v, list) else v for key, v in description["adapter"].items()}
-        config = ADAPTERS.named(name)(**settings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(str(folder), f"holds no trained module ({type(error).__name__})") from error
+    config, base = (None, str(folder)) if (folder / DEPLOYMENT).exists() else _described(folder)
     if model is None:
-        model, tokenizer = _base(folder, description["base"])
-    template = _ready(folder, model, tokenizer)
+        model, tokenizer = _base(folder, base)
+    template = PromptTemplate.of(tokenizer, saved_prompt(folder))
+    set_answer_ends(model, template)  # it is asked as it was when it was trained
+    if config is None:
+        return UnlearnedModel(load_deployment(folder, model.eval()), template)
     try:
         adapted = config.load(model.eval(), folder)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
@@ -67,11 +59,15 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     return UnlearnedModel(adapted, template)
 
 
-def _ready(folder: Path, model: CausalLM, tokenizer: Any) -> PromptTemplate:
-    """The model is asked as it was when it was trained."""
-    template = PromptTemplate.of(tokenizer, saved_prompt(folder))
-    set_answer_ends(model, template)
-    return template
+def _described(folder: Path) -> tuple[Any, str]:
+    """The config that a module was trained with, and its base."""
+    try:
+        description = json.loads((folder / DESCRIPTION).read_text())
+        name = description["adapter"].pop("name")
+        settings = {key: tuple(v) if isinstance(v, list) else v for key, v in description["adapter"].items()}
+        return ADAPTERS.named(name)(**settings), description["base"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(str(folder), f"holds no trained module ({type(error).__name__})") from error
 
 
 def _base(folder: Path, name: str) -> tuple[CausalLM, Any]:

@@ -1,13 +1,10 @@
 """What is asked to be forgotten, in which order, by which method; and the keys of all that comes of it."""
 
-from __future__ import annotations
-
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Literal, get_args
+from typing import Literal, Self, get_args
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig, digest
@@ -99,7 +96,7 @@ class RequestSequence:
         """What is to be forgotten, in order; reads the benchmark."""
         return requests_of(self.config.benchmark.load(), self.num_requests, self.extra_requests)
 
-    def by_combination(self) -> list[RequestSequence]:
+    def by_combination(self) -> list[Self]:
         """The same work in parts that share no measurement, and can be done at the same time."""
         parts: dict[Combination | None, list[Variant]] = {}
         for variant in self.variants:
@@ -108,8 +105,8 @@ class RequestSequence:
 
     def state_key(self, requests: Sequence[Request], variant: Variant) -> str:
         """Names the rows of the state after these requests. The same in a longer sequence."""
-        config = self.config.to_dict()
-        return digest([self.config.train_key, config["evaluation"], _digests(requests), dataclasses.asdict(variant)])
+        config, names = self.config.to_dict(), [request.digest for request in requests]
+        return digest([self.config.train_key, config["evaluation"], names, asdict(variant)])
 
     def module_key(self, request: Request) -> str:
         """Names the module that is trained for a request, whatever the others are."""
@@ -117,13 +114,4 @@ class RequestSequence:
 
     def chain_key(self, requests: Sequence[Request]) -> str:
         """Names the weights after these requests."""
-        return digest([self.config.train_key, _digests(requests), "chain"])
-
-
-def is_chain(config: RunConfig) -> bool:
-    """Whether a request goes on from the one before it."""
-    return not config.adapter.is_stackable
-
-
-def _digests(requests: Sequence[Request]) -> list[str]:
-    return [request.digest for request in requests]
+        return digest([self.config.train_key, [request.digest for request in requests], "chain"])

@@ -8,7 +8,7 @@ from bench.runs.execution import Execution
 from bench.runs.run import run_prerequisites
 from bench.sequential import stack
 from bench.sequential.chain import run_chain
-from bench.sequential.request import RequestSequence, is_chain
+from bench.sequential.request import RequestSequence
 from bench.sequential.states import Say, States
 
 
@@ -19,11 +19,11 @@ def run_sequence(sequence: RequestSequence, execution: Execution, say: Say, prog
     """
     states = States(sequence, execution, say, progress)
     run_prerequisites(sequence.config, execution)
-    if is_chain(sequence.config):
-        run_chain(states)
-    else:
+    if sequence.config.adapter.is_stackable:
         stack.train_modules(states, range(sequence.only_after or len(states.requests)))
         stack.run_stack(states)
+    else:
+        run_chain(states)
 
 
 def train_modules(

@@ -17,7 +17,7 @@ from bench.results.requests import read_requests, write_choice
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisite
 from bench.runs.rows import failed_row
-from bench.sequential.request import ExtraRequest, RequestSequence, Variant, is_chain
+from bench.sequential.request import ExtraRequest, RequestSequence, Variant
 from bench.sequential.run import run_sequence, train_modules
 from bench.sequential.states import Say
 from bench.spaces.parameters import Alternatives
@@ -116,7 +116,7 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
             write_choice(
                 execution.folder, sequence.study, sequence.config.to_json(), own.combination, own.gate_threshold
             )
-            if not is_chain(sequence.config):  # GRUN's modules know nothing of one another
+            if sequence.config.adapter.is_stackable:  # GRUN's modules know nothing of one another
                 count = len(sequence.requests())
                 for first in range(min(num_concurrent, count)):
                     places = range(first, count, num_concurrent)

@@ -40,12 +40,8 @@ class FullConfig(Adapter):
             stack = decoder_layers(model)
             for index in layer_indices(self.layers, len(stack)):
                 stack[index].requires_grad_(True)
-        if self.train_embeddings:
-            model.get_input_embeddings().requires_grad_(True)
-            model.get_output_embeddings().requires_grad_(True)
-        else:
-            model.get_input_embeddings().requires_grad_(False)
-            model.get_output_embeddings().requires_grad_(False)
+        model.get_input_embeddings().requires_grad_(self.train_embeddings)
+        model.get_output_embeddings().requires_grad_(self.train_embeddings)
         return PlainModel(model)
 
     def save(self, adapted: PlainModel, folder: Path) -> None:
