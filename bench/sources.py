@@ -3,6 +3,7 @@
 import difflib
 import json
 import logging
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
@@ -32,8 +33,16 @@ class HubPart(NamedTuple):
 
 
 def _not_blank(text: str) -> str:
-    if not text.strip():
+    if all(character.isspace() or unicodedata.category(character) in ("Cc", "Cf") for character in text):
         raise PydanticCustomError("blank", "is empty; write a text")
+    return text
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # JSON can say half of an emoji, and no tokenizer can read it
+        raise PydanticCustomError("half", "holds half a character; write it whole, or leave it out") from None
     return text
 
 
@@ -43,7 +52,7 @@ def _not_null(value: Any) -> Any:
     return value
 
 
-AnyText = Annotated[str, Strict()]
+AnyText = Annotated[str, Strict(), AfterValidator(_whole)]
 Text = Annotated[AnyText, AfterValidator(_not_blank)]
 Texts = Annotated[list[Text], MinLen(1)]
 MaybeText = Annotated[Text | None, BeforeValidator(_not_null)]

@@ -87,6 +87,13 @@ class _Row:
     """As TOFU calls them."""
     request: MaybeText = None
 
+    def __post_init__(self) -> None:
+        """Raises UserError where the wrong answers stand under both names, or one of them is right."""
+        if self.perturbed_answers and self.perturbed_answer:
+            raise UserError("perturbed_answer", "stands beside perturbed_answers; write one of them")
+        if self.answer in (self.wrong or ()):
+            raise UserError("perturbed_answers", "hold the right answer; write wrong ones only")
+
     @property
     def wrong(self) -> list[str] | None:
         """The wrong answers, under either name."""

@@ -163,9 +163,22 @@ BAD: list[tuple[str, Any, str]] = [
         "perturbed_answers.1: is empty; write a text",
     ),
     ("questions", {"question": "q", "answer": "a", "request": 3}, "request: must be a valid string (got 3)"),
+    ("questions", {"question": "q", "answer": "\u200b\ufeff"}, "answer: is empty; write a text"),
+    ("questions", {"question": "half a \ud83d", "answer": "a"}, "question: holds half a character; write it whole, or"),
+    (
+        "questions",
+        {"question": "q", "answer": "a", "perturbed_answers": ["w"], "perturbed_answer": ["v"]},
+        "perturbed_answer: stands beside perturbed_answers; write one of them",
+    ),
+    (
+        "questions",
+        {"question": "q", "answer": "a", "perturbed_answers": ["w", "a"]},
+        "perturbed_answers: hold the right answer; write wrong ones only",
+    ),
     ("corpora", {"txt": "a passage"}, "txt: unknown key; did you mean text?"),
     ("corpora", {"text": None}, "text: must be a valid string (got None)"),
     ("corpora", {"text": "\n"}, "text: is empty; write a text"),
+    ("corpora", {"text": "the end \udc00"}, "text: holds half a character; write it whole, or leave it out"),
     (
         "wmdp",
         {"question": "q", "choices": ["a", "b", "c"], "answer": 0},
