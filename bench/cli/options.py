@@ -92,6 +92,7 @@ ONE_RUN = (FILE, settings)
 COMPARED_RUNS = (FOLDER, compared)
 WHERE_IT_RUNS = fields_of("where and how it runs", Execution, ("results", "save_module"))
 POOL = (fields_of("how many at once, and how long", Pool), WHERE_IT_RUNS)
+STUDIES = (option("files", nargs="+", metavar="FILE", help="files of search_spaces/"), settings, RESULTS, *POOL)
 GATE_THRESHOLDS = option(
     "--gate-thresholds", type=share, nargs="+", metavar="X", default=[], help="evaluate the module at these too"
 )

@@ -1,16 +1,13 @@
 """Deletion requests one after another: one method a file; what was cut off goes on."""
 
-from bench.cli.options import POOL, RESULTS, Options, settings
+from bench.cli.options import STUDIES, Options
 from bench.cli.parser import option, positive
 from bench.cli.tables import log, print_sequences
 
 EXAMPLE = "grun-bench sequential search_spaces/sequential_hard.yaml --results results/hard"
 ARGUMENTS = (
-    option("files", nargs="+", metavar="FILE", help="search_spaces/sequential_*.yaml"),
-    settings,
-    RESULTS,
+    *STUDIES,
     option("--num-requests", type=positive, metavar="N", help="requests, in place of the files' own"),
-    *POOL,
 )
 
 

@@ -1,16 +1,13 @@
 """Search: one study a file, all with equal budgets; a sweep that was cut off goes on."""
 
-from bench.cli.options import POOL, RESULTS, Options, settings
+from bench.cli.options import STUDIES, Options
 from bench.cli.parser import option, positive
 from bench.cli.tables import log, print_methods
 
 EXAMPLE = "grun-bench sweep search_spaces/demo_*.yaml --results results/mine --num-trials 10"
 ARGUMENTS = (
-    option("files", nargs="+", metavar="FILE", help="search_spaces/*.yaml"),
-    settings,
-    RESULTS,
+    *STUDIES,
     option("--num-trials", type=positive, metavar="N", help="trainings a study, not the files' own number"),
-    *POOL,
 )
 
 
