@@ -21,21 +21,14 @@ PNG_SCALE = 2.0
 
 def write_report(comparison: Comparison, results_folder: Folder, page: Location, picture: Location) -> None:
     """Write the page and the picture. The page needs no other file and no network."""
-    fronts = charts.fronts(comparison)
-    _write_picture(picture, fronts)
+    drawn = {"fronts": charts.fronts(comparison)}
+    _write_picture(picture, drawn["fronts"])
     gated = next((s for s in comparison.methods if s.recommended and s.recommended["gate_threshold"] is not None), None)
-    specs = {"fronts": fronts.to_json(indent=None)}
     if gated is not None and gated.recommended is not None:
         items = store.scan_items(results_folder, [gated.recommended["run_key"]])
-        specs["gates"] = charts.gate_histograms(items, gated.recommended["gate_threshold"]).to_json(indent=None)
-    _write_page(
-        page,
-        "report.html.j2",
-        specs,
-        comparison=comparison,
-        gated=gated,
-        examples=[_examples(comparison, summary, results_folder) for summary in comparison.methods],
-    )
+        drawn["gates"] = charts.gate_histograms(items, gated.recommended["gate_threshold"])
+    examples = [_examples(comparison, summary, results_folder) for summary in comparison.methods]
+    _write_page(page, "report.html.j2", drawn, comparison=comparison, gated=gated, examples=examples)
 
 
 def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location, picture: Location) -> None:
@@ -53,8 +46,7 @@ def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location
         state = rows.filter(pl.col("run_key") == gated[0]["run_key"]).sort("evaluated_index")
         drawn["confusion"] = charts.gate_confusion(state)
     _write_picture(picture, drawn["triangle"])
-    specs = {name: chart.to_json(indent=None) for name, chart in drawn.items()}
-    _write_page(page, "requests.html.j2", specs, last=last.to_dicts(), gated=gated[0] if gated else None)
+    _write_page(page, "requests.html.j2", drawn, last=last.to_dicts(), gated=gated[0] if gated else None)
 
 
 def _write_picture(picture: Location, chart: Any) -> None:
@@ -63,15 +55,14 @@ def _write_picture(picture: Location, chart: Any) -> None:
     picture.write(drawn.getvalue())
 
 
-def _write_page(page: Location, template: str, specs: dict[str, str], **values: Any) -> None:
-    """A template filled; specs: Vega-Lite of each of its charts, by the id of the element it is drawn in."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bench.reports", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
+def _write_page(page: Location, template: str, drawn: dict[str, Any], **values: Any) -> None:
+    """A template filled; drawn: each of its charts, by the id of the element it is drawn in."""
+    loader = jinja2.PackageLoader("bench.reports", ".")
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = _number
     html = environment.get_template(template).render(
         # `</` would end the script element early, whatever string it stands in.
-        specs_json=json.dumps({name: json.loads(spec) for name, spec in specs.items()}).replace("</", "<\\/"),
+        specs_json=json.dumps({name: chart.to_dict() for name, chart in drawn.items()}).replace("</", "<\\/"),
         vega=_vega(),
         **values,
     )
