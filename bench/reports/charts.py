@@ -82,39 +82,29 @@ def gate_histograms(items: pl.DataFrame, gate_threshold: float) -> Any:
         for name, role in (("forget", "forgotten"), ("keep", "kept"), ("never seen", "stranger"))
     }
     rule = alt.Chart(pl.DataFrame({"gate": [gate_threshold]})).mark_rule(strokeDash=[4, 4]).encode(x="gate:Q")
-    rows = [
-        alt.layer(
-            alt.Chart(rows.select("gate"))
-            .mark_bar()
-            .encode(
-                x=alt.X("gate:Q", bin=alt.Bin(step=0.05, extent=[0, 1]), title="gate, mean over layers"),
-                y=alt.Y("count():Q", title=f"{name}: prompts"),
-            ),
-            rule,
-        ).properties(width=700, height=80)
-        for name, rows in members.items()
-        if rows.height
-    ]
-    return alt.vconcat(*rows)
+    x = alt.X("gate:Q", bin=alt.Bin(step=0.05, extent=[0, 1]), title="gate, mean over layers")
+    panels = []
+    for name, rows in members.items():
+        if rows.height:
+            bars = alt.Chart(rows.select("gate")).mark_bar().encode(x=x, y=alt.Y("count():Q", title=f"{name}: prompts"))
+            panels.append(alt.layer(bars, rule).properties(width=700, height=80))
+    return alt.vconcat(*panels)
 
 
 def requests_triangle(rows: pl.DataFrame) -> Any:
     """Forget ROUGE-L of every request (across) after every request (down), a panel a method: dark is known."""
     own = rows.filter("is_own_variant")
     columns = ("request_index", "evaluated_index", "request", "evaluated_request", "forget_rouge_l_recall")
-    colour = alt.Color("forget_rouge_l_recall:Q", title="ROUGE-L", scale=alt.Scale(domain=[0, 1], scheme="blues"))
-    panels = [
-        alt.Chart(own.filter(pl.col("study") == study).select(columns), title=study)
-        .mark_rect()
-        .encode(
-            x=alt.X("evaluated_index:O", title="questions of request"),
-            y=alt.Y("request_index:O", title="after request"),
-            color=colour,
-            tooltip=["request", "evaluated_request", alt.Tooltip("forget_rouge_l_recall", format=".3f")],
-        )
-        .properties(width=280, height=280)
-        for study in own["study"].unique(maintain_order=True)
-    ]
+    encoding = {
+        "x": alt.X("evaluated_index:O", title="questions of request"),
+        "y": alt.Y("request_index:O", title="after request"),
+        "color": alt.Color("forget_rouge_l_recall:Q", title="ROUGE-L", scale=alt.Scale(domain=[0, 1], scheme="blues")),
+        "tooltip": ["request", "evaluated_request", alt.Tooltip("forget_rouge_l_recall", format=".3f")],
+    }
+    panels = []
+    for study in own["study"].unique(maintain_order=True):
+        cells = alt.Chart(own.filter(pl.col("study") == study).select(columns), title=study)
+        panels.append(cells.mark_rect().encode(**encoding).properties(width=280, height=280))
     return alt.hconcat(*panels)
 
 
@@ -155,29 +145,19 @@ def gate_confusion(state: pl.DataFrame) -> Any:
         .explode("open_shares")
         .with_columns(module=pl.int_range(1, pl.len() + 1).over("evaluated_index"))
     )
-    return (
-        alt.Chart(cells)
-        .mark_rect()
-        .encode(
-            x=alt.X("module:O", title="gate of request's module"),
-            y=alt.Y("evaluated_index:O", title="questions of request"),
-            color=alt.Color("open_shares:Q", title="open for", scale=alt.Scale(domain=[0, 1], scheme="greens")),
-            tooltip=["evaluated_request", "module", alt.Tooltip("open_shares", format=".3f")],
-        )
-        .properties(width=360, height=360)
+    drawn = alt.Chart(cells).properties(width=360, height=360)
+    return drawn.mark_rect().encode(
+        x=alt.X("module:O", title="gate of request's module"),
+        y=alt.Y("evaluated_index:O", title="questions of request"),
+        color=alt.Color("open_shares:Q", title="open for", scale=alt.Scale(domain=[0, 1], scheme="greens")),
+        tooltip=["evaluated_request", "module", alt.Tooltip("open_shares", format=".3f")],
     )
 
 
 def requests_variants(last: pl.DataFrame) -> Any:
     """After the last request: the same modules at every combination and gate threshold, and the chains."""
-    shown = last.select(
-        "study",
-        pl.coalesce("combination", pl.lit("chain")).alias("how"),
-        "gate_threshold",
-        "utility",
-        "requested_rouge_l_recall",
-    )
-    points = alt.Chart(shown).encode(
+    how = pl.coalesce("combination", pl.lit("chain")).alias("how")
+    points = alt.Chart(last.select("study", how, "gate_threshold", "utility", "requested_rouge_l_recall")).encode(
         x=alt.X("utility:Q", scale=alt.Scale(zero=False)),
         y=alt.Y("requested_rouge_l_recall:Q", title="forget ROUGE-L, all requests", scale=alt.Scale(zero=False)),
     )
