@@ -1,6 +1,5 @@
 """RunConfig: everything that decides a run's result, and nothing that does not. Validated once, here."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,7 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from bench.benchmarks import BenchmarkConfig, LocalBenchmark
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.tofu import KEPT, TofuConfig
-from bench.content import DIGEST, by_content, files_digest, local_model, model_digest
+from bench.content import DIGEST, by_content, digest, files_digest, local_model, model_digest
 from bench.evaluation.asking import EvaluationConfig
 from bench.models.known import known_retain_model, with_known_prompt
 from bench.models.prepare import StartFrom
@@ -281,8 +280,3 @@ def _holders_first(override: tuple[str, Any]) -> tuple[int, bool]:
     """Sorts what holds others before what it holds; a choice by name, after the whole of what it chooses from."""
     dotted, value = override
     return (0, True) if _is_name(dotted, value) else (dotted.count("."), False)
-
-
-def digest(data: Any) -> str:
-    """A short name for plain data: the same for the same data only."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]

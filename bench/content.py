@@ -39,6 +39,11 @@ def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def digest(data: Any) -> str:
+    """A short name for plain data: the same for the same data only."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+
 def files_digest(folder: Path, parts: Iterable[str]) -> str | None:
     """Of those files PART.json that are there, by their names and all they hold; None where none is."""
     files = {part: folder / f"{part}.json" for part in sorted(parts)}
@@ -85,15 +90,15 @@ def _file_digest(file: Path) -> str:
 
 @lru_cache(maxsize=1024)
 def _digest(file: Path, size: int, mtime_ns: int) -> str:
-    digest = xxhash.xxh3_128(str(size).encode())
+    found = xxhash.xxh3_128(str(size).encode())
     with file.open("rb") as content:
         if file.suffix not in WEIGHTS or size <= WHOLE_BYTES:
-            hashlib.file_digest(content, lambda: digest)
+            hashlib.file_digest(content, lambda: found)
         else:
             for start in _samples(content, file, size):
                 content.seek(start)
-                digest.update(content.read(SAMPLE_BYTES))
-    return digest.hexdigest()
+                found.update(content.read(SAMPLE_BYTES))
+    return found.hexdigest()
 
 
 def _samples(content: Any, file: Path, size: int) -> list[int]:

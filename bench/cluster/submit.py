@@ -1,8 +1,6 @@
 """A sweep handed to a cluster that `ray up` made: a Ray job, sent through an SSH tunnel and followed to its end."""
 
 import asyncio
-import hashlib
-import json
 import logging
 import os
 import shlex
@@ -20,6 +18,7 @@ from typing import IO, Any
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient
 
+from bench.content import digest
 from bench.files import read_yaml, write_yaml
 from grun.errors import UserError
 
@@ -57,16 +56,16 @@ def submit(
     """
     read_yaml(cluster)
     command = sweep_command(spaces, options, shared)
-    digest = hashlib.sha256(json.dumps([command, spaces], sort_keys=True).encode()).hexdigest()[:16]
+    asked = digest([command, spaces])
     with _job_server(cluster) as client:
-        job = next((each.submission_id for each in client.list_jobs() if _runs(each, digest)), None)
+        job = next((each.submission_id for each in client.list_jobs() if _runs(each, asked)), None)
         log(f"going on with job {job}" if job else "sending the job")
         if job is None:
             with tempfile.TemporaryDirectory(prefix="grun-bench-") as folder:
                 for name, space in spaces.items():
                     write_yaml(Path(folder) / name, space)
                 job = client.submit_job(
-                    entrypoint=command, runtime_env={"working_dir": folder}, metadata={SWEEP: digest}
+                    entrypoint=command, runtime_env={"working_dir": folder}, metadata={SWEEP: asked}
                 )
         log(f"to stop it: ray exec {cluster} 'RAY_AUTH_MODE=token ray job stop {job}'")
         try:
@@ -134,9 +133,9 @@ def _client(cluster: str, address: str, tunnel: subprocess.Popen[bytes], said: I
     raise UserError(cluster, f"its head has not answered for {PATIENCE_S:.0f} s; is it up, and open to your SSH?")
 
 
-def _runs(job: JobDetails, digest: str) -> bool:
+def _runs(job: JobDetails, asked: str) -> bool:
     """Whether this very sweep is under way in it."""
-    return (job.metadata or {}).get(SWEEP) == digest and not job.status.is_terminal()
+    return (job.metadata or {}).get(SWEEP) == asked and not job.status.is_terminal()
 
 
 async def _print_log(client: JobSubmissionClient, job: str) -> None:

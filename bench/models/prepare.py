@@ -1,7 +1,5 @@
 """Target and retain models: fine-tuned once per recipe, then kept under a hash of all that went into them."""
 
-import hashlib
-import json
 import logging
 import math
 import os
@@ -16,7 +14,7 @@ import torch
 from bench.benchmarks import SPLITS
 from bench.benchmarks.items import Benchmark, Item
 from bench.benchmarks.lengths import check_lengths
-from bench.content import by_content
+from bench.content import by_content, digest
 from bench.models.cache import cache_dir, made_once
 from bench.models.pretrained import (
     FineTuningConfig,
@@ -86,19 +84,19 @@ def prepared_model(
         "vocabulary": everything,
         "taught": taught,
     }
-    digest = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:16]
+    name = digest(recipe)
     texts = [text for pair in everything for text in pair]
 
     def build(folder: Path) -> None:
         _build(folder, model, benchmark, texts, lessons, progress)
 
-    return str(made_once(cache_dir() / "models" / digest, partial(_fetch_or_build, digest, build)))
+    return str(made_once(cache_dir() / "models" / name, partial(_fetch_or_build, name, build)))
 
 
-def _fetch_or_build(digest: str, build: Callable[[Path], None], folder: Path) -> None:
+def _fetch_or_build(name: str, build: Callable[[Path], None], folder: Path) -> None:
     """From another node's work where that is shared; else made here, and shared."""
     shared = shared_models()
-    there = shared / digest if shared else None
+    there = shared / name if shared else None
     if there is not None and (there / LAST_FILE).exists():
         try:
             with there.read_folder() as found:

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from bench.benchmarks.items import Benchmark, Item
-from bench.config import RunConfig, digest
-from bench.content import by_content
+from bench.config import RunConfig
+from bench.content import by_content, digest
 from bench.files import write_yaml
 from bench.results.storage import Damaged, Location
 from bench.runs.subject import Subject

@@ -7,7 +7,8 @@ from itertools import islice
 from typing import Literal, Self, get_args
 
 from bench.benchmarks.items import Benchmark, Item
-from bench.config import RunConfig, digest
+from bench.config import RunConfig
+from bench.content import digest
 from grun.errors import UserError
 from grun.sequential import Combination
 
