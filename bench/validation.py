@@ -46,7 +46,10 @@ def _adapter(kind: Any, use_attribute_docstrings: bool = False) -> TypeAdapter[A
     """Made once: pydantic takes tens of milliseconds to build it, and more to find docstrings. Refuses unknown keys."""
     # Only a union takes its configuration from outside; a dataclass alone would have to carry it itself.
     either: Any = Union[kind, None]  # noqa: UP007
-    return TypeAdapter(either, config=ConfigDict(extra="forbid", use_attribute_docstrings=use_attribute_docstrings))
+    return TypeAdapter(
+        either,
+        config=ConfigDict(extra="forbid", allow_inf_nan=False, use_attribute_docstrings=use_attribute_docstrings),
+    )
 
 
 def _message(error: Any, root: type) -> str:

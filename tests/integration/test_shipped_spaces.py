@@ -120,7 +120,7 @@ def test_a_sweep_of_the_shipped_spaces(
         assert f"| {adapter}+{first} | 1 |" in table
 
 
-@pytest.mark.parametrize("benchmark", ["questions", "corpora", "rwku"])
+@pytest.mark.parametrize("benchmark", ["questions", "corpora", "rwku", "muse"])
 def test_a_sweep_of_ones_own_data(
     without_ray: None, benchmark: str, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

@@ -1,6 +1,8 @@
 """RunConfig: overlays, keys, defaults."""
 
 import json
+import math
+import re
 from typing import Any
 
 import pytest
@@ -142,6 +144,14 @@ def test_one_set_of_layers_is_one_setting(adapter: str, given: list[Any], meant:
     assert config.adapter.layers == meant  # type: ignore[union-attr]
     assert [type(layer) for layer in config.adapter.layers] == [type(layer) for layer in meant]  # type: ignore[union-attr]
     assert config.run_key == run_config({"adapter": {"name": adapter, "layers": list(meant)}}).run_key
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("field", ["adapter.learning_rate", "training.retain_weight", "adapter.gate_weight"])
+def test_what_is_no_finite_number_is_refused(field: str, value: float) -> None:
+    """`.inf` in a file trained to nothing but NaN, under a key that is no JSON."""
+    with pytest.raises(UserError, match=rf"^{re.escape(field)}: must be (a finite|greater than)"):
+        run_config(overlay({}, {field: value}))
 
 
 def test_partial_tiny_recipe_keeps_the_tiny_defaults() -> None:
