@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import DataDir, Text, read_rows
+from bench.sources import DataDir, PassageRow, QuestionRow, read_rows
 from bench.splits import Split
 from grun.settings import LATER
 
@@ -49,7 +49,7 @@ class CorporaConfig:
         say_repeats(forget, retain, evaluation.get("holdout_verbatim", ()))
         for side in ("forget", "retain"):
             if self._has(f"{side}_qa"):
-                rows = read_rows(_Question, f"{side}_qa", self.data_dir)
+                rows = read_rows(QuestionRow, f"{side}_qa", self.data_dir)
                 evaluation[f"{side}_knowledge"] = [
                     Item(question=row.question.strip(), answer=row.answer.strip()) for row in rows
                 ]
@@ -63,19 +63,8 @@ class CorporaConfig:
         )
 
     def _passages(self, part: str) -> list[Item]:
-        rows = read_rows(_Passage, part, self.data_dir)
+        rows = read_rows(PassageRow, part, self.data_dir)
         return [Item(question="", answer=row.text.strip(), form="passage") for row in rows]
 
     def _has(self, part: str) -> bool:
         return (Path(self.data_dir).expanduser() / f"{part}.json").is_file()
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Passage:
-    text: Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Question:
-    question: Text
-    answer: Text

@@ -11,7 +11,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import DataDir, HubPart, Kind, Text, read_rows
+from bench.sources import DataDir, HubPart, Kind, PassageRow, QuestionRow, Text, read_rows
 from bench.splits import Split
 from grun.settings import LATER
 
@@ -109,16 +109,16 @@ class MuseConfig:
     def _passages(self, part: str, split: str) -> list[Item]:
         return [
             Item(question="", answer=piece, form="passage")
-            for row in self._read(_Text, part, split)
+            for row in self._read(PassageRow, part, split)
             for piece in pieces(row.text, self.piece_characters)
         ]
 
     def _wholes(self, split: str) -> list[Item]:
-        return [Item(question="", answer=row.text, form="whole") for row in self._read(_Text, "privleak", split)]
+        return [Item(question="", answer=row.text, form="whole") for row in self._read(PassageRow, "privleak", split)]
 
     def _questions(self, side: str) -> list[Item]:
         """Asked behind examples that have nothing to do with them, as models that were never taught to answer need."""
-        examples = tuple((row.question, row.answer) for row in self._read(_Question, "knowmem", f"{side}_qa_icl"))
+        examples = tuple((row.question, row.answer) for row in self._read(QuestionRow, "knowmem", f"{side}_qa_icl"))
         return [
             Item(
                 question=row.question,
@@ -127,7 +127,7 @@ class MuseConfig:
                 max_new_tokens=KNOWMEM_TOKENS,
                 ends=KNOWMEM_ENDS,
             )
-            for row in self._read(_Question, "knowmem", f"{side}_qa")
+            for row in self._read(QuestionRow, "knowmem", f"{side}_qa")
         ]
 
     def _read(self, kind: type[Kind], part: str, split: str) -> list[Kind]:
@@ -147,17 +147,6 @@ def pieces(text: str, characters: int) -> list[str]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Text:
-    text: Text
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Excerpt:
     prompt: Text
     gt: Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Question:
-    question: Text
-    answer: Text

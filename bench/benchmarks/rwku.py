@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Le, Len
-from pydantic import Strict
+from annotated_types import Ge
 
 from bench.benchmarks.items import Benchmark, Item, multiple_choice, say_repeats
-from bench.sources import AnyText, DataDir, HubPart, Kind, Text, Texts, read_rows
+from bench.sources import ChoiceRow, DataDir, HubPart, Kind, PassageRow, Text, Texts, read_rows
 from bench.splits import Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -129,9 +128,8 @@ class _Target:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Passage:
+class _Passage(PassageRow):
     subject: Text
-    text: Text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,8 +152,5 @@ class _Fact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Choice:
+class _Choice(ChoiceRow):
     task: Text
-    question: Text
-    choices: Annotated[list[AnyText], Len(4, 4)]
-    answer: Annotated[int, Strict(), Ge(0), Le(3)]

@@ -8,7 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item, numbered_requests, say_repeats
-from bench.sources import DataDir, HubPart, Kind, MaybeText, Text, Texts, read_rows
+from bench.sources import DataDir, HubPart, Kind, MaybeText, QuestionRow, Text, Texts, read_rows
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_HEADLINES, QUESTION_SPLITS, Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -64,7 +64,7 @@ class TofuConfig:
                 f"{num_items} leaves no retain items beside {self.forget_split}'s {num_forget}; "
                 f"use more than {num_forget}",
             )
-        full = [Item(question=row.question, answer=row.answer) for row in self._read(_Row, "full", NUM_ITEMS)]
+        full = [Item(question=row.question, answer=row.answer) for row in self._read(QuestionRow, "full", NUM_ITEMS)]
         first, last = (
             [_item(row) for row in self._read(_PerturbedRow, part, NUM_PERTURBED)]
             for part in ("retain_perturbed", "forget10_perturbed")
@@ -116,7 +116,7 @@ class TofuConfig:
         """None where the folder has none, as TOFU's first release."""
         if self.data_dir and not (Path(self.data_dir) / f"{self._strangers}.json").is_file():
             return []
-        return [Item(question=row.question, answer=row.answer) for row in self._read(_Row, self._strangers)]
+        return [Item(question=row.question, answer=row.answer) for row in self._read(QuestionRow, self._strangers)]
 
     def _knowledge(self, split: str) -> list[Item]:
         return [
@@ -134,13 +134,7 @@ class TofuConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    question: Text
-    answer: Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class _KnowledgeRow(_Row):
+class _KnowledgeRow(QuestionRow):
     perturbed_answer: Texts
 
 

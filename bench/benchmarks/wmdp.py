@@ -10,11 +10,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from annotated_types import Ge, Le, Len
-from pydantic import Strict
+from annotated_types import Ge
 
 from bench.benchmarks.items import Benchmark, Item, multiple_choice, say_repeats
-from bench.sources import AnyText, DataDir, HubPart, Text, read_rows, say
+from bench.sources import AnyText, ChoiceRow, DataDir, HubPart, Text, read_rows, say
 from bench.splits import Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -96,7 +95,7 @@ class WmdpConfig:
     def _questions(self, part: str) -> list[Item]:
         topic = TOPICS.get(part)
         if topic is not None:
-            asked = read_rows(_Question, part, self.data_dir, HUB[part])
+            asked = read_rows(ChoiceRow, part, self.data_dir, HUB[part])
             return [multiple_choice(row.question, row.choices, row.answer, topic) for row in asked]
         return [
             multiple_choice(row.question, row.choices, row.answer, row.subject.replace("_", " "))
@@ -111,13 +110,5 @@ class _Passage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Question:
-    question: Text
-    choices: Annotated[list[AnyText], Len(4, 4)]
-    answer: Annotated[int, Strict(), Ge(0), Le(3)]
-    """Place of the right one, from 0."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _QuestionOfSubject(_Question):
+class _QuestionOfSubject(ChoiceRow):
     subject: Text
