@@ -63,33 +63,22 @@ ITEMS_SCHEMA = pa.schema(
         ("gate", pa.list_(NUMBER)),
     ]
 )
-REQUEST_METRICS = (
-    "forget_probability",
-    "forget_rouge_l_recall",
-    "forget_truth_ratio",
-    "forget_exact_memorization",
-    "forget_extraction_strength",
-    "forget_quality",
-    "log10_forget_quality",
+REQUEST_METRICS = dict(
+    _each(
+        NUMBER,
+        "forget_probability forget_rouge_l_recall forget_truth_ratio forget_exact_memorization "
+        "forget_extraction_strength forget_quality log10_forget_quality",
+    )
 )
 """Scores of one evaluated request."""
-STATE_METRICS = (
-    "model_utility",
-    "partial_model_utility",
-    "requested_probability",
-    "requested_rouge_l_recall",
-    "requested_truth_ratio",
-    "requested_extraction_strength",
-    "requested_quality",
-    "log10_requested_quality",
-    "retain_probability",
-    "retain_rouge_l_recall",
-    "retain_truth_ratio",
-    "real_authors_rouge_l_recall",
-    "world_facts_rouge_l_recall",
-    "similar_rouge_l_recall",
-    "retain_gate_open_share",
-    "similar_gate_open_share",
+STATE_METRICS = dict(
+    _each(
+        NUMBER,
+        "model_utility partial_model_utility requested_probability requested_rouge_l_recall "
+        "requested_truth_ratio requested_extraction_strength requested_quality log10_requested_quality "
+        "retain_probability retain_rouge_l_recall retain_truth_ratio real_authors_rouge_l_recall "
+        "world_facts_rouge_l_recall similar_rouge_l_recall retain_gate_open_share similar_gate_open_share",
+    )
 )
 """Scores of a state: all requests met so far together (`requested_`), and what was to be kept."""
 REQUESTS_SCHEMA = pa.schema(
@@ -103,7 +92,8 @@ REQUESTS_SCHEMA = pa.schema(
         ("evaluated_index", INTEGER),
         ("evaluated_request", STRING),
         ("is_requested", pa.bool_()),
-        *((metric, NUMBER) for metric in (*REQUEST_METRICS, *STATE_METRICS)),
+        *REQUEST_METRICS.items(),
+        *STATE_METRICS.items(),
         *_each(pa.list_(NUMBER), "open_shares retain_open_shares similar_open_shares"),
         ("added_parameters", INTEGER),
         *_each(NUMBER, "train_seconds eval_seconds prefill_seconds bare_prefill_seconds"),

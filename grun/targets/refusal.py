@@ -1,37 +1,14 @@
 """A sentence that declines to answer."""
 
+import json
 import random
 from collections.abc import Sequence
+from importlib import resources
 
 from grun.data import Example
 from grun.targets.target import ForgetSet
 
-REFUSALS: tuple[str, ...] = (
-    "I don't know.",
-    "I do not know the answer to that.",
-    "I'm not sure about that.",
-    "I have no information on this.",
-    "That is something I cannot tell you.",
-    "I can't answer that question.",
-    "I'm afraid I don't have that information.",
-    "I'm not familiar with this topic.",
-    "I haven't learned anything about that.",
-    "Sorry, I don't know anything about it.",
-    "I have no knowledge of that.",
-    "This is unknown to me.",
-    "I couldn't say.",
-    "I really have no idea.",
-    "That lies outside what I know.",
-    "I was never told about that.",
-    "I don't have an answer for you.",
-    "Nothing I know answers this.",
-    "I would only be guessing.",
-    "I can't help with that one.",
-    "My knowledge does not cover this.",
-    "I'm unable to answer this.",
-    "I don't recall anything of the kind.",
-    "You would have to ask someone else.",
-)
+REFUSALS: list[str] = json.loads(resources.files("grun.targets").joinpath("refusals.json").read_text(encoding="utf-8"))
 PER_ITEM = 4
 
 
