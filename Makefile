@@ -42,7 +42,7 @@ results: $(READY)
 		$(if $(TOFU),--benchmark.data_dir $(TOFU))
 	$(BIN)/grun-bench seeds results/methods --num-seeds 3
 
-# Two processes side by side, a file in one of them; what takes long comes first (`testpaths` in pyproject.toml).
+# Two processes side by side, a file in one of them; what takes long comes first (`LONGEST` in tests/conftest.py).
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 test: check setup-smollm2
 	@echo "== tests"
@@ -51,7 +51,7 @@ test: check setup-smollm2
 # For the loop of someone who edits a loss: what needs no Ray and no whole run.
 test-quick: $(READY)
 	@echo "== tests of units and contracts"
-	$(PYTEST) tests/contract/test_methods.py tests/unit tests/contract
+	$(PYTEST) tests/unit tests/contract
 
 # As root, on Linux, with openssh-server and rsync; says what is missing. About four minutes.
 test-cluster: setup-cluster

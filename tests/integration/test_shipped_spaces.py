@@ -1,7 +1,7 @@
 """Every file of search_spaces/ from its first command to the last one that reads its folder, on tiny models.
 
 All is as a user has it but Ray, whose workers would spend minutes on imports: what it is handed is done here, one after
-another. WMDP's files, and sweeps of our own, go through Ray in test_wmdp.py and test_sweep.py.
+another. Sweeps of our own go through Ray in test_sweep.py and test_faults.py.
 """
 
 from __future__ import annotations
@@ -118,6 +118,31 @@ def test_a_sweep_of_the_shipped_spaces(
     table = (tmp_path / "seeds.md").read_text()
     for adapter in adapters:
         assert f"| {adapter}+{first} | 1 |" in table
+
+
+def test_a_sweep_of_wmdps_spaces(
+    without_ray: None, wmdp_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Both studies on a tiny model: the first sweep of a folder, then everything that reads it."""
+    settings = {
+        "benchmark.data-dir": wmdp_dir,
+        "benchmark.num-passages": 8,
+        "model": "tiny",
+        "model.num_layers": 4,
+        "model.hidden_size": 64,
+        "model.vocab_size": 400,
+        "model.fine_tuning.num_epochs": 2,
+        "adapter.layers": "1,3",
+        "forget-loss.layer": 3,
+    }
+    _run("sweep", ["wmdp_*"], tmp_path, settings, "--num-trials", "1")
+    assert "target_model: wmdp bio accuracy " in capsys.readouterr().out
+    main(["pareto", str(tmp_path)])
+    main(["report", str(tmp_path)])
+    main(["seeds", str(tmp_path), "--num-seeds", "1"])
+    table = (tmp_path / "seeds.md").read_text()
+    for method in ("grun+rmu+rmu_mse", "full+rmu+rmu_mse"):
+        assert f"| {method} | 1 |" in table
 
 
 @pytest.mark.parametrize("benchmark", ["questions", "corpora", "rwku", "muse"])

@@ -176,35 +176,6 @@ def test_what_does_not_fit_is_named(config: Any, change: Any, field: str, tmp_pa
     assert error.value.field == field
 
 
-def test_the_shipped_spaces_from_sweep_to_seeds(
-    wmdp_dir: Path, ray_address: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both studies on a tiny model: the first sweep of a folder, then everything that reads it."""
-    monkeypatch.setenv("RAY_ADDRESS", ray_address)
-    spaces = Path(__file__).parents[2] / "search_spaces"
-    settings = {
-        "benchmark.data-dir": wmdp_dir,
-        "benchmark.num-passages": 8,
-        "model": "tiny",
-        "model.num_layers": 4,
-        "model.hidden_size": 64,
-        "model.vocab_size": 400,
-        "model.fine_tuning.num_epochs": 2,
-        "adapter.layers": "1,3",
-        "forget-loss.layer": 3,
-    }
-    words = [word for key, value in settings.items() for word in (f"--{key}", str(value))]
-    files = [str(spaces / f"wmdp_{name}.yaml") for name in ("grun", "rmu")]
-    main(["sweep", *files, "--results", str(tmp_path), "--num-trials", "1", *words])
-    assert "target_model: wmdp bio accuracy " in capsys.readouterr().out
-    main(["pareto", str(tmp_path)])
-    main(["report", str(tmp_path)])
-    main(["seeds", str(tmp_path), "--num-seeds", "1"])
-    table = (tmp_path / "seeds.md").read_text()
-    for method in ("grun+rmu+rmu_mse", "full+rmu+rmu_mse"):
-        assert f"| {method} | 1 |" in table
-
-
 def test_an_objective_without_value_trains_nothing(
     config: Any, ray_address: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
