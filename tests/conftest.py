@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in what tests start: t
 import json
 import random
 import shutil
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from filelock import FileLock
 from optuna.trial import TrialState
 
 from bench.benchmarks.items import Benchmark
-from bench.cluster.connect import DRIVER, DRIVERS
+from bench.cluster.connect import DRIVER, DRIVERS, connected
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.models.prepare import prepared_model
@@ -126,13 +127,40 @@ def small_results(small_prerequisites: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    """A Ray cluster on this machine that commands can join, for those that need none of their own."""
+def ray_cluster(own_cache: Path, s3_environment: str) -> Iterator[Any]:
+    """The one Ray cluster of this process, of two CPUs: commands that run here are on it, since it is joined.
+
+    So its workers, whose imports take seconds, go from test to test; they have the environment of its beginning.
+    """
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {DRIVER: DRIVERS}})
-    yield cluster.address
+    os.environ["RAY_ADDRESS"] = cluster.address
+    with connected(lambda line: None):
+        del os.environ["RAY_ADDRESS"]
+        yield cluster
     cluster.shutdown()
+
+
+@pytest.fixture(scope="session")
+def ray_address(ray_cluster: Any) -> str:
+    """That of the cluster, for commands in a process of their own."""
+    return str(ray_cluster.address)
+
+
+@pytest.fixture(scope="session")
+def s3_environment() -> str:
+    """The environment that leads to an object store on this machine, which `s3` of test_storage starts."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}",
+        AWS_REGION="us-east-1",
+        AWS_ACCESS_KEY_ID="test",
+        AWS_SECRET_ACCESS_KEY="test",
+    )
+    return str(port)
 
 
 @pytest.fixture

@@ -281,7 +281,7 @@ def test_bad_input(case: str, folder: Path, tmp_path: Path, small_config: RunCon
 
 
 @pytest.mark.parametrize("case", BAD_SPACES)
-def test_bad_search_space(case: str, tmp_path: Path, capsys: Captured) -> None:
+def test_bad_search_space(case: str, ray_address: str, tmp_path: Path, capsys: Captured) -> None:
     changes, message = BAD_SPACES[case]
     argv = ["sweep", _space(tmp_path, **changes), "--results", str(tmp_path / "results")]
     if case == "more GPUs than there are":

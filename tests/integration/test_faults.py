@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -26,39 +27,50 @@ TIMEOUT_S = 240
 BENCH = str(Path(sys.executable).with_name("grun-bench"))
 
 
-def _start(log: Path, *words: object, **environment: str) -> subprocess.Popen[bytes]:
+def _start(log: Path, ray_address: str, *words: object) -> subprocess.Popen[bytes]:
+    """A sweep in a process of its own, on the cluster."""
     with log.open("w") as out:
         return subprocess.Popen(
             [BENCH, "sweep", *map(str, words)],
             stdout=out,
             stderr=out,
-            env=os.environ | environment,
+            env=os.environ | {"RAY_ADDRESS": ray_address},
             start_new_session=True,
         )
 
 
-def _until(condition: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> Any:
+def _sweep(*words: object) -> None:
+    """A sweep in this process, on the cluster."""
+    main(["sweep", *map(str, words)])
+
+
+@contextlib.contextmanager
+def _meanwhile(action: Callable[[], None]) -> Iterator[None]:
+    """`action` in a thread beside what is done in the block; it must have come to its end, too."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        done = pool.submit(action)
+        yield
+        done.result()
+
+
+def _until(condition: Callable[[], Any], process: subprocess.Popen[bytes] | None = None) -> Any:
+    """What it gives once it gives something; as long as `process` lives."""
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         found = condition()
         if found:
             return found
-        assert process.poll() is None, log.read_text()
+        assert process is None or process.poll() is None, "it ended"
         time.sleep(0.1)
-    raise AssertionError(log.read_text())
-
-
-def _finish(process: subprocess.Popen[bytes], log: Path) -> str:
-    assert process.wait(TIMEOUT_S) == 0, log.read_text()
-    return log.read_text()
+    raise AssertionError(f"not within {TIMEOUT_S} s")
 
 
 def _modules(folder: Path) -> int:
     return len(list((folder / "modules").glob("[!.]*"))) if (folder / "modules").is_dir() else 0
 
 
-def _trial_workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    return [child for child in psutil.Process(process.pid).children(recursive=True) if "ImplicitFunc" in _title(child)]
+def _trial_workers() -> list[psutil.Process]:
+    return [child for child in psutil.Process().children(recursive=True) if "ImplicitFunc" in _title(child)]
 
 
 def _title(process: psutil.Process) -> str:
@@ -69,54 +81,50 @@ def _title(process: psutil.Process) -> str:
         return ""
 
 
-def test_killed_workers_are_replaced(space: Any, small_results: Path, check_whole: Any, tmp_path: Path) -> None:
+def test_killed_workers_are_replaced(space: Any, small_results: Path, check_whole: Any, ray_address: str) -> None:
     """kill -9 of whatever is training, twice: Tune starts another worker, and no row is missing or double."""
-    log, folder = tmp_path / "log", small_results
-    sweep = _start(log, space("workers", 4), "--results", folder)
-    for finished in (1, 2):
-        _until(lambda enough=finished: _modules(folder) >= enough, sweep, log)  # type: ignore[misc]
-        for worker in _until(lambda: _trial_workers(sweep), sweep, log):
-            worker.kill()
-    _finish(sweep, log)
-    check_whole(folder, "workers", 4)
+    killed: list[int] = []
 
+    def kill_twice() -> None:
+        for finished in (1, 2):
+            _until(lambda enough=finished: _modules(small_results) >= enough)  # type: ignore[misc]
+            time.sleep(finished - 1.0)  # while it is evaluated, then into the next training
+            for worker in _until(_trial_workers):
+                worker.kill()
+                killed.append(worker.pid)
 
-@pytest.fixture
-def two_nodes() -> Iterator[Any]:
-    """A head with one CPU and a node with another, on this machine."""
-    import ray
-    from ray.cluster_utils import Cluster
-
-    from bench.cluster.connect import DRIVER
-
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "resources": {DRIVER: 10}})
-    node = cluster.add_node(num_cpus=1)
-    yield cluster, node
-    ray.shutdown()
-    cluster.shutdown()
+    with _meanwhile(kill_twice):
+        _sweep(space("workers", 3), "--results", small_results, "--num-concurrent", 1)
+    check_whole(small_results, "workers", 3)
+    assert len(set(killed)) >= 2
 
 
 def test_a_killed_node_is_done_without(
-    two_nodes: Any, space: Any, small_results: Path, check_whole: Any, tmp_path: Path
+    ray_cluster: Any, space: Any, small_results: Path, check_whole: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Half of the cluster dies while both halves train; the other half does it all."""
-    cluster, node = two_nodes
-    log, folder = tmp_path / "log", small_results
-    sweep = _start(log, space("nodes", 4), "--results", folder, RAY_ADDRESS=cluster.address)
-    _until(lambda: _modules(folder) >= 1, sweep, log)
-    assert "2 at a time" in log.read_text()
-    cluster.remove_node(node, allow_graceful=False)
-    _finish(sweep, log)
-    check_whole(folder, "nodes", 4)
+    node = ray_cluster.add_node(num_cpus=2)
+
+    def lose_the_node() -> None:
+        _until(lambda: _modules(small_results) >= 1)
+        ray_cluster.remove_node(node, allow_graceful=False)
+
+    with _meanwhile(lose_the_node):
+        _sweep(space("nodes", 3), "--results", small_results, "--cpus-per-worker", 2, "--num-threads", 1)
+    assert "2 at a time" in capsys.readouterr().out
+    check_whole(small_results, "nodes", 3)
 
 
-def test_a_cluster_that_nobody_named_is_left_alone(two_nodes: Any) -> None:
-    """Ray would join the last one started on this machine; without $RAY_ADDRESS it is one of our own, of one node."""
-    count_nodes = (
-        "import ray; from bench.cluster.connect import connected\nwith connected(print): print(len(ray.nodes()))"
+def test_a_cluster_that_nobody_named_is_left_alone(ray_address: str) -> None:
+    """Ray would join the last one started on this machine; without $RAY_ADDRESS it is one of our own."""
+    say_which = (
+        "import ray; from bench.cluster.connect import connected\n"
+        "with connected(print): print(ray.get_runtime_context().gcs_address)"
     )
-    printed = subprocess.run([sys.executable, "-c", count_nodes], capture_output=True, text=True, check=True).stdout
-    assert printed.splitlines() == ["starting Ray", "1"]
+    printed = subprocess.run([sys.executable, "-c", say_which], capture_output=True, text=True, check=True).stdout
+    started, address = printed.splitlines()
+    assert started == "starting Ray"
+    assert address != ray_address
 
 
 WRITE_FOR_EVER = """
@@ -179,23 +187,31 @@ def _fill(file: Path) -> None:
 
 
 def test_a_full_disk_stops_a_sweep_in_one_line(
-    small_disk: Path, small_prerequisites: Path, space: Any, check_whole: Any, ray_address: str, tmp_path: Path
+    small_disk: Path,
+    small_prerequisites: Path,
+    space: Any,
+    check_whole: Any,
+    ray_address: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     """With space again, the same command goes on to the end; what was finished is not done twice."""
-    log, ballast = tmp_path / "log", small_disk / "ballast"
+    ballast = small_disk / "ballast"
     folder = Path(shutil.copytree(small_prerequisites, small_disk / "r"))
-    words = (space("disk", 3, num_epochs=10), "--results", folder)
-    sweep = _start(log, *words, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
-    _until(lambda: _modules(folder) >= 1, sweep, log)
-    _fill(ballast)
-    assert sweep.wait(TIMEOUT_S) == 2, log.read_text()
-    last = log.read_text().strip().splitlines()[-1]
-    assert last.startswith("grun-bench: --results: No space left on device; free some")
-    assert "Traceback" not in log.read_text()
+    words = (space("disk", 3, num_epochs=10), "--results", folder, "--num-concurrent", 1)
+
+    def fill() -> None:
+        _until(lambda: _modules(folder) >= 1)
+        _fill(ballast)
+
+    with pytest.raises(SystemExit) as stopped, _meanwhile(fill):
+        _sweep(*words)
+    assert stopped.value.code == 2
+    said = capfd.readouterr()
+    assert said.err.startswith("grun-bench: --results: No space left on device; free some")
+    assert "Traceback" not in said.out + said.err
     ballast.unlink()
     before = {file: file.stat().st_mtime_ns for file in (folder / "runs").glob("*.parquet")}
-    again = _start(log, *words, RAY_ADDRESS=ray_address)
-    _finish(again, log)
+    _sweep(*words)
     after = {file: file.stat().st_mtime_ns for file in (folder / "runs").glob("*.parquet")}
     assert before.items() <= after.items()
     check_whole(folder, "disk", 3)
@@ -206,16 +222,16 @@ def test_ctrl_c_ends_a_sweep_with_130(
 ) -> None:
     """As a terminal sends it, to every process: the line that `train` has, then the same command goes on to the end."""
     log = tmp_path / "log"
-    words = (space("broken-off", 2, num_epochs=10), "--results", small_results)
-    sweep = _start(log, *words, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
-    _until(lambda: _modules(small_results) >= 1, sweep, log)
+    words = (space("broken-off", 2, num_epochs=10), "--results", small_results, "--num-concurrent", 1)
+    sweep = _start(log, ray_address, *words)
+    _until(lambda: _modules(small_results) >= 1, sweep)
     os.killpg(sweep.pid, signal.SIGINT)
     assert sweep.wait(TIMEOUT_S) == 130, log.read_text()
     last = log.read_text().strip().splitlines()[-1]
     assert last == "grun-bench: interrupted; what was finished is kept, the same command goes on"
     assert "Traceback" not in log.read_text()
     before = {file: file.stat().st_mtime_ns for file in (small_results / "runs").glob("*.parquet")}
-    _finish(_start(log, *words, RAY_ADDRESS=ray_address), log)
+    _sweep(*words)
     after = {file: file.stat().st_mtime_ns for file in (small_results / "runs").glob("*.parquet")}
     assert before.items() <= after.items()
     check_whole(small_results, "broken-off", 2)
@@ -230,20 +246,18 @@ def test_two_sweeps_share_a_folder_but_not_a_study(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Side by side they finish each its own study; a third on a study that is running is refused at once."""
-    folder = small_results
-    logs = [tmp_path / f"log{number}" for number in range(2)]
-    first = _start(logs[0], space("one", 2), "--results", folder, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
-    _until(lambda: (folder / ".sweep-one.lock").exists(), first, logs[0])
-    second = _start(logs[1], space("two", 2), "--results", folder, "--num-concurrent", 1, RAY_ADDRESS=ray_address)
+    log, shared = tmp_path / "log", ("--results", small_results, "--num-concurrent", 1)
+    first = _start(log, ray_address, space("one", 2), *shared)
+    _until(lambda: (small_results / ".sweep-one.lock").exists(), first)
     with pytest.raises(SystemExit) as third:
-        main(["sweep", str(space("one", 2)), "--results", str(folder)])
+        _sweep(space("one", 2), "--results", small_results)
     assert third.value.code == 2
     said = "".join(capsys.readouterr())
     assert said.strip() == "grun-bench: study: one is being run by another sweep; wait for it"
-    for process, log in ((first, logs[0]), (second, logs[1])):
-        _finish(process, log)
+    _sweep(space("two", 2), *shared)
+    assert first.wait(TIMEOUT_S) == 0, log.read_text()
     for study in ("one", "two"):
-        check_whole(folder, study, 2)
+        check_whole(small_results, study, 2)
 
 
 def test_a_journal_that_ends_in_half_a_line_can_be_read_on(tmp_path: Path) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -364,13 +361,10 @@ def test_the_command(
     lora = overlay(config.to_dict(), {"adapter": "lora", "adapter.learning_rate": 1e-3, "training.num_epochs": 2})
     write_yaml(tmp_path / "grun.yaml", {"study": "grun", "base": config.to_dict(), "num_requests": 2, **tuned})
     write_yaml(tmp_path / "lora.yaml", {"study": "lora", "base": lora, "num_requests": 2})
-    command = [str(Path(sys.executable).with_name("grun-bench")), "sequential"]
-    command += [str(tmp_path / "grun.yaml"), str(tmp_path / "lora.yaml"), "--results", str(folder)]
-    environment = os.environ | {"RAY_ADDRESS": ray_address}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "grun: 2 configurations, 1 requests each" in done.stdout
-    assert "After the last request" in done.stdout
+    main(["sequential", str(tmp_path / "grun.yaml"), str(tmp_path / "lora.yaml"), "--results", str(folder)])
+    printed = capsys.readouterr().out
+    assert "grun: 2 configurations, 1 requests each" in printed
+    assert "After the last request" in printed
     rows = scan_requests(folder)
     assert rows.filter(study="lora")["request_index"].unique().sort().to_list() == [1, 2]
     main(["report", str(folder)])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -35,24 +32,13 @@ TIMEOUT_S = 60
 
 
 @pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """A bucket, and the environment that leads to it."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+def s3(s3_environment: str) -> Iterator[str]:
+    """A bucket at the place that the environment leads to."""
     server = subprocess.Popen(
-        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", str(port)],
+        [str(Path(sys.executable).with_name("moto_server")), "-H", "127.0.0.1", "-p", s3_environment],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    there = {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-        "AWS_REGION": "us-east-1",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-    }
-    before = {name: os.environ.get(name) for name in there}
-    os.environ.update(there)
     try:
         import boto3
 
@@ -69,11 +55,6 @@ def s3() -> Iterator[str]:
     finally:
         server.terminate()
         server.wait()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name)
-            else:
-                os.environ[name] = value
 
 
 @pytest.fixture(params=["disk", "s3"])
@@ -292,7 +273,13 @@ def test_a_run_its_module_and_its_front_in_s3(
 
 
 def test_a_sweep_in_s3_goes_on(
-    s3: str, small_config: RunConfig, small_prerequisites: Path, own_cache: Path, tmp_path: Path
+    s3: str,
+    ray_address: str,
+    small_config: RunConfig,
+    small_prerequisites: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its study too is kept there: from another cache the same command finds what is done."""
     space = {
@@ -301,22 +288,11 @@ def test_a_sweep_in_s3_goes_on(
         "search_space": {"adapter.learning_rate": {"type": "float", "low": 0.005, "high": 0.02, "log": True}},
     }
     write_yaml(tmp_path / "s.yaml", space)
-    command = [str(Path(sys.executable).with_name("grun-bench")), "sweep", str(tmp_path / "s.yaml")]
     _copy_rows(small_prerequisites, f"{s3}/sweep")
-    printed = []
-    for trials, cache in ((1, "one"), (2, "two")):
-        half_made = shutil.ignore_patterns("*.tmp-*")  # by another process of this session
-        shutil.copytree(own_cache / "models", tmp_path / cache / "models", ignore=half_made)
-        done = subprocess.run(
-            [*command, "--results", f"{s3}/sweep", "--num-trials", str(trials)],
-            capture_output=True,
-            text=True,
-            timeout=240,
-            env=os.environ | {"GRUN_BENCH_CACHE": str(tmp_path / cache)},
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        printed.append(done.stdout)
-    assert "1 of 2 trainings are done already" in printed[1]
+    for trials in ("1", "2"):
+        monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path / trials))
+        main(["sweep", str(tmp_path / "s.yaml"), "--results", f"{s3}/sweep", "--num-trials", trials])
+    assert "1 of 2 trainings are done already" in capsys.readouterr().out
     assert store.scan_runs(f"{s3}/sweep").filter(adapter="grun").height == 2
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -48,28 +49,16 @@ def spaces(tmp_path_factory: pytest.TempPathFactory, small_config: Any) -> Path:
         "initial_points": [{"adapter.learning_rate": 1e30}, {"adapter.learning_rate": 0.005}],
         "num_trials": 2,
     }
-    slow = {**grun, "study": "slow", "base": overlay(grun["base"], {"training.num_epochs": 100}), "num_trials": 3}
+    slow = {**grun, "study": "slow", "base": overlay(grun["base"], {"training.num_epochs": 60}), "num_trials": 3}
     for name, space in (("grun", grun), ("full", full), ("slow", slow)):
         write_yaml(folder / f"{name}.yaml", space)
     return folder
 
 
-def _command(*words: object) -> list[str]:
-    return [str(Path(sys.executable).with_name("grun-bench")), "sweep", *map(str, words)]
-
-
-def _sweep(*words: object) -> str:
-    """In a process of its own, on a Ray of its own: what it printed."""
-    done = subprocess.run(_command(*words), capture_output=True, text=True, timeout=TIMEOUT_S)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def _here(ray_address: str, *words: object) -> str:
+def _here(*words: object) -> str:
     """The command line in this process, whose workers are those of the cluster: what it printed."""
     printed = io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
-        patch.setenv("RAY_ADDRESS", ray_address)
+    with contextlib.redirect_stdout(printed):
         main([str(word) for word in words])
     return printed.getvalue()
 
@@ -83,10 +72,12 @@ def _unlearned(folder: Path) -> pl.DataFrame:
 
 
 @pytest.fixture(scope="module")
-def swept(spaces: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def swept(
+    spaces: Path, small_prerequisites: Path, ray_address: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, str]:
     """Both spaces in one command."""
-    folder = tmp_path_factory.mktemp("swept")
-    return folder, _here(ray_address, "sweep", spaces / "grun.yaml", spaces / "full.yaml", "--results", folder)
+    folder = Path(shutil.copytree(small_prerequisites, tmp_path_factory.mktemp("swept") / "results"))
+    return folder, _here("sweep", spaces / "grun.yaml", spaces / "full.yaml", "--results", folder)
 
 
 def test_every_training_is_a_line_and_every_evaluation_a_row(swept: tuple[Path, str]) -> None:
@@ -118,14 +109,14 @@ def test_optuna_learns_from_every_threshold(swept: tuple[Path, str]) -> None:
     assert sorted(states) == [TrialState.COMPLETE, TrialState.FAIL]
 
 
-def test_the_same_command_goes_on(swept: tuple[Path, str], spaces: Path, ray_address: str) -> None:
+def test_the_same_command_goes_on(swept: tuple[Path, str], spaces: Path) -> None:
     """A used budget leaves nothing to do; a larger one is made up for, and what is there stays as it is."""
     folder, _ = swept
     before = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
-    printed = _here(ray_address, "sweep", spaces / "grun.yaml", "--results", folder)
+    printed = _here("sweep", spaces / "grun.yaml", "--results", folder)
     assert "2 of 2 trainings are done already" in printed
     assert "nothing to do" in printed
-    _here(ray_address, "sweep", spaces / "grun.yaml", "--results", folder, "--num-trials", 3)
+    _here("sweep", spaces / "grun.yaml", "--results", folder, "--num-trials", 3, "--num-concurrent", 1)
     after = {file: file.stat().st_mtime_ns for file in folder.rglob("*.parquet")}
     assert before.items() <= after.items()
     assert _unlearned(folder).filter(pl.col("study") == "grun")["train_key"].n_unique() == 3
@@ -134,33 +125,36 @@ def test_the_same_command_goes_on(swept: tuple[Path, str], spaces: Path, ray_add
 
 
 def test_other_objectives_are_refused(
-    swept: tuple[Path, str], spaces: Path, ray_address: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    swept: tuple[Path, str], spaces: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder, _ = swept
     text = (spaces / "grun.yaml").read_text() + "objectives: {forget_rouge_l_recall: min, model_utility: max}\n"
     (tmp_path / "other.yaml").write_text(text)
     with pytest.raises(SystemExit) as stop:
-        _here(ray_address, "sweep", tmp_path / "other.yaml", "--results", folder)
+        _here("sweep", tmp_path / "other.yaml", "--results", folder)
     assert stop.value.code == 2
     assert "study grun was begun with others" in capsys.readouterr().err
 
 
-def test_an_error_in_a_target_model_is_one_line(spaces: Path, ray_address: str, tmp_path: Path) -> None:
+def test_an_error_in_a_target_model_is_one_line(
+    spaces: Path, ray_address: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Raised in a worker, where Ray wraps it in the worker's traceback: the user sees the error itself."""
-    words = _command(spaces / "grun.yaml", "--results", tmp_path / "r")
-    words += ["--benchmark", "questions", "--benchmark.data_dir", str(tmp_path)]
-    environment = os.environ | {"RAY_ADDRESS": ray_address}
-    done = subprocess.run(words, capture_output=True, text=True, timeout=TIMEOUT_S, env=environment)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith(f"grun-bench: benchmark.data_dir: {tmp_path}/forget.json")
+    data = ["--benchmark", "questions", "--benchmark.data_dir", tmp_path]
+    with pytest.raises(SystemExit) as stop:
+        _here("sweep", spaces / "grun.yaml", "--results", tmp_path / "r", *data)
+    assert stop.value.code == 2
+    said = capfd.readouterr().err
+    assert len(said.splitlines()) == 1, said
+    assert said.startswith(f"grun-bench: benchmark.data_dir: {tmp_path}/forget.json")
 
 
-def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, tmp_path: Path) -> None:
+def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, ray_address: str, tmp_path: Path) -> None:
     """kill -9 of the driver and its Ray in the middle; the same command then finishes, each row once."""
     log = (tmp_path / "log").open("w")
-    words = _command(spaces / "slow.yaml", "--results", small_results, "--num-concurrent", 1)
-    driver = subprocess.Popen(words, stdout=log, stderr=log, start_new_session=True)
+    words = ["sweep", str(spaces / "slow.yaml"), "--results", str(small_results), "--num-concurrent", "1"]
+    command = [str(Path(sys.executable).with_name("grun-bench")), *words]
+    driver = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
     rows_folder = small_results / "runs"
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
@@ -175,7 +169,7 @@ def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, tmp_path
     before = {file: file.stat().st_mtime_ns for file in (small_results).rglob("*.parquet")}
     assert 5 <= len([file for file in before if file.parent.name == "runs"]) < 11, "it was killed in the middle"
 
-    printed = _sweep(spaces / "slow.yaml", "--results", small_results)
+    printed = _here(*words)
     after = {file: file.stat().st_mtime_ns for file in (small_results).rglob("*.parquet")}
     assert before.items() <= after.items(), printed
     trials = _trials(small_results, "slow")
@@ -190,12 +184,12 @@ def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, tmp_path
         assert len(retried) == 1, "what was cut off was done again"
 
 
-def test_the_best_of_each_method_with_other_seeds(swept: tuple[Path, str], ray_address: str, tmp_path: Path) -> None:
+def test_the_best_of_each_method_with_other_seeds(swept: tuple[Path, str], tmp_path: Path) -> None:
     """Two seeds a method, apart from the sweep's own rows, attacks on; the table has a line for each method."""
     folder, _ = swept
     before = _unlearned(folder).height
     table = tmp_path / "table.md"
-    _here(ray_address, "seeds", folder, "--num-seeds", 2, "--output", table)
+    _here("seeds", folder, "--num-seeds", 2, "--output", table, "--num-concurrent", 1)
     again = _unlearned(folder / "seeds")
     assert sorted(again.select("method", "seed").rows()) == [
         (method, seed) for method in ("full+grad_ascent", "grun+grad_ascent") for seed in (0, 1)

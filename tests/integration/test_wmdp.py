@@ -176,11 +176,8 @@ def test_what_does_not_fit_is_named(config: Any, change: Any, field: str, tmp_pa
     assert error.value.field == field
 
 
-def test_an_objective_without_value_trains_nothing(
-    config: Any, ray_address: str, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_objective_without_value_trains_nothing(config: Any, ray_address: str, tmp_path: Path, capsys: Any) -> None:
     """WMDP asks nothing that ROUGE could be scored of: the target model's row knows it."""
-    monkeypatch.setenv("RAY_ADDRESS", ray_address)
     space = {
         "study": "s",
         "base": config.to_dict(),

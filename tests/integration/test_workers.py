@@ -56,17 +56,16 @@ from bench.runs.related import prerequisites
 from bench.runs.worker import work
 from grun.workers import Workers
 
-rank, meeting, folder, config, execution = json.loads(sys.argv[1])
+rank, meeting, folder, todo = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
-execution = Execution(results=Path(folder), **execution)
-workers = Workers(rank=rank, size=2, sharded=execution.shard)
-config = run_config(config)
-known = {each.start_from: store.read_items(folder, each.run_key) for each in prerequisites(config)}
-work([config], execution, known, workers=workers)
+for config, execution in todo:
+    config, execution = run_config(config), Execution(results=Path(folder), **execution)
+    known = {each.start_from: store.read_items(folder, each.run_key) for each in prerequisites(config)}
+    work([config], execution, known, workers=Workers(rank=rank, size=2, sharded=execution.shard))
 dist.destroy_process_group()
 """
-"""One of two processes."""
+"""One of two processes: one run after another."""
 
 
 @pytest.fixture(scope="module")
@@ -92,26 +91,31 @@ def alone(
     return {name: run(_config(small_config, name), Execution(results=folder))[0] for name in METHODS}
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_two_processes_are_one(
-    name: str,
-    alone: Any,
-    small_config: RunConfig,
-    results: Path,
-    tmp_path: Path,
-    assert_same_metrics: Callable[..., None],
-) -> None:
-    """Global batch, items and seeds the same; the second worker's parts are smaller, and once it has none."""
-    config = _config(small_config, name)
-    arguments = [str(tmp_path / "meeting"), str(results), config.to_dict(), EXECUTIONS[name]]
+@pytest.fixture(scope="module")
+def together(small_config: RunConfig, references: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Each method by two processes: the results folder."""
+    folder = tmp_path_factory.mktemp("together")
+    results = shutil.copytree(references, folder / "results")
+    todo = [(_config(small_config, name).to_dict(), EXECUTIONS[name]) for name in METHODS]
     processes = [
-        subprocess.Popen([sys.executable, "-c", WORK, json.dumps([rank, *arguments])], stderr=subprocess.PIPE)
+        subprocess.Popen(
+            [sys.executable, "-c", WORK, json.dumps([rank, str(folder / "meeting"), str(results), todo])],
+            stderr=subprocess.PIPE,
+        )
         for rank in range(2)
     ]
     for process in processes:
-        _, complaints = process.communicate(timeout=180)
+        _, complaints = process.communicate(timeout=540)
         assert process.returncode == 0, complaints.decode()
-    row = store.read_run(results, config.run_key)
+    return Path(results)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_two_processes_are_one(
+    name: str, alone: Any, together: Path, small_config: RunConfig, assert_same_metrics: Callable[..., None]
+) -> None:
+    """Global batch, items and seeds the same; the second worker's parts are smaller, and once it has none."""
+    row = store.read_run(together, _config(small_config, name).run_key)
     assert row is not None
     assert_same_metrics(row, alone[name])
     assert row["trainable_parameters"] == alone[name]["trainable_parameters"]
@@ -123,11 +127,9 @@ def test_ray_train_gives_the_same_rows(
     ray_address: str,
     results: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     assert_same_metrics: Callable[..., None],
 ) -> None:
     """A trial of two workers in a sweep, and a run of one by force."""
-    monkeypatch.setenv("RAY_ADDRESS", ray_address)
     config = _config(small_config, "grun")
     choice = {"seed": {"type": "categorical", "choices": [config.seed]}}
     write_yaml(
@@ -153,7 +155,7 @@ def test_a_runs_own_error_is_raised_as_it_is() -> None:
     assert own_error(another) is another
 
 
-def test_too_many_workers_are_refused_at_once(small_config: RunConfig, tmp_path: Path) -> None:
+def test_too_many_workers_are_refused_at_once(small_config: RunConfig, ray_address: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--num-workers: 4096 of 1 CPUs need 4096, and there are"):
         run(small_config, Execution(results=tmp_path, num_workers=4096))
 
