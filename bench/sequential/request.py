@@ -7,7 +7,7 @@ from itertools import islice
 from typing import Literal, Self, get_args
 
 from bench.benchmarks.items import Benchmark, Item
-from bench.config import RunConfig
+from bench.config import RunConfig, check_content
 from bench.content import digest
 from grun.errors import UserError
 from grun.sequential import Combination
@@ -95,6 +95,7 @@ class RequestSequence:
 
     def requests(self) -> list[Request]:
         """What is to be forgotten, in order; reads the benchmark."""
+        check_content(self.config)
         return requests_of(self.config.benchmark.load(), self.num_requests, self.extra_requests)
 
     def by_combination(self) -> list[Self]:

@@ -28,6 +28,7 @@ from bench.runs.execution import Execution
 from bench.runs.related import prerequisites
 from bench.runs.rescore import rescore
 from bench.runs.subject import Subject
+from bench.sequential.request import RequestSequence
 from bench.spaces.search_space import SweepConfig, differences
 from grun.errors import UserError
 
@@ -119,6 +120,9 @@ def test_a_run_on_other_data_than_it_is_named_by_is_refused(data: Path, tmp_path
     _edit(data / "forget.json")
     with pytest.raises(UserError, match=r"^benchmark\.data_dir: .*/data holds something else than this run"):
         _ = dataclasses.replace(subject).benchmark
+    sequence = RequestSequence(study="s", config=subject.config, num_requests=None, extra_requests=(), variants=())
+    with pytest.raises(UserError, match=r"^benchmark\.data_dir: "):
+        sequence.requests()
 
 
 def _checkpoint(folder: Path, scale: float = 1.0) -> Path:
