@@ -5,12 +5,12 @@ import json
 import logging
 import unicodedata
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
-from annotated_types import Ge, Le, Len, MinLen
+from annotated_types import MinLen
 from pydantic import AfterValidator, BeforeValidator, Strict
 from pydantic_core import PydanticCustomError
 
@@ -60,31 +60,6 @@ MaybeText = Annotated[Text | None, BeforeValidator(_not_null)]
 DataDir = Annotated[str, MinLen(1), AfterValidator(absolute)]
 """A folder of data, however it was written."""
 MaybeTexts = Annotated[Texts | None, BeforeValidator(_not_null)]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PassageRow:
-    """Text alone."""
-
-    text: Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class QuestionRow:
-    """A question and its answer."""
-
-    question: Text
-    answer: Text
-
-
-@dataclass(frozen=True, kw_only=True)
-class ChoiceRow:
-    """A question with four answers to choose from."""
-
-    question: Text
-    choices: Annotated[list[AnyText], Len(4, 4)]
-    answer: Annotated[int, Strict(), Ge(0), Le(3)]
-    """Place of the right one, from 0."""
 
 
 def read_rows(

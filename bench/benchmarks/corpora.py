@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import DataDir, PassageRow, QuestionRow, read_rows
+from bench.benchmarks.items import Benchmark, Item, PassageRow, QuestionRow, say_repeats
+from bench.sources import DataDir, read_rows
 from bench.splits import Split
 from grun.settings import LATER
 

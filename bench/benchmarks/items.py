@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from bench.sources import FIELD, say
+from annotated_types import Ge, Le, Len
+from pydantic import Strict
+
+from bench.sources import FIELD, AnyText, Text, say
 from grun.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's declarations are read where no model code is imported
@@ -125,3 +128,28 @@ def say_repeats(forget_set: Sequence[Item], retain_set: Sequence[Item], holdout_
     ):
         if count:
             say(f"{FIELD}: {count} {'items are' if count > 1 else 'item is'} {what}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassageRow:
+    """Text alone."""
+
+    text: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionRow:
+    """A question and its answer."""
+
+    question: Text
+    answer: Text
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChoiceRow:
+    """A question with four answers to choose from."""
+
+    question: Text
+    choices: Annotated[list[AnyText], Len(4, 4)]
+    answer: Annotated[int, Strict(), Ge(0), Le(3)]
+    """Place of the right one, from 0."""

@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import DataDir, HubPart, Kind, PassageRow, QuestionRow, Text, read_rows
+from bench.benchmarks.items import Benchmark, Item, PassageRow, QuestionRow, say_repeats
+from bench.sources import DataDir, HubPart, Kind, Text, read_rows
 from bench.splits import Split
 from grun.settings import LATER
 

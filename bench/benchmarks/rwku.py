@@ -10,8 +10,8 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from bench.benchmarks.items import Benchmark, Item, multiple_choice, say_repeats
-from bench.sources import ChoiceRow, DataDir, HubPart, Kind, PassageRow, Text, Texts, read_rows
+from bench.benchmarks.items import Benchmark, ChoiceRow, Item, PassageRow, multiple_choice, say_repeats
+from bench.sources import DataDir, HubPart, Kind, Text, Texts, read_rows
 from bench.splits import Split
 from grun.errors import UserError
 from grun.settings import LATER

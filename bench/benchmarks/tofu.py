@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
-from bench.benchmarks.items import Benchmark, Item, numbered_requests, say_repeats
-from bench.sources import DataDir, HubPart, Kind, MaybeText, QuestionRow, Text, Texts, read_rows
+from bench.benchmarks.items import Benchmark, Item, QuestionRow, numbered_requests, say_repeats
+from bench.sources import DataDir, HubPart, Kind, MaybeText, Text, Texts, read_rows
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_HEADLINES, QUESTION_SPLITS, Split
 from grun.errors import UserError
 from grun.settings import LATER

@@ -12,8 +12,8 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from bench.benchmarks.items import Benchmark, Item, multiple_choice, say_repeats
-from bench.sources import AnyText, ChoiceRow, DataDir, HubPart, Text, read_rows, say
+from bench.benchmarks.items import Benchmark, ChoiceRow, Item, multiple_choice, say_repeats
+from bench.sources import AnyText, DataDir, HubPart, Text, read_rows, say
 from bench.splits import Split
 from grun.errors import UserError
 from grun.settings import LATER
