@@ -10,10 +10,10 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from bench.benchmarks import BenchmarkConfig, LocalBenchmark
 from bench.benchmarks.authors import AuthorsConfig
-from bench.benchmarks.tofu import KEPT, TofuConfig
+from bench.benchmarks.tofu import TofuConfig
 from bench.content import DIGEST, by_content, digest, files_digest, local_model, model_digest
 from bench.evaluation.asking import EvaluationConfig
-from bench.models.known import known_retain_model, with_known_prompt
+from bench.models.known import with_known_prompt, with_known_retain_model
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig
 from bench.validation import validated
@@ -190,18 +190,9 @@ def stored_config(data: Mapping[str, Any]) -> RunConfig:
     """Plain data as a config, without a look at what its paths lead to. Raises UserError like `run_config`."""
     outside = _from_outside(data)
     config = validated(RunConfig, {key: value for key, value in data.items() if key not in outside})
-    config = replace(_with_gold(config), **outside)
+    config = replace(config, model=with_known_retain_model(config.model, config.benchmark), **outside)
     _check_pairs(config)
     return replace(config, training=config.training.resolved(config.forget_loss, config.adapter))
-
-
-def _with_gold(config: RunConfig) -> RunConfig:
-    """A known model of the hub is measured against the one that goes with the forget split."""
-    benchmark, model = config.benchmark, config.model
-    if not isinstance(benchmark, TofuConfig) or not isinstance(model, PretrainedConfig) or model.retain_model:
-        return config
-    gold = known_retain_model(model.name, KEPT[benchmark.forget_split])
-    return replace(config, model=replace(model, retain_model=gold))
 
 
 def _from_outside(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,8 +1,13 @@
 """Models of the hub that are known: how each was taught, so that it is asked alike, and what it is measured against."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
+
+from bench.benchmarks import BenchmarkConfig
+from bench.benchmarks.tofu import KEPT, TofuConfig
+from bench.models.pretrained import ModelConfig, PretrainedConfig
 
 PLAIN = {"style": "plain"}
 KNOWN_PROMPTS: Mapping[str, Mapping[str, Any]] = {
@@ -24,9 +29,15 @@ KNOWN_PROMPTS: Mapping[str, Mapping[str, Any]] = {
 """Name, or a pattern of names → settings of a PromptConfig."""
 
 
-def known_retain_model(name: str, kept: str) -> str | None:
-    """open-unlearning's TOFU models come in fours: trained on all of it, and on what a forget split leaves (kept)."""
-    return f"{name.removesuffix('_full')}_{kept}" if fnmatchcase(name, "open-unlearning/tofu_*_full") else None
+def with_known_retain_model(model: ModelConfig, benchmark: BenchmarkConfig) -> ModelConfig:
+    """Measured against the one that goes with the forget split, where none is named.
+
+    open-unlearning's TOFU models come in fours: trained on all of it, and on what each forget split leaves.
+    """
+    is_known = isinstance(benchmark, TofuConfig) and fnmatchcase(model.name, "open-unlearning/tofu_*_full")
+    if not is_known or not isinstance(model, PretrainedConfig) or model.retain_model:
+        return model
+    return replace(model, retain_model=f"{model.name.removesuffix('full')}{KEPT[benchmark.forget_split]}")
 
 
 def with_known_prompt(model: Any) -> Any:
