@@ -36,9 +36,9 @@ bench: setup-smollm2
 
 # About an hour and a half on 2 cores. TOFU=DIR: the real TOFU's JSON files; without it they come from the hub.
 results: $(READY)
-	@echo "== four adapters by ten forget losses on TOFU, tuned with equal budgets, then again with three seeds"
-	$(BIN)/grun-bench sweep search_spaces/results_grun.yaml search_spaces/results_reft.yaml \
-		search_spaces/results_lora.yaml search_spaces/results_full.yaml --results results/methods \
+	@echo "== five adapters by ten forget losses on TOFU, tuned with equal budgets, then again with three seeds"
+	$(BIN)/grun-bench sweep search_spaces/results_grun.yaml search_spaces/results_grun_latched.yaml \
+		search_spaces/results_reft.yaml search_spaces/results_lora.yaml search_spaces/results_full.yaml --results results/methods \
 		$(if $(TOFU),--benchmark.data_dir $(TOFU))
 	$(BIN)/grun-bench seeds results/methods --num-seeds 3
 

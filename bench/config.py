@@ -100,10 +100,14 @@ class RunConfig:
 
     @property
     def method(self) -> str:
-        """`adapter+forget_loss`, or the model's own role where nothing is trained."""
+        """`adapter+forget_loss`, or the model's own role where nothing is trained.
+
+        An adapter whose edits go on to the answer's end is another method than one that edits the prompt's: `_latched`.
+        """
         if not self.adapter.trains:
             return self.start_from
-        name = f"{self.adapter.name}+{self.forget_loss.name}"
+        adapter = f"{self.adapter.name}_latched" if self.adapter.edits == "answer" else self.adapter.name
+        name = f"{adapter}+{self.forget_loss.name}"
         return name if self.retain_loss.name == "ce" else f"{name}+{self.retain_loss.name}"
 
     @property

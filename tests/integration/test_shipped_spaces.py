@@ -169,7 +169,7 @@ def test_a_sweep_of_ones_own_data(
     [
         (["sequential_grun", "sequential_lora", "sequential_full", "sequential_reft"], {"benchmark.num_items": 440}, 1),
         (["sequential_hard"], {"benchmark.num_authors": 10, "benchmark.num_similar_authors": 1}, 1),
-        (["sequential_hundred"], {"benchmark.num_authors": 6}, 2),
+        (["sequential_hundred", "sequential_router"], {"benchmark.num_authors": 6}, 2),
     ],
     ids=["four", "hard", "hundred"],
 )

@@ -161,6 +161,8 @@ def test_partial_tiny_recipe_keeps_the_tiny_defaults() -> None:
 
 def test_method_names() -> None:
     assert run_config({"adapter": "lora", "forget_loss": "npo"}).method == "lora+npo"
+    latched = {"name": "grun", "edits": "answer"}
+    assert run_config({"adapter": latched, "forget_loss": "npo"}).method == "grun_latched+npo"
     assert run_config({"adapter": "none", "start_from": "retain_model"}).method == "retain_model"
 
 
