@@ -67,6 +67,11 @@ LONGEST = (
     "integration/test_workers.py",
     "integration/test_sequential.py",
     "integration/test_shipped_spaces.py",
+    "integration/test_speed.py",
+    "integration/test_robustness.py",
+    "integration/test_prefix_cache.py",
+    "integration/test_lm_eval.py",
+    "integration/test_storage.py",
     "contract/test_methods.py",
 )
 

@@ -27,6 +27,7 @@ from bench.results.requests import scan_requests
 from bench.sequential import studies
 from bench.studies import sweep
 
+OF_TOFU = [f"sequential_{method}" for method in ("grun", "router", "lora", "full", "reft")]
 SPACES = Path(__file__).parents[2] / "search_spaces"
 TINY = {
     "model": "tiny",
@@ -167,11 +168,11 @@ def test_a_sweep_of_ones_own_data(
 @pytest.mark.parametrize(
     ("files", "settings", "num_requests"),
     [
-        (["sequential_grun", "sequential_lora", "sequential_full", "sequential_reft"], {"benchmark.num_items": 440}, 1),
+        (OF_TOFU, {"benchmark.num_items": 440}, 1),
         (["sequential_hard"], {"benchmark.num_authors": 10, "benchmark.num_similar_authors": 1}, 1),
-        (["sequential_hundred", "sequential_router"], {"benchmark.num_authors": 6}, 2),
+        (["sequential_hundred"], {"benchmark.num_authors": 6}, 2),
     ],
-    ids=["four", "hard", "hundred"],
+    ids=["tofu", "hard", "hundred"],
 )
 def test_the_shipped_sequences(
     without_ray: None,
