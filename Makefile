@@ -51,7 +51,7 @@ test: check setup-smollm2
 # For the loop of someone who edits a loss: what needs no Ray and no whole run.
 test-quick: $(READY)
 	@echo "== tests of units and contracts"
-	$(PYTEST) tests/unit tests/contract
+	$(BIN)/pytest -n 2 --dist worksteal tests/contract tests/unit
 
 # As root, on Linux, with openssh-server and rsync; says what is missing. About four minutes.
 test-cluster: setup-cluster

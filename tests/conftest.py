@@ -78,9 +78,16 @@ LONGEST = (
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long first, so that two processes end together; SmolLM2 at the very first, since it does not wait for
-    the small models that the next file makes for all others."""
+    the small models that the next file makes for all others. Units that need those models come last: in `make
+    test-quick` the other process is still making them."""
     places = {file: place for place, file in enumerate(LONGEST)}
-    items.sort(key=lambda item: places.get("/".join(item.path.parts[-2:]), len(LONGEST)))
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        names = getattr(item, "fixturenames", ())
+        waits = item.path.parent.name == "unit" and "target_folder" in names
+        return places.get("/".join(item.path.parts[-2:]), len(LONGEST)), waits
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")
