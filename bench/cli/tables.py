@@ -53,7 +53,7 @@ def print_methods(comparison: Comparison) -> None:
         table.add_column(heading, justify="right")
     scores = ("forget_rouge_l_recall", comparison.utility, "retain_rouge_l_recall")
     for summary in comparison.methods:
-        cells = ["none keeps it", "", "", "", ""]
+        cells = ["none keeps it" if comparison.says_best else "", "", "", "", ""]
         if summary.best is not None:
             cells = [number(summary.best[name]) for name in scores]
             cells += [f"{summary.best['trainable_parameters']:,}", f"{summary.best['train_seconds']:.1f}"]

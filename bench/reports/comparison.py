@@ -65,6 +65,12 @@ class Comparison:
     num_damaged: int
     """Files that could not be read and were left out."""
 
+    @property
+    def says_best(self) -> bool:
+        """Whether methods have a `best` run here: WMDP has no utility, and MUSE no split called forget."""
+        target = self.target_model
+        return target is not None and None not in (target[self.utility], target["forget_rouge_l_recall"])
+
 
 def compare(
     results_folder: Folder, objectives: Mapping[str, Direction] | None = None, where: Mapping[str, str] | None = None
@@ -227,7 +233,7 @@ def _front(rows: Sequence[Row], objectives: Mapping[str, Direction]) -> list[Row
 
 
 def _best(rows: Sequence[Row], target: Row | None, utility: str) -> Row | None:
-    if target is None or target[utility] is None:
+    if target is None or None in (target[utility], target["forget_rouge_l_recall"]):
         return None
     kept = [row for row in rows if row[utility] >= UTILITY_KEPT * target[utility]]
     return min(kept, key=lambda row: row["forget_rouge_l_recall"], default=None)

@@ -22,6 +22,7 @@ SETTINGS = {
     "questions": "forget",
     "wmdp": "bio",
     "corpora": "forget",
+    "muse": "news_forget",
 }
 
 
@@ -90,6 +91,21 @@ def test_costs_have_fronts_but_no_hypervolume(tmp_path: Path) -> None:
     assert comparison.hypervolume is None
     assert comparison.reference_point == [0.0, None]
     assert json.loads(as_json(comparison))["hypervolume"] is None
+
+
+def test_a_benchmark_with_a_utility_and_no_split_called_forget(tmp_path: Path) -> None:
+    """MUSE: two runs of a method keep the target's utility; of neither is there a forget ROUGE-L to choose by."""
+    scores = {"retain_knowmem_rouge_l_f1": 0.9, "partial_model_utility": 0.9}
+    none = {"method": "target_model", "adapter": "none"}
+    _write(tmp_path, "a", "muse", forget_knowmem_rouge_l_f1=0.9, **none, **scores)
+    for key, left in (("bb", 0.2), ("ccc", 0.3)):
+        _write(tmp_path, key, "muse", forget_knowmem_rouge_l_f1=left, **scores)
+    comparison = compare(tmp_path)
+    (summary,) = comparison.methods
+    assert summary.best is None
+    assert not comparison.says_best, "that none keeps the utility would be wrong"
+    assert summary.recommended is not None
+    assert summary.recommended["run_key"] == "bb"
 
 
 def test_what_is_best_in_the_middle_is_no_objective(tmp_path: Path) -> None:
