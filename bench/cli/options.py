@@ -80,7 +80,9 @@ def compared(parser: Parser) -> None:
     says = "two or three; default: the benchmark's own"
     group.add_argument("--objectives", nargs="+", type=_objective, metavar="METRIC:max|min", help=says)
     says = "only these runs, by column or setting"
-    group.add_argument("--where", nargs="+", type=_condition, metavar="KEY=VALUE", default=[], help=says)
+    group.add_argument("--where", nargs="+", type=_condition, metavar="K=V", default=[], help=says)
+    says = "a method's best runs keep this share of the target's utility (0.95)"
+    group.add_argument("--utility-kept", type=share, metavar="X", default=0.95, help=says)
 
 
 FILE = option("file", nargs="?", metavar="FILE", help="settings as YAML; those given as options win")
@@ -131,4 +133,4 @@ class Options(argparse.Namespace):
             raise UserError("--objectives", f"{len(objectives)} given; name two or three")
         from bench.reports.comparison import compare
 
-        return compare(self.folder, objectives, dict(self.where))
+        return compare(self.folder, objectives, dict(self.where), self.utility_kept)

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from bench.progress import Progress
     from bench.reports.comparison import Comparison
 
-console = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -48,25 +49,32 @@ def print_front(comparison: Comparison) -> None:
 
 def print_methods(comparison: Comparison) -> None:
     """A line a method, and what its columns mean."""
-    table = Table("method", "runs", "failed", "hypervolume", "best forget ROUGE-L", "utility", title="Methods")
-    for heading in ("retain ROUGE-L", "trainable", "train s"):
+    table = Table("method", title="Methods", box=SIMPLE_HEAD, padding=0)
+    counted, own = ("runs", "failed", "hyper-\nvolume"), "its\nutility"
+    for heading in (*counted, "least forget\nROUGE-L", own, "best log10\nquality", own, "its train-\nable", "train\ns"):
         table.add_column(heading, justify="right")
-    scores = ("forget_rouge_l_recall", comparison.utility, "retain_rouge_l_recall")
+    by_rouge, by_quality = ("forget_rouge_l_recall", comparison.utility), ("log10_forget_quality", comparison.utility)
     for summary in comparison.methods:
-        cells = ["none keeps it" if comparison.says_best else "", "", "", "", ""]
-        if summary.best is not None:
-            cells = [number(summary.best[name]) for name in scores]
-            cells += [f"{summary.best['trainable_parameters']:,}", f"{summary.best['train_seconds']:.1f}"]
+        best, quality = summary.best, summary.best_quality
+        cells = ["none keeps it" if comparison.says_best else "", "", "", "", "", ""]
+        if best is not None:
+            cells = [number(best[name]) for name in by_rouge]
+            cells += [number(quality[name]) if quality else "" for name in by_quality]
+            chosen = quality or best
+            cells += [f"{chosen['trainable_parameters']:,}", f"{chosen['train_seconds']:.1f}"]
         counts = [str(summary.num_runs), str(summary.num_failed), number(summary.hypervolume)]
         table.add_row(summary.method, *counts, *cells)
     for row in _references(comparison):
-        table.add_row(row["method"], "", "", "", *(number(row[name]) for name in scores), "", "")
+        table.add_row(row["method"], "", "", "", *(number(row[name]) for name in (*by_rouge, *by_quality)), "", "")
     console.print(table)
-    corner = zip(comparison.objectives, comparison.reference_point, strict=True)
+    corners = comparison.corners
+    worst = ", ".join(
+        f"{name} {number(value) or None}" for name, value in zip(comparison.objectives, corners.worst, strict=True)
+    )
+    until = "own units" if corners.best is None else f"1: the retain model, {', '.join(map(number, corners.best))}"
     console.print(
-        f"best: least forget ROUGE-L among runs with at least 95 % of the target's {comparison.utility}\n"
-        f"hypervolume of all runs {number(comparison.hypervolume) or None}, "
-        f"reference point {', '.join(f'{name} {number(value) or None}' for name, value in corner)}"
+        f"least, best: among runs with at least {comparison.utility_kept:.0%} of the target's {comparison.utility}\n"
+        f"hypervolume of all runs {number(comparison.hypervolume) or None} ({until}), from {worst}"
     )
     if comparison.num_damaged:
         console.print(f"{comparison.num_damaged} damaged files were left out; the same sweep does their runs again")

@@ -22,7 +22,8 @@ from bench.splits import COSTS, Direction
 from grun.errors import UserError
 
 UTILITY_KEPT = 0.95
-"""The table's best run keeps at least this share of the target model's utility."""
+"""A method's best runs keep at least this share of the target model's utility, where nothing else is asked for."""
+FORGOTTEN = "forget_rouge_l_recall"
 Row = dict[str, Any]
 
 
@@ -37,9 +38,21 @@ class MethodSummary:
     """Runs of this method that no other run of it beats, best first by the first objective."""
     hypervolume: float | None
     best: Row | None
-    """Least forget ROUGE-L among runs that keep 95 % of the target's utility; None where no run does."""
+    """Least forget ROUGE-L among runs that keep the target's utility; None where no run does."""
+    best_quality: Row | None
+    """Highest forget quality among them, the least forget ROUGE-L of equals; None where it was not measured."""
     recommended: Row | None
     """The front's knee: the balanced choice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Corners:
+    """What hypervolumes are measured between, objective by objective."""
+
+    worst: list[float | None]
+    """None where an objective has no worst value of its own."""
+    best: list[float] | None
+    """The retain model's; None where it, or one of its scores, is missing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,19 +62,22 @@ class Comparison:
     title: str
     """Benchmark, forget split and model."""
     objectives: Mapping[str, Direction]
-    reference_point: list[float | None]
-    """The worst corner; None where an objective has no worst value of its own."""
+    corners: Corners
     runs: list[Row]
     """Finished runs with a method and every objective, without the target and the retain model."""
     front: list[Row]
     """Runs that no run of any method beats."""
     hypervolume: float | None
-    """None where the corner lacks a value: a corner taken from the runs seen would move with every further run."""
+    """As a share of the box between the corners, so that 1 is what the retain model reaches; without a retain model, in
+    the objectives' own units. None where the worst corner lacks a value: one taken from the runs seen would move with
+    every further run."""
     methods: list[MethodSummary]
     target_model: Row | None
     retain_model: Row | None
     utility: str
     """`model_utility`, or `partial_model_utility` where the benchmark lacks splits."""
+    utility_kept: float
+    """Share of the target's utility that a method's best runs keep."""
     num_damaged: int
     """Files that could not be read and were left out."""
 
@@ -69,16 +85,20 @@ class Comparison:
     def says_best(self) -> bool:
         """Whether methods have a `best` run here: WMDP has no utility, and MUSE no split called forget."""
         target = self.target_model
-        return target is not None and None not in (target[self.utility], target["forget_rouge_l_recall"])
+        return target is not None and None not in (target[self.utility], target[FORGOTTEN])
 
 
 def compare(
-    results_folder: Folder, objectives: Mapping[str, Direction] | None = None, where: Mapping[str, str] | None = None
+    results_folder: Folder,
+    objectives: Mapping[str, Direction] | None = None,
+    where: Mapping[str, str] | None = None,
+    utility_kept: float = UTILITY_KEPT,
 ) -> Comparison:
     """Fronts over all finished runs of the folder, overall and by method.
 
     objectives: metric → max or min; None: the benchmark's own.
     where: column, or dotted key of a config, → value: to choose among benchmarks, models or data.
+    utility_kept: share of the target's utility that a method's best runs keep.
     Raises UserError where a name is unknown, nothing is left, or what is left cannot be compared.
     """
     rows = _chosen_rows(results_folder, where or {})
@@ -92,24 +112,27 @@ def compare(
     target = references.get("target_model")
     utility = "partial_model_utility" if target and target["model_utility"] is None else "model_utility"
     scored = [row for row in finished if row["adapter"] != "none" and _is_scored(row, objectives)]
-    corner = _reference_point(objectives, _log10_floor(results_folder, [*scored, *references.values()]))
+    floor = _log10_floor(results_folder, [*scored, *references.values()])
+    corners = _corners(objectives, floor, target, references.get("retain_model"))
     by_method: dict[str, list[Row]] = {}
     for row in rows:
         by_method.setdefault(row["method"], []).append(row)
+    least = None if target is None or target[utility] is None else utility_kept * target[utility]
     methods = [
-        _summary(own, objectives, corner, target, utility) for own in by_method.values() if own[0]["adapter"] != "none"
+        _summary(own, objectives, corners, utility, least) for own in by_method.values() if own[0]["adapter"] != "none"
     ]
     return Comparison(
         title=f"{rows[0]['benchmark']} {rows[0]['forget_split']}, {rows[0]['model']}",
         objectives=objectives,
-        reference_point=corner,
+        corners=corners,
         runs=scored,
         front=_front(scored, objectives),
-        hypervolume=_hypervolume(scored, objectives, corner),
+        hypervolume=_hypervolume(scored, objectives, corners),
         methods=sorted(methods, key=lambda summary: -(summary.hypervolume or 0.0)),
         target_model=target,
         retain_model=references.get("retain_model"),
         utility=utility,
+        utility_kept=utility_kept,
         num_damaged=len(store.damaged_files(results_folder)),
     )
 
@@ -137,44 +160,59 @@ def _is_scored(row: Row, objectives: Mapping[str, Direction]) -> bool:
 def _summary(
     rows: Sequence[Row],
     objectives: Mapping[str, Direction],
-    corner: Sequence[float | None],
-    target: Row | None,
+    corners: Corners,
     utility: str,
+    least: float | None,
 ) -> MethodSummary:
-    """One method's rows, failed ones included."""
+    """One method's rows, failed ones included. least: utility that its best runs have; None: there is no such."""
     scored = [row for row in rows if row["status"] == "ok" and _is_scored(row, objectives)]
     front = _front(scored, objectives)
+    kept = [row for row in scored if least is not None and row[utility] >= least and row[FORGOTTEN] is not None]
+    judged = [row for row in kept if row["log10_forget_quality"] is not None]
     return MethodSummary(
         method=rows[0]["method"],
         num_runs=len(scored),
         num_failed=sum(row["status"] != "ok" for row in rows),
         front=front,
-        hypervolume=_hypervolume(scored, objectives, corner),
-        best=_best(scored, target, utility),
+        hypervolume=_hypervolume(scored, objectives, corners),
+        best=min(kept, key=lambda row: row[FORGOTTEN], default=None),
+        best_quality=max(judged, key=lambda row: (row["log10_forget_quality"], -row[FORGOTTEN]), default=None),
         recommended=front[pareto.knee(_values(front, objectives), list(objectives.values()))] if front else None,
     )
 
 
-def _reference_point(objectives: Mapping[str, Direction], log10_floor: float | None) -> list[float | None]:
-    """The worst value of each objective, by its own bounds.
+def _corners(
+    objectives: Mapping[str, Direction], log10_floor: float | None, target: Row | None, retain: Row | None
+) -> Corners:
+    """The box of hypervolumes: up to the retain model, from the target where that is worse, else from the worst value.
 
     log10_floor: the least log10_forget_quality possible for the benchmark's forget set.
     """
-    corner = []
-    for name, way in objectives.items():
+    best = [retain[name] for name in objectives] if retain is not None and _is_scored(retain, objectives) else None
+    worst = []
+    for index, (name, way) in enumerate(objectives.items()):
         metric = {**SCORES, **COSTS}[name]
         low = log10_floor if name == "log10_forget_quality" else metric.low
-        corner.append(low if way == "max" else metric.high)
-    return corner
+        bound = low if way == "max" else metric.high
+        if best is not None and target is not None and target[name] is not None:
+            is_worse = target[name] < best[index] if way == "max" else target[name] > best[index]
+            bound = target[name] if is_worse else bound
+        worst.append(bound)
+    return Corners(worst=worst, best=best)
 
 
-def _hypervolume(
-    rows: Sequence[Row], objectives: Mapping[str, Direction], corner: Sequence[float | None]
-) -> float | None:
-    worst = [value for value in corner if value is not None]
-    if len(worst) < len(corner):
+def _hypervolume(rows: Sequence[Row], objectives: Mapping[str, Direction], corners: Corners) -> float | None:
+    worst = [value for value in corners.worst if value is not None]
+    if len(worst) < len(corners.worst):
         return None
-    return pareto.hypervolume(_values(rows, objectives), list(objectives.values()), worst)
+    values, ways = _values(rows, objectives), list(objectives.values())
+    if corners.best is None:
+        return pareto.hypervolume(values, ways, worst)
+    # Past the retain model there is nothing to win: what knows less than a model that never knew gives itself away.
+    best = np.array(corners.best)
+    values = np.where([way == "max" for way in ways], np.minimum(values, best), np.maximum(values, best))
+    box = float(np.prod(np.abs(best - np.array(worst))))
+    return pareto.hypervolume(values, ways, worst) / box if box else None
 
 
 def write_front_configs(comparison: Comparison, folder: Location) -> dict[str, Location]:
@@ -194,7 +232,7 @@ def write_front_configs(comparison: Comparison, folder: Location) -> dict[str, L
 
 
 def as_json(comparison: Comparison) -> str:
-    """`{objectives, reference_point, hypervolume, front, per_method}`, for other programs."""
+    """`{objectives, reference_point, ideal_point, hypervolume, front, per_method}`, for other programs."""
 
     def point(row: Row) -> Row:
         kept = {name: row[name] for name in ("run_key", "method", *comparison.objectives)}
@@ -202,7 +240,8 @@ def as_json(comparison: Comparison) -> str:
 
     data = {
         "objectives": dict(comparison.objectives),
-        "reference_point": comparison.reference_point,
+        "reference_point": comparison.corners.worst,
+        "ideal_point": comparison.corners.best,
         "hypervolume": comparison.hypervolume,
         "front": [point(row) for row in comparison.front],
         "per_method": [
@@ -230,13 +269,6 @@ def _front(rows: Sequence[Row], objectives: Mapping[str, Direction]) -> list[Row
     first, way = next(iter(objectives.items()))
     front = [row for row, keep in zip(rows, kept, strict=True) if keep]
     return sorted(front, key=lambda row: -row[first] if way == "max" else row[first])
-
-
-def _best(rows: Sequence[Row], target: Row | None, utility: str) -> Row | None:
-    if target is None or None in (target[utility], target["forget_rouge_l_recall"]):
-        return None
-    kept = [row for row in rows if row[utility] >= UTILITY_KEPT * target[utility]]
-    return min(kept, key=lambda row: row["forget_rouge_l_recall"], default=None)
 
 
 def _log10_floor(folder: Folder, rows: Sequence[Row]) -> float | None:

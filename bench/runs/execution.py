@@ -25,15 +25,15 @@ class Execution:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where there is one."""
     engine: Literal["auto", "plain"] = "auto"
-    """plain: all through pyvene, nothing reused, as a check; auto: the prefix cache where it serves."""
+    """plain: all through pyvene, nothing reused, as a check."""
     num_threads: Annotated[int, Ge(1)] | None = None
-    """torch's CPU threads; None: as torch has it, in a pool a worker's CPUs."""
+    """torch's CPU threads; None: torch's own number, in a pool a worker's CPUs."""
     save_module: bool = True
     """Keep what was trained under RESULTS/modules."""
     num_workers: Annotated[int, Ge(1)] = 1
     """Processes that share a run, through Ray Train."""
     ray_train: Literal["auto", "always"] = "auto"
-    """always: for one worker too, as a check (it takes a minute to start)."""
+    """always: for one worker too, as a check."""
     cpus_per_worker: Annotated[int, Ge(1)] = 1
     """CPUs that a worker asks Ray for."""
     gpus_per_worker: Annotated[float, Ge(0)] | None = None

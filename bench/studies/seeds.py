@@ -5,7 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from bench.benchmarks import HEADLINES
 from bench.config import overlay, run_config
@@ -23,6 +23,8 @@ from bench.studies.sweep import sweep
 from grun.errors import UserError
 
 Row = dict[str, Any]
+Best = Literal["rouge_l", "quality"]
+"""Which of a method's runs that keep the utility stands for it: that of the least forget ROUGE-L, or best quality."""
 FOLDER = "seeds"
 """Folder under RESULTS that holds the repeated runs: they are no trials, and must not be counted as such."""
 COLUMNS = (
@@ -34,26 +36,35 @@ COLUMNS = (
 
 
 def repeat_best(
-    comparison: Comparison, num_seeds: int, execution: Execution, pool: Pool, log: Callable[[str], None]
+    comparison: Comparison, best: Best, num_seeds: int, execution: Execution, pool: Pool, log: Callable[[str], None]
 ) -> list[Row]:
     """Train each method's best run (its balanced one where none keeps the utility) with num_seeds seeds, attacks on.
 
-    execution.results: the folder that was compared. Returns the rows of all repeated runs and their references.
+    best: by which score. execution.results: the folder that was compared. Returns the rows of these runs and of their
+    references: what an earlier command chose otherwise lies in the same folder.
     Raises UserError where no method has one.
     """
-    studies = [_study(chosen, comparison, num_seeds) for chosen in map(best_of, comparison.methods) if chosen]
+    studies = [
+        _study(row, comparison, num_seeds) for row in (best_of(each, best) for each in comparison.methods) if row
+    ]
     if not studies:
         raise UserError("RESULTS", f"{execution.folder} holds no finished run of a method; run a sweep first")
     there = replace(execution, results=execution.folder / FOLDER)
     sweep(studies, there, pool, log)
+    repeated = {study.run(point).run_key for study in studies for point in study.initial_points}
     rows = store.scan_runs(there.results).filter(status="ok").to_dicts()
     same = setting(studies[0].run({}).to_json())
-    return [row for row in rows if setting(row["config_json"]) == same]
+    return [
+        row
+        for row in rows
+        if row["run_key"] in repeated or (row["adapter"] == "none" and setting(row["config_json"]) == same)
+    ]
 
 
-def best_of(summary: MethodSummary) -> Row | None:
+def best_of(summary: MethodSummary, best: Best = "rouge_l") -> Row | None:
     """The run that stands for a method."""
-    return summary.best or summary.recommended
+    by_quality = summary.best_quality if best == "quality" else None
+    return by_quality or summary.best or summary.recommended
 
 
 def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:

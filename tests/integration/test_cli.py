@@ -46,7 +46,7 @@ def test_pareto_table(folder: Path, capsys: Captured) -> None:
 def test_pareto_json(folder: Path, capsys: Captured) -> None:
     main(["pareto", str(folder), "--format", "json"])
     data = json.loads(capsys.readouterr().out)
-    assert set(data) == {"objectives", "reference_point", "hypervolume", "front", "per_method"}
+    assert set(data) == {"objectives", "reference_point", "ideal_point", "hypervolume", "front", "per_method"}
     assert data["objectives"] == {"log10_forget_quality": "max", "model_utility": "max"}
     assert data["reference_point"][1] == 0.0
     assert {method["method"]: method["num_failed"] for method in data["per_method"]} == {

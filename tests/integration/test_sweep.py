@@ -197,7 +197,7 @@ def test_the_best_of_each_method_with_other_seeds(swept: tuple[Path, str], tmp_p
     assert again["forget_relearned_rouge_l_recall"].null_count() == 0
     assert _unlearned(folder).height == before
     lines = table.read_text().splitlines()
-    assert lines[1] == f"grun-bench seeds {folder} --num-seeds 2"
+    assert lines[1] == f"grun-bench seeds {folder} --num-seeds 2 --best rouge_l --utility-kept 0.95"
     assert {line.split(" | ")[0].strip("| ") for line in lines[6:]} == {
         "target_model",
         "retain_model",

@@ -78,8 +78,56 @@ def test_a_bad_run_changes_nobodys_hypervolume(benchmark: str, tmp_path: Path) -
     _write(tmp_path, "the bad", benchmark, method="full+npo", **bad)
     beside = compare(tmp_path, objectives)
     assert beside.hypervolume == alone.hypervolume
-    assert beside.reference_point == alone.reference_point
+    assert beside.corners == alone.corners
     assert beside.methods[0].method == "lora+npo"
+
+
+def test_a_hypervolume_is_a_share_of_what_the_retain_model_reaches(tmp_path: Path) -> None:
+    """From the target's forget quality (worse than the retain model's 0) and utility 0 (the target's is no worse).
+
+    The run is three quarters of the way to 0, at 0.45 of the retain model's 0.9: 0.75 · 0.5. One that knows less than
+    the retain model, or is more useful, counts as that, so the box is full. Without a retain model: own units.
+    """
+    objectives: dict[str, Any] = {"log10_forget_quality": "max", "forget_rouge_l_recall": "min", "model_utility": "max"}
+    none = {"adapter": "none", "forget_loss": None}
+    known = {"log10_forget_quality": -0.4, "forget_rouge_l_recall": 1.0, "model_utility": 0.9}
+    unknown = {"log10_forget_quality": 0.0, "forget_rouge_l_recall": 0.2, "model_utility": 0.9}
+    run = {"log10_forget_quality": -0.1, "forget_rouge_l_recall": 0.6, "model_utility": 0.45}
+    _write(tmp_path, "target", method="target_model", **none, **known)
+    _write(tmp_path, "a", **run)
+    alone = compare(tmp_path, objectives)
+    assert alone.corners.best is None
+    assert alone.hypervolume == pytest.approx((-0.1 - math.log10(2 / 6)) * 0.4 * 0.45)
+    _write(tmp_path, "retain", method="retain_model", **none, **unknown)
+    beside = compare(tmp_path, objectives)
+    assert beside.corners.worst == [-0.4, 1.0, 0.0]
+    assert beside.hypervolume == pytest.approx(0.75 * 0.5 * 0.5)
+    over = {"log10_forget_quality": 0.0, "forget_rouge_l_recall": 0.0, "model_utility": 0.95}
+    _write(tmp_path, "over", method="full+npo", **over)
+    assert compare(tmp_path, objectives).hypervolume == pytest.approx(1.0)
+    assert compare(tmp_path, {"model_utility": "max", "train_seconds": "min"}).hypervolume is None
+
+
+def test_two_best_runs_a_method(tmp_path: Path) -> None:
+    """Of what keeps the utility: least forget ROUGE-L; best forget quality, and of equals what forgets more."""
+    none = {"method": "target_model", "adapter": "none"}
+    _write(tmp_path, "target", model_utility=1.0, log10_forget_quality=-0.4, forget_rouge_l_recall=1.0, **none)
+    for key, utility, quality, left in (
+        ("a", 0.96, -0.3, 0.1),
+        ("bb", 0.97, -0.1, 0.5),
+        ("ccc", 0.99, -0.1, 0.4),
+        ("dddd", 0.94, 0.0, 0.0),
+    ):
+        _write(tmp_path, key, model_utility=utility, log10_forget_quality=quality, forget_rouge_l_recall=left)
+
+    def best(share: float) -> list[str | None]:
+        (summary,) = compare(tmp_path, utility_kept=share).methods
+        return [row and row["run_key"] for row in (summary.best, summary.best_quality)]
+
+    assert best(0.95) == ["a", "ccc"]
+    assert best(0.98) == ["ccc", "ccc"]
+    assert best(0.9) == ["dddd", "dddd"]
+    assert best(1.0) == [None, None]
 
 
 def test_costs_have_fronts_but_no_hypervolume(tmp_path: Path) -> None:
@@ -89,7 +137,7 @@ def test_costs_have_fronts_but_no_hypervolume(tmp_path: Path) -> None:
     comparison = compare(tmp_path, {"model_utility": "max", "train_seconds": "min"})
     assert [row["run_key"] for row in comparison.front] == ["a"]
     assert comparison.hypervolume is None
-    assert comparison.reference_point == [0.0, None]
+    assert comparison.corners.worst == [0.0, None]
     assert json.loads(as_json(comparison))["hypervolume"] is None
 
 

@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from bench.config import RunConfig, run_config
+from bench.reports.comparison import compare
+from bench.results import store
 from bench.results.columns import RUNS_SCHEMA
 from bench.results.storage import location
-from bench.studies.seeds import write_table
+from bench.runs.execution import Execution
+from bench.runs.related import prerequisite
+from bench.runs.rows import config_columns
+from bench.spaces.search_space import SweepConfig
+from bench.studies import seeds
+from bench.studies.pool import Pool
+from bench.studies.seeds import Best, write_table
 
 
 def _row(method: str, **columns: Any) -> dict[str, Any]:
@@ -39,3 +52,30 @@ def test_a_missing_value_is_said(tmp_path: Path) -> None:
     rows = [_row("lora+npo", forget_rouge_l_recall=0.1, forget_relearned_rouge_l_recall=value) for value in values]
     heading, _, line = _table(tmp_path / "seeds.md", rows)
     assert line[heading.index("forget relearned ROUGE-L")] == "0.500 ± 0.354 (2 of 3)"
+
+
+def test_what_an_earlier_call_chose_is_in_no_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """rank 1 forgets most, rank 2 has the best quality: two calls, two seeds each, one folder; each has its own two."""
+    made: list[RunConfig] = []
+
+    def write(config: RunConfig, folder: Any, **scores: float) -> None:
+        finished = {"status": "ok", "created_at": datetime(2026, 1, 1, tzinfo=UTC), "model_utility": 0.9}
+        store.write_run(folder, config_columns(config) | finished | scores, [])
+
+    def sweep(studies: Sequence[SweepConfig], execution: Execution, *_: object) -> None:
+        for config in (study.run(point) for study in studies for point in study.initial_points):
+            made.append(config)
+            write(config, execution.results)
+
+    monkeypatch.setattr(seeds, "sweep", sweep)
+    for rank, left, quality in ((1, 0.1, -2.0), (2, 0.2, -1.0)):
+        config = run_config({"adapter": {"name": "grun", "rank": rank}, "forget_loss": "npo"})
+        write(config, tmp_path, forget_rouge_l_recall=left, log10_forget_quality=quality)
+    target = prerequisite(run_config({}), "target_model")
+    write(target, tmp_path, forget_rouge_l_recall=1.0, log10_forget_quality=-4.0)
+    execution = Execution(results=location(tmp_path))
+    asked: list[tuple[Best, int]] = [("rouge_l", 1), ("quality", 2)]
+    for best, rank in asked:
+        rows = seeds.repeat_best(compare(tmp_path), best, 2, execution, Pool(), print)
+        assert {(row["rank"], row["seed"]) for row in rows} == {(rank, 0), (rank, 1)}
+    assert len(made) == 4

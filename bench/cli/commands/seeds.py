@@ -8,6 +8,7 @@ EXAMPLE = "grun-bench seeds results/mine --num-seeds 3"
 ARGUMENTS = (
     *COMPARED_RUNS,
     option("--num-seeds", type=positive, metavar="N", default=3, help="seeds a method (default: 3)"),
+    option("--best", choices=["rouge_l", "quality"], default="rouge_l", help="which best run (default: rouge_l)"),
     option("--output", metavar="MD", help="Markdown to write (default: RESULTS/seeds.md)"),
     *POOL,
 )
@@ -19,7 +20,9 @@ def run(options: Options) -> None:
     from bench.results.storage import location
     from bench.studies.seeds import repeat_best, write_table
 
-    rows = repeat_best(comparison, options.num_seeds, execution, pool, log)
+    rows = repeat_best(comparison, options.best, options.num_seeds, execution, pool, log)
     output = location(options.output or str(execution.folder / "seeds.md"))
-    write_table(output, rows, f"grun-bench seeds {options.folder} --num-seeds {options.num_seeds}")
+    command = f"grun-bench seeds {options.folder} --num-seeds {options.num_seeds}"
+    chosen = f" --best {options.best} --utility-kept {options.utility_kept}"
+    write_table(output, rows, command + chosen)
     console.print(f"wrote {output}")
