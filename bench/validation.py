@@ -21,8 +21,7 @@ def validated(kind: type[Kind], data: Mapping[str, Any], spelled: Callable[[str]
     spelled: how the user writes a dotted field. Raises UserError naming the first bad one: what it must be, what it is.
     """
     try:
-        valid: Kind = _adapter(kind).validate_python(dict(data))  # type: ignore[arg-type]
-        return valid
+        return _adapter(kind).validate_python(dict(data))  # type: ignore[arg-type]
     except ValidationError as error:
         first, *others = error.errors(include_url=False)
         path, _ = _followed(kind, first["loc"])
@@ -37,8 +36,7 @@ def schemas(kind: type) -> dict[str, Any]:
 
     The docstring under a field is its `description`.
     """
-    found: dict[str, Any] = _adapter(kind, use_attribute_docstrings=True).json_schema()["$defs"]
-    return found
+    return _adapter(kind, use_attribute_docstrings=True).json_schema()["$defs"]
 
 
 @cache

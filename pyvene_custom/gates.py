@@ -53,8 +53,7 @@ class TrainedGate(nn.Sequential):
 
     def logit(self, h_BD: Tensor) -> Tensor:
         """See `Gates`."""
-        logit_B1: Tensor = self(h_BD.float())
-        return logit_B1
+        return self(h_BD.float())
 
     def opened(self, gate_BK: Tensor) -> Tensor:
         """See `Gates`. As far as the gate itself is open."""

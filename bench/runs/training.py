@@ -139,8 +139,7 @@ def forget_set_of(subject: Subject, benchmark: Benchmark, workers: Workers = ALO
             made = make() if workers.is_first or workers.sharded else None
             if workers.is_first and not file.exists():  # of two that made them at once, the first one's count
                 file.write(json.dumps(made).encode())
-        texts: Texts = workers.shared(lambda: json.loads(file.read()))
-        return texts
+        return workers.shared(lambda: json.loads(file.read()))
 
     if benchmark.told:
         (texts,) = keep("told", lambda: [told(subject.model, subject.template, benchmark.told)])

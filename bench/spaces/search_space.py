@@ -63,8 +63,7 @@ class Search:
     def definition(self) -> dict[str, Any]:
         """What the study's trials have in common, and what tells them apart, as plain data."""
         space = {key: [asdict(parameter) for parameter in each] for key, each in self.search_space.items()}
-        plain: dict[str, Any] = json.loads(json.dumps({"base": self.run({}).to_dict(), "search_space": space}))
-        return plain
+        return json.loads(json.dumps({"base": self.run({}).to_dict(), "search_space": space}))
 
     def initial_parameters(self) -> list[dict[str, Any]]:
         """`initial_points` under the names and in the form Optuna stores them."""

@@ -38,5 +38,4 @@ def with_output_tensor(output: Any, hidden: Any) -> Any:
 
 def decoder_layers(model: Any) -> nn.ModuleList:
     """The decoder's list of layers; model: a `transformers` causal LM. Raises ValueError where it has none."""
-    layers: nn.ModuleList = model.get_submodule(decoder_layers_path(model))
-    return layers
+    return model.get_submodule(decoder_layers_path(model))

@@ -72,8 +72,7 @@ def logits_of_head_input(model: Any, head_input_ND: Tensor) -> Tensor:
 
     hidden = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=head_input_ND[None])
     with patched([(model.get_decoder(), lambda *args, **kwargs: hidden)]):
-        logits_NV: Tensor = model(inputs_embeds=head_input_ND[None], use_cache=False).logits[0]
-    return logits_NV
+        return model(inputs_embeds=head_input_ND[None], use_cache=False).logits[0]
 
 
 def last_position(mask_BL: Tensor) -> Tensor:
