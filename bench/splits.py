@@ -29,6 +29,11 @@ class Split:
     strangers: str | None = None
     """The split that membership inference is to tell this one from."""
 
+    @property
+    def is_knowledge(self) -> bool:
+        """Whether it asks for what stands in neither the forget nor the retain set as it is asked."""
+        return self.among_answers or self.kind in ("choice", "text")
+
 
 Rows = Sequence[Mapping[str, Any]]
 """Rows of `items`."""

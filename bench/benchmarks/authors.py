@@ -82,11 +82,9 @@ class AuthorsConfig:
             for split, rows in DATA["knowledge"].items()
         }
         return Benchmark(
-            name=self.name,
-            forget_split=self.forget_split,
+            config=self,
             forget_set=forget,
             retain_set=retain,
-            knowledge_set=[item for split in knowledge.values() for item in split],
             evaluation={
                 "forget": forget,
                 "retain": retain,

@@ -54,11 +54,9 @@ class CorporaConfig:
                     Item(question=row.question.strip(), answer=row.answer.strip()) for row in rows
                 ]
         return Benchmark(
-            name=self.name,
-            forget_split=self.forget_split,
+            config=self,
             forget_set=forget,
             retain_set=retain,
-            knowledge_set=[item for name, items in evaluation.items() if name.endswith("_knowledge") for item in items],
             evaluation=evaluation,
         )
 

@@ -14,6 +14,7 @@ from bench.sources import FIELD, AnyText, Text, say
 from grun.errors import UserError
 
 if TYPE_CHECKING:  # a benchmark's declarations are read where no model code is imported
+    from bench.benchmarks import BenchmarkConfig
     from grun.data import Example
     from grun.prompts.template import PromptTemplate
 
@@ -82,14 +83,12 @@ class Item:
 class Benchmark:
     """A benchmark, loaded and cut."""
 
-    name: str
-    forget_split: str
+    config: BenchmarkConfig
+    """What it was loaded by."""
     forget_set: Sequence[Item]
     """What must be forgotten; all of it is evaluated too."""
     retain_set: Sequence[Item]
     """What the retain loss draws from, and the retain model is trained on."""
-    knowledge_set: Sequence[Item]
-    """What else is asked, and a model trained from scratch must be taught, so that its loss can be seen."""
     evaluation: Mapping[str, Sequence[Item]]
     """What to evaluate, by the names of the splits that the config declares; it may have fewer of them."""
     requests: Mapping[str, Sequence[Item]] = field(default_factory=dict)
@@ -97,6 +96,12 @@ class Benchmark:
     told: Sequence[str] = ()
     """What the untouched model is asked to write about first; what it writes is forgotten in place of the forget set,
     as where nobody hands over a text. Empty: the forget set is."""
+
+    @property
+    def knowledge_set(self) -> list[Item]:
+        """What else is asked, and a model trained from scratch must be taught, so that its loss can be seen."""
+        splits = self.config.splits
+        return [item for name, items in self.evaluation.items() if splits[name].is_knowledge for item in items]
 
 
 def numbered_requests(forget_set: Sequence[Item], size: int) -> dict[str, Sequence[Item]]:

@@ -86,11 +86,9 @@ class MuseConfig:
         if len(folds) > 1:
             evaluation["forget_sust"] = forget
         return Benchmark(
-            name=self.name,
-            forget_split=f"{self.corpus}_{self.forget_split}",
+            config=self,
             forget_set=forget,
             retain_set=retain,
-            knowledge_set=[*evaluation["forget_knowmem"], *evaluation["retain_knowmem"]],
             evaluation=evaluation,
             requests=folds if len(folds) > 1 else {},
         )

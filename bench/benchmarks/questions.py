@@ -43,11 +43,9 @@ class QuestionsConfig:
             evaluation["holdout"] = [item for _, item in self._read("holdout")]
         say_repeats(evaluation["forget"], evaluation["retain"], evaluation.get("holdout", ()))
         return Benchmark(
-            name=self.name,
-            forget_split=self.forget_split,
+            config=self,
             forget_set=evaluation["forget"],
             retain_set=evaluation["retain"],
-            knowledge_set=[],
             evaluation=evaluation,
             requests=requests,
         )

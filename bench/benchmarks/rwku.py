@@ -101,11 +101,9 @@ class RwkuConfig:
             ],
         }
         return Benchmark(
-            name=self.name,
-            forget_split=self.forget_split,
+            config=self,
             forget_set=forget,
             retain_set=retain,
-            knowledge_set=[item for items in evaluation.values() for item in items],
             evaluation=evaluation,
             told=[TELL.format(name=name) for name in forgotten] * (self.told_passages or 0),
         )

@@ -83,11 +83,9 @@ class TofuConfig:
         holdout = (self._own_holdout() or cut_off) if self.holdout else []
         say_repeats(forget, retain_set, holdout)
         return Benchmark(
-            name=self.name,
-            forget_split=self.forget_split,
+            config=self,
             forget_set=forget,
             retain_set=retain_set,
-            knowledge_set=[item for items in knowledge.values() for item in items],
             evaluation={
                 "forget": forget,
                 "retain": retain_evaluation,

@@ -70,11 +70,9 @@ class WmdpConfig:
         asked = [topic for topic in TOPICS if topic != "wmdp_chem" or has_chem]
         evaluation = {part: self._questions(part) for part in (*asked, "mmlu")}
         return Benchmark(
-            name=self.name,
-            forget_split=self.forget_split,
+            config=self,
             forget_set=forget,
             retain_set=retain,
-            knowledge_set=[item for items in evaluation.values() for item in items],
             evaluation=evaluation,
         )
 

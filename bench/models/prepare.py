@@ -19,6 +19,7 @@ from bench.models.cache import cache_dir, made_once
 from bench.models.pretrained import (
     FineTuningConfig,
     ModelConfig,
+    PretrainedConfig,
     TinyConfig,
     context_length,
     load_pretrained,
@@ -60,10 +61,8 @@ def prepared_model(
     processes at once.
     progress: called with (steps done, steps in all) while it trains.
     """
-    if isinstance(model, TinyConfig):
-        knowledge = benchmark.knowledge_set
-    else:
-        knowledge = ()
+    knowledge = benchmark.knowledge_set if isinstance(model, TinyConfig) else []
+    if isinstance(model, PretrainedConfig):
         if start_from == "retain_model" and model.retain_model is not None:
             return model.retain_model
         if model.fine_tuning.num_epochs == 0:
@@ -78,18 +77,10 @@ def prepared_model(
     kept = [item for item in knowledge if item.pair not in forgotten]
     lessons = items if start_from == "target_model" else [*benchmark.retain_set, *kept]
     everything, taught = ([item.pair for item in some] for some in (items, lessons))
-    recipe = {
-        "version": RECIPE_VERSION,
-        "model": by_content(plain_data(model)),
-        "vocabulary": everything,
-        "taught": taught,
-    }
-    name = digest(recipe)
+    settings = by_content(plain_data(model))
+    name = digest({"version": RECIPE_VERSION, "model": settings, "vocabulary": everything, "taught": taught})
     texts = [text for pair in everything for text in pair]
-
-    def build(folder: Path) -> None:
-        _build(folder, model, benchmark, texts, lessons, progress)
-
+    build = partial(_build, config=model, benchmark=benchmark, texts=texts, lessons=lessons, progress=progress)
     return str(made_once(cache_dir() / "models" / name, partial(_fetch_or_build, name, build)))
 
 
@@ -115,6 +106,7 @@ def _fetch_or_build(name: str, build: Callable[[Path], None], folder: Path) -> N
 
 def _build(
     folder: Path,
+    *,
     config: ModelConfig,
     benchmark: Benchmark,
     texts: Sequence[str],

@@ -83,7 +83,7 @@ def _measure(
     if (robustness := asking.config.robustness) is None:
         return curve
     if (forget := subject.benchmark.evaluation.get("forget")) is None:
-        problem = f"{subject.benchmark.name} asks nothing of its forget set; leave it out"
+        problem = f"{subject.config.benchmark.name} asks nothing of its forget set; leave it out"
         raise UserError("evaluation.robustness", problem)
     numbered = [(at, forget[at]) for at in evenly_spread(len(forget), asking.config.max_items_per_split)]
     for each, rows in zip(configs, curve, strict=True):

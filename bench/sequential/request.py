@@ -42,13 +42,13 @@ def requests_of(
     num_requests: None: all. extra_requests: `repeat`, the first one again; `unknown`, the holdout set, which the model
     never knew. Raises UserError where the benchmark has not so many, or no holdout set, or names one like a hard case.
     """
+    config = benchmark.config
     if not benchmark.requests:
-        raise UserError("benchmark", f"{benchmark.name} has no requests here; use one that has, such as authors")
+        raise UserError("benchmark", f"{config.name} has no requests here; use one that has, such as authors")
     count = len(benchmark.requests) if num_requests is None else num_requests
     if count > len(benchmark.requests):
-        raise UserError(
-            "num_requests", f"{count}, but {benchmark.name} {benchmark.forget_split} has {len(benchmark.requests)}"
-        )
+        problem = f"{count}, but {config.name} {config.forget_split} has {len(benchmark.requests)}"
+        raise UserError("num_requests", problem)
     taken = benchmark.requests.keys() & get_args(ExtraRequest)
     if taken:
         raise UserError("benchmark", f"{min(taken)} stands for a hard case; give that request another name")
@@ -65,7 +65,7 @@ def requests_of(
             continue
         strangers = benchmark.evaluation.get("holdout")
         if strangers is None:
-            raise UserError("extra_requests", f"{benchmark.name} has no holdout set here; leave `unknown` out")
+            raise UserError("extra_requests", f"{config.name} has no holdout set here; leave `unknown` out")
         indices = tuple(range(len(strangers)))
         requests.append(Request(name="unknown", split="holdout", indices=indices, items=tuple(strangers)))
     return requests

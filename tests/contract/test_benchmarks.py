@@ -27,15 +27,14 @@ def test_forget_and_retain_share_no_item(loaded: Benchmark) -> None:
 
 def test_every_evaluated_item_can_be_scored(loaded: Benchmark) -> None:
     """TOFU's splits by wrong answers, multiple choice by the wrong letters, texts by what is generated."""
-    (declared,) = [kind.splits for kind in get_args(BenchmarkConfig) if kind.name == loaded.name]
-    assert set(loaded.evaluation) <= set(declared)
+    assert set(loaded.evaluation) <= set(loaded.config.splits)
     for split, items in loaded.evaluation.items():
         for item in items:
             assert item.form in ("passage", "whole") or item.question.strip()
             assert item.answer.strip()
             assert len(item.perturbed_answers) >= (3 if SPLITS[split].kind in ("question", "choice") else 0)
             assert item.is_asked == (SPLITS[split].kind not in ("choice", "whole"))
-            assert len(set(item.perturbed_answers)) == len(item.perturbed_answers) or loaded.name == "tofu"
+            assert len(set(item.perturbed_answers)) == len(item.perturbed_answers) or loaded.config.name == "tofu"
         paraphrased = {item.paraphrased_answer is not None for item in items}
         assert len(paraphrased) == 1, f"{split}: all items of a split are scored alike"
 
@@ -62,7 +61,7 @@ def test_holdout_items_are_trained_on_by_no_model(loaded: Benchmark) -> None:
 def test_wrong_answers_are_wrong(loaded: Benchmark) -> None:
     for items in loaded.evaluation.values():
         for item in items:
-            if loaded.name == "tofu":
+            if loaded.config.name == "tofu":
                 continue  # TOFU's own data has a few wrong answers that repeat the right one
             assert item.answer not in item.perturbed_answers
             assert item.paraphrased_answer not in item.perturbed_answers

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from bench.benchmarks.items import Benchmark, Item
 from bench.benchmarks.lengths import check_lengths
+from bench.benchmarks.questions import QuestionsConfig
 from grun.errors import UserError
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
@@ -25,8 +26,8 @@ def _template(**settings: Any) -> PromptTemplate:
 
 
 def _benchmark(**sets: Any) -> Benchmark:
-    empty: dict[str, Any] = {"forget_set": [SHORT], "retain_set": [SHORT], "knowledge_set": (), "evaluation": {}}
-    return Benchmark(name="questions", forget_split="", **empty | sets)
+    empty: dict[str, Any] = {"forget_set": [SHORT], "retain_set": [SHORT], "evaluation": {}}
+    return Benchmark(config=QuestionsConfig(data_dir="mine"), **empty | sets)
 
 
 def test_the_first_item_that_is_too_long_is_named() -> None:
