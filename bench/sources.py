@@ -62,6 +62,11 @@ DataDir = Annotated[str, MinLen(1), AfterValidator(absolute)]
 MaybeTexts = Annotated[Texts | None, BeforeValidator(_not_null)]
 
 
+def has_part(data_dir: str, part: str) -> bool:
+    """Whether there is a DATA_DIR/PART.json."""
+    return _file(data_dir, part).is_file()
+
+
 def read_rows(
     kind: type[Kind], part: str, data_dir: str | None, hub: HubPart | None = None, *, closed: bool = False
 ) -> list[Kind]:
@@ -70,7 +75,7 @@ def read_rows(
     closed: a key that `kind` does not have is refused; else only one that looks like a slip.
     Raises UserError with the file, the line, the field and the fix where one is not what `kind` says, or there is none.
     """
-    where, noun, found = _from_folder(Path(absolute(data_dir)) / f"{part}.json") if data_dir else _from_hub(hub)
+    where, noun, found = _from_folder(_file(data_dir, part)) if data_dir else _from_hub(hub)
     rows = []
     for number, row in found:
         try:
@@ -80,6 +85,10 @@ def read_rows(
     if not rows:
         raise UserError(FIELD, f"{where} is empty; write at least one row with {_names(kind)}")
     return rows
+
+
+def _file(data_dir: str, part: str) -> Path:
+    return Path(absolute(data_dir)) / f"{part}.json"
 
 
 def _mapping(kind: type[Any], row: Any, closed: bool) -> Mapping[str, Any]:

@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import ClassVar, Literal
 
 from bench.benchmarks.items import Benchmark, Item, PassageRow, QuestionRow, say_repeats
-from bench.sources import DataDir, read_rows
+from bench.sources import DataDir, has_part, read_rows
 from bench.splits import Split
 from grun.settings import LATER
 
@@ -44,11 +43,11 @@ class CorporaConfig:
         """Read the texts. Raises UserError where one is missing or is something else."""
         forget, retain = self._passages("forget"), self._passages("retain")
         evaluation = {"forget_verbatim": forget, "retain_verbatim": retain}
-        if self._has("holdout"):
+        if has_part(self.data_dir, "holdout"):
             evaluation["holdout_verbatim"] = self._passages("holdout")
         say_repeats(forget, retain, evaluation.get("holdout_verbatim", ()))
         for side in ("forget", "retain"):
-            if self._has(f"{side}_qa"):
+            if has_part(self.data_dir, f"{side}_qa"):
                 rows = read_rows(QuestionRow, f"{side}_qa", self.data_dir)
                 evaluation[f"{side}_knowledge"] = [
                     Item(question=row.question.strip(), answer=row.answer.strip()) for row in rows
@@ -63,6 +62,3 @@ class CorporaConfig:
     def _passages(self, part: str) -> list[Item]:
         rows = read_rows(PassageRow, part, self.data_dir)
         return [Item(question="", answer=row.text.strip(), form="passage") for row in rows]
-
-    def _has(self, part: str) -> bool:
-        return (Path(self.data_dir).expanduser() / f"{part}.json").is_file()

@@ -109,19 +109,6 @@ def numbered_requests(forget_set: Sequence[Item], size: int) -> dict[str, Sequen
     return {f"{place // size + 1:03d}": forget_set[place : place + size] for place in range(0, len(forget_set), size)}
 
 
-def multiple_choice(question: str, choices: Sequence[str], right: int, topic: str) -> Item:
-    """A question as lm-eval puts it without examples; the right letter is the answer. right: its place, from 0."""
-    letters = "ABCDEFGHIJ"[: len(choices)]
-    listed = "\n".join(f"{letter}. {choice}" for letter, choice in zip(letters, choices, strict=True))
-    return Item(
-        question=f"The following are multiple choice questions (with answers) about {topic}.\n\n"
-        f"{question.strip()}\n{listed}\nAnswer:",
-        answer=f" {letters[right]}",
-        perturbed_answers=tuple(f" {letter}" for letter in letters if letter != letters[right]),
-        form="continuation",
-    )
-
-
 def say_repeats(forget_set: Sequence[Item], retain_set: Sequence[Item], holdout_set: Sequence[Item] = ()) -> None:
     """Items that are in a set more than once, or in two: they are kept, and counted out to the user."""
     forget, retain, holdout = (Counter(item.pair for item in items) for items in (forget_set, retain_set, holdout_set))
@@ -149,6 +136,11 @@ class QuestionRow:
     question: Text
     answer: Text
 
+    @property
+    def item(self) -> Item:
+        """As it stands."""
+        return Item(question=self.question, answer=self.answer)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ChoiceRow:
@@ -158,3 +150,14 @@ class ChoiceRow:
     choices: Annotated[list[AnyText], Len(4, 4)]
     answer: Annotated[int, Strict(), Ge(0), Le(3)]
     """Place of the right one, from 0."""
+
+    def item(self, topic: str) -> Item:
+        """As lm-eval puts it without examples; the right letter is the answer."""
+        letters, listed = "ABCD", "\n".join(map("{}. {}".format, "ABCD", self.choices))
+        return Item(
+            question=f"The following are multiple choice questions (with answers) about {topic}.\n\n"
+            f"{self.question.strip()}\n{listed}\nAnswer:",
+            answer=f" {letters[self.answer]}",
+            perturbed_answers=tuple(f" {letter}" for letter in letters if letter != letters[self.answer]),
+            form="continuation",
+        )

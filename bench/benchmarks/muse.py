@@ -5,7 +5,7 @@ has read it; what is kept; larger sets to be forgotten (`scal`), and several one
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
@@ -69,7 +69,7 @@ class MuseConfig:
 
     def load(self) -> Benchmark:
         """Read texts and questions. Raises UserError where a part is missing or is something else."""
-        folds = self._folds()
+        folds = {split: self._passages(part, split) for part, split in self._forgotten()}
         forget = [item for fold in folds.values() for item in fold]
         retain = self._passages("raw", "retain1")
         say_repeats(forget, retain)
@@ -93,11 +93,8 @@ class MuseConfig:
             requests=folds if len(folds) > 1 else {},
         )
 
-    def _folds(self) -> dict[str, list[Item]]:
-        """What is to be forgotten, in the parts that are asked for one after another."""
-        return {split: self._passages(part, split) for part, split in self._forgotten()}
-
     def _forgotten(self) -> list[tuple[str, str]]:
+        """(part, split) of what is to be forgotten, in the order in which it is asked for."""
         if self.forget_split == "sust":
             return [("sust", fold) for fold in FOLDS]
         if self.forget_split == "forget":
@@ -117,16 +114,8 @@ class MuseConfig:
     def _questions(self, side: str) -> list[Item]:
         """Asked behind examples that have nothing to do with them, as models that were never taught to answer need."""
         examples = tuple((row.question, row.answer) for row in self._read(QuestionRow, "knowmem", f"{side}_qa_icl"))
-        return [
-            Item(
-                question=row.question,
-                answer=row.answer,
-                examples=examples,
-                max_new_tokens=KNOWMEM_TOKENS,
-                ends=KNOWMEM_ENDS,
-            )
-            for row in self._read(QuestionRow, "knowmem", f"{side}_qa")
-        ]
+        asked = self._read(QuestionRow, "knowmem", f"{side}_qa")
+        return [replace(r.item, examples=examples, max_new_tokens=KNOWMEM_TOKENS, ends=KNOWMEM_ENDS) for r in asked]
 
     def _read(self, kind: type[Kind], part: str, split: str) -> list[Kind]:
         hub = HubPart(f"muse-bench/MUSE-{self.corpus.title()}", part, split)

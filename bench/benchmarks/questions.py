@@ -1,12 +1,11 @@
 """Your own questions to be forgotten and kept, from a folder of yours."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
-from bench.benchmarks.items import Benchmark, Item, say_repeats
-from bench.sources import DataDir, MaybeText, MaybeTexts, Text, read_rows
+from bench.benchmarks.items import Benchmark, Item, QuestionRow, say_repeats
+from bench.sources import DataDir, MaybeText, MaybeTexts, has_part, read_rows
 from bench.splits import QUESTION_HEADLINES, QUESTION_SPLITS, Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -34,13 +33,12 @@ class QuestionsConfig:
 
     def load(self) -> Benchmark:
         """Read the lines. Raises UserError where a file or a field is missing or is something else."""
-        forget, retain = self._read("forget"), self._read("retain")
+        found = [part for part in self.parts if part != "holdout" or has_part(self.data_dir, part)]
+        rows = {part: self._read(part) for part in found}
+        evaluation = {part: [row.item for row in own] for part, own in rows.items()}
         requests: dict[str, list[Item]] = {}
-        for request, item in forget:
-            requests.setdefault(request or "001", []).append(item)
-        evaluation = {"forget": [item for _, item in forget], "retain": [item for _, item in retain]}
-        if self._file("holdout").is_file():
-            evaluation["holdout"] = [item for _, item in self._read("holdout")]
+        for row, item in zip(rows["forget"], evaluation["forget"], strict=True):
+            requests.setdefault(row.request or "001", []).append(item)
         say_repeats(evaluation["forget"], evaluation["retain"], evaluation.get("holdout", ()))
         return Benchmark(
             config=self,
@@ -50,34 +48,18 @@ class QuestionsConfig:
             requests=requests,
         )
 
-    def _read(self, part: str) -> list[tuple[str | None, Item]]:
+    def _read(self, part: str) -> "list[_Row]":
         rows = read_rows(_Row, part, self.data_dir, closed=True)
         for name in ("wrong", "paraphrased_answer", "paraphrased_question", "request"):
             if len({getattr(row, name) is None for row in rows}) > 1:
                 key = "perturbed_answers" if name == "wrong" else name
-                raise UserError("benchmark.data_dir", f"{self._file(part)} has {key} on some lines; give all or none")
-        return [
-            (
-                row.request,
-                Item(
-                    question=row.question,
-                    answer=row.answer,
-                    paraphrased_answer=row.paraphrased_answer,
-                    paraphrased_question=row.paraphrased_question,
-                    perturbed_answers=tuple(row.wrong or ()),
-                ),
-            )
-            for row in rows
-        ]
-
-    def _file(self, part: str) -> Path:
-        return Path(self.data_dir).expanduser() / f"{part}.json"
+                file = f"{self.data_dir}/{part}.json"
+                raise UserError("benchmark.data_dir", f"{file} has {key} on some lines; give all or none")
+        return rows
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Row:
-    question: Text
-    answer: Text
+class _Row(QuestionRow):
     paraphrased_answer: MaybeText = None
     paraphrased_question: MaybeText = None
     perturbed_answers: MaybeTexts = None
@@ -96,3 +78,9 @@ class _Row:
     def wrong(self) -> list[str] | None:
         """The wrong answers, under either name."""
         return self.perturbed_answers or self.perturbed_answer
+
+    @property
+    def item(self) -> Item:
+        """With what it has of other words and wrong answers."""
+        said, asked, wrong = self.paraphrased_answer, self.paraphrased_question, tuple(self.wrong or ())
+        return replace(super().item, paraphrased_answer=said, paraphrased_question=asked, perturbed_answers=wrong)

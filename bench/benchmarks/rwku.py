@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from bench.benchmarks.items import Benchmark, ChoiceRow, Item, PassageRow, multiple_choice, say_repeats
+from bench.benchmarks.items import Benchmark, ChoiceRow, Item, PassageRow, say_repeats
 from bench.sources import DataDir, HubPart, Kind, Text, Texts, read_rows
 from bench.splits import Split
 from grun.errors import UserError
@@ -91,10 +91,7 @@ class RwkuConfig:
                 raise UserError("benchmark.subjects", f"train_original_passage has none about {named}; choose others")
         say_repeats(forget, retain)
         evaluation = {split: self._probes(part, forgotten) for split, part in PROBES.items()} | {
-            "rwku_general": [
-                multiple_choice(row.question, row.choices, row.answer, row.task.replace("_", " "))
-                for row in self._read(_Choice, "utility_general")
-            ],
+            "rwku_general": [row.item(row.task.replace("_", " ")) for row in self._read(_Choice, "utility_general")],
             "rwku_factuality": [
                 Item(question=f"{QUESTION}\n{row.question}", answer=row.answers[0])
                 for row in self._read(_Fact, "utility_factuality")

@@ -1,14 +1,14 @@
 """TOFU (arXiv 2401.06121): 4,000 questions about 200 fictitious authors, from the hub or a local folder."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item, QuestionRow, numbered_requests, say_repeats
-from bench.sources import DataDir, HubPart, Kind, MaybeText, Text, Texts, read_rows
+from bench.sources import DataDir, HubPart, MaybeText, Text, Texts, has_part, read_rows
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_HEADLINES, QUESTION_SPLITS, Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -64,10 +64,9 @@ class TofuConfig:
                 f"{num_items} leaves no retain items beside {self.forget_split}'s {num_forget}; "
                 f"use more than {num_forget}",
             )
-        full = [Item(question=row.question, answer=row.answer) for row in self._read(QuestionRow, "full", NUM_ITEMS)]
+        full = self._read(QuestionRow, "full", NUM_ITEMS)
         first, last = (
-            [_item(row) for row in self._read(_PerturbedRow, part, NUM_PERTURBED)]
-            for part in ("retain_perturbed", "forget10_perturbed")
+            self._read(_PerturbedRow, part, NUM_PERTURBED) for part in ("retain_perturbed", "forget10_perturbed")
         )
         first_kept = NUM_ITEMS - num_items
         retain_set = full[first_kept : NUM_ITEMS - num_forget]
@@ -78,7 +77,7 @@ class TofuConfig:
             num_retain = num_items - num_forget
             retain_set, retain_evaluation, first_kept = full[:num_retain], first[:num_retain], 0
         forget = last[-num_forget:]
-        knowledge = {name: self._knowledge(name) for name in KNOWLEDGE}
+        knowledge = {name: self._read(_KnowledgeRow, f"{name}_perturbed") for name in KNOWLEDGE}
         cut_off = first[:num_forget] if first_kept >= NUM_PERTURBED else []
         holdout = (self._own_holdout() or cut_off) if self.holdout else []
         say_repeats(forget, retain_set, holdout)
@@ -112,28 +111,26 @@ class TofuConfig:
 
     def _own_holdout(self) -> list[Item]:
         """None where the folder has none, as TOFU's first release."""
-        if self.data_dir and not (Path(self.data_dir) / f"{self._strangers}.json").is_file():
-            return []
-        return [Item(question=row.question, answer=row.answer) for row in self._read(QuestionRow, self._strangers)]
+        is_there = self.data_dir is None or has_part(self.data_dir, self._strangers)
+        return self._read(QuestionRow, self._strangers) if is_there else []
 
-    def _knowledge(self, split: str) -> list[Item]:
-        return [
-            Item(question=row.question, answer=row.answer, perturbed_answers=tuple(row.perturbed_answer))
-            for row in self._read(_KnowledgeRow, f"{split}_perturbed")
-        ]
-
-    def _read(self, kind: type[Kind], part: str, expected: int | None = None) -> list[Kind]:
+    def _read(self, kind: type[QuestionRow], part: str, expected: int | None = None) -> list[Item]:
         rows = read_rows(kind, part, self.data_dir, HubPart(HUB_ID, part, "train"))
         if expected not in (None, len(rows)):
             raise UserError(
                 "benchmark.data_dir", f"expected {expected} rows in {part}, found {len(rows)}; download TOFU again"
             )
-        return rows
+        return [row.item for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _KnowledgeRow(QuestionRow):
     perturbed_answer: Texts
+
+    @property
+    def item(self) -> Item:
+        """With wrong answers."""
+        return replace(super().item, perturbed_answers=tuple(self.perturbed_answer))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +138,8 @@ class _PerturbedRow(_KnowledgeRow):
     paraphrased_answer: Text
     paraphrased_question: MaybeText = None
 
-
-def _item(row: _PerturbedRow) -> Item:
-    return Item(
-        question=row.question,
-        answer=row.answer,
-        paraphrased_answer=row.paraphrased_answer,
-        paraphrased_question=row.paraphrased_question,
-        perturbed_answers=tuple(row.perturbed_answer),
-    )
+    @property
+    def item(self) -> Item:
+        """With other words for both."""
+        said, asked = self.paraphrased_answer, self.paraphrased_question
+        return replace(super().item, paraphrased_answer=said, paraphrased_question=asked)

@@ -7,13 +7,12 @@ Forgetting trains on passages; multiple-choice questions measure it, by the prom
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge
 
-from bench.benchmarks.items import Benchmark, ChoiceRow, Item, multiple_choice, say_repeats
-from bench.sources import AnyText, DataDir, HubPart, Text, read_rows, say
+from bench.benchmarks.items import Benchmark, ChoiceRow, Item, say_repeats
+from bench.sources import AnyText, DataDir, HubPart, Text, has_part, read_rows, say
 from bench.splits import Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -66,7 +65,7 @@ class WmdpConfig:
         forget = [passage for turn in zip_longest(*corpora) for passage in turn if passage is not None]
         retain = self._passages("retain")
         say_repeats(forget, retain)
-        has_chem = self.data_dir is None or (Path(self.data_dir).expanduser() / "wmdp_chem.json").is_file()
+        has_chem = self.data_dir is None or has_part(self.data_dir, "wmdp_chem")
         asked = [topic for topic in TOPICS if topic != "wmdp_chem" or has_chem]
         evaluation = {part: self._questions(part) for part in (*asked, "mmlu")}
         return Benchmark(
@@ -93,12 +92,9 @@ class WmdpConfig:
     def _questions(self, part: str) -> list[Item]:
         topic = TOPICS.get(part)
         if topic is not None:
-            asked = read_rows(ChoiceRow, part, self.data_dir, HUB[part])
-            return [multiple_choice(row.question, row.choices, row.answer, topic) for row in asked]
-        return [
-            multiple_choice(row.question, row.choices, row.answer, row.subject.replace("_", " "))
-            for row in read_rows(_QuestionOfSubject, part, self.data_dir, HUB[part])
-        ]
+            return [row.item(topic) for row in read_rows(ChoiceRow, part, self.data_dir, HUB[part])]
+        rows = read_rows(_QuestionOfSubject, part, self.data_dir, HUB[part])
+        return [row.item(row.subject.replace("_", " ")) for row in rows]
 
 
 @dataclass(frozen=True, kw_only=True)
