@@ -67,14 +67,13 @@ def print_methods(comparison: Comparison) -> None:
     for row in _references(comparison):
         table.add_row(row["method"], "", "", "", *(number(row[name]) for name in (*by_rouge, *by_quality)), "", "")
     console.print(table)
-    corners = comparison.corners
-    worst = ", ".join(
-        f"{name} {number(value) or None}" for name, value in zip(comparison.objectives, corners.worst, strict=True)
-    )
-    until = "own units" if corners.best is None else f"1: the retain model, {', '.join(map(number, corners.best))}"
+    worst, ideal = comparison.corners.worst, comparison.corners.best
+    corner = ", ".join(f"{name} {number(low) or None}" for name, low in zip(comparison.objectives, worst, strict=True))
+    until = "in their own units" if ideal is None else f"to the retain model's {', '.join(map(number, ideal))} (1)"
     console.print(
         f"least, best: among runs with at least {comparison.utility_kept:.0%} of the target's {comparison.utility}\n"
-        f"hypervolume of all runs {number(comparison.hypervolume) or None} ({until}), from {worst}"
+        f"hypervolume of all runs {number(comparison.hypervolume) or None}\n"
+        f"reference point {corner}; {until}"
     )
     if comparison.num_damaged:
         console.print(f"{comparison.num_damaged} damaged files were left out; the same sweep does their runs again")

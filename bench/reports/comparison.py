@@ -24,6 +24,8 @@ from grun.errors import UserError
 UTILITY_KEPT = 0.95
 """A method's best runs keep at least this share of the target model's utility, where nothing else is asked for."""
 FORGOTTEN = "forget_rouge_l_recall"
+QUALITIES = ("forget_quality", "log10_forget_quality")
+"""Scores of forgetting where more is better; of all others less is, and more is of what is kept."""
 Row = dict[str, Any]
 
 
@@ -184,19 +186,18 @@ def _summary(
 def _corners(
     objectives: Mapping[str, Direction], log10_floor: float | None, target: Row | None, retain: Row | None
 ) -> Corners:
-    """The box of hypervolumes: up to the retain model, from the target where that is worse, else from the worst value.
+    """The box of hypervolumes: to the retain model; from the target in what tells of forgetting, else from the worst.
 
     log10_floor: the least log10_forget_quality possible for the benchmark's forget set.
     """
     best = [retain[name] for name in objectives] if retain is not None and _is_scored(retain, objectives) else None
     worst = []
-    for index, (name, way) in enumerate(objectives.items()):
+    for name, way in objectives.items():
         metric = {**SCORES, **COSTS}[name]
         low = log10_floor if name == "log10_forget_quality" else metric.low
         bound = low if way == "max" else metric.high
-        if best is not None and target is not None and target[name] is not None:
-            is_worse = target[name] < best[index] if way == "max" else target[name] > best[index]
-            bound = target[name] if is_worse else bound
+        if best is not None and target is not None and (way == "min" or name in QUALITIES) and name not in COSTS:
+            bound = target[name]
         worst.append(bound)
     return Corners(worst=worst, best=best)
 

@@ -53,7 +53,9 @@ def test_pareto_json(folder: Path, capsys: Captured) -> None:
         "grun+grad_ascent": 0,
         "lora+grad_ascent": 1,
     }
-    assert data["hypervolume"] >= max(method["hypervolume"] for method in data["per_method"]) > 0
+    main(["pareto", str(folder), "--format", "json", "--objectives", "forget_rouge_l_recall:min", "model_utility:max"])
+    answers = json.loads(capsys.readouterr().out)
+    assert answers["hypervolume"] >= max(method["hypervolume"] for method in answers["per_method"]) > 0
     every = {point["run_key"] for method in data["per_method"] for point in method["front"]}
     assert {point["run_key"] for point in data["front"]} <= every
 
