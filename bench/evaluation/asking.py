@@ -26,7 +26,7 @@ class RobustnessConfig:
     """AdamW's learning rates, each tried; the one that brings most back counts. None: model.fine_tuning's and a tenth
     of it."""
     quantize: bool = False
-    """Also ask with weights in 8 and in 4 bits; needs optimum-quanto, see `pip install 'grun-bench[quantize]'`."""
+    """Also ask with weights in 8 and in 4 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)

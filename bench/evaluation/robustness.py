@@ -31,8 +31,7 @@ Numbered = Sequence[tuple[int, Item]]
 def attack(asking: Asking, numbered: Numbered, config: RobustnessConfig, learning_rate: float) -> list[ItemRow]:
     """Rows of every attack that the items allow, as rows of the `items` table. The model is left as it was.
 
-    learning_rate: what the model was taught with. Raises UserError where a library is missing, or an attack does
-    nothing to the model.
+    learning_rate: what the model was taught with. Raises UserError where an attack does nothing to the model.
     """
     reworded = [(number, item) for number, item in numbered if item.paraphrased_question is not None]
     prompts = [asking.template.prompt_ids(str(item.paraphrased_question)) for _, item in reworded]
@@ -128,23 +127,36 @@ def _relearned(adapted: Adapted, examples: Sequence[Example], steps: int, learni
 def _quantized(adapted: Adapted, bits: int) -> Adapted:
     """A copy whose decoder weights are rounded to so many bits; the adapter of a frozen model stays as it is.
 
-    Raises UserError where the library is missing, or rounds nothing of this model, such as GPT-2's own linear layers.
+    Raises UserError where nothing of this model is rounded, such as GPT-2 with linear layers of its own.
     """
     import peft
 
-    try:
-        from optimum import quanto
-    except ImportError:
-        raise UserError(
-            "evaluation.robustness.quantize", "needs optimum-quanto; pip install 'grun-bench[quantize]'"
-        ) from None
     assert isinstance(adapted, EditedModel | PlainModel)
     model = copy.deepcopy(adapted.model)
     if isinstance(model, peft.PeftModel):  # LoRA is merged before it is shipped
         model = model.merge_and_unload()
-    quanto.quantize(model, weights=quanto.qint8 if bits == 8 else quanto.qint4, exclude="lm_head")
-    if not any(isinstance(module, quanto.nn.QModuleMixin) for module in model.modules()):
+    layers = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and name != "lm_head"]
+    if not layers:
         name = type(model).__name__
         raise UserError("evaluation.robustness.quantize", f"no layer of a {name} can be rounded; leave it out")
-    quanto.freeze(model)
+    for layer in layers:
+        layer.weight = torch.nn.Parameter(rounded(layer.weight.detach(), bits), requires_grad=False)
     return adapted.on_plain_path(model) if isinstance(adapted, EditedModel) else PlainModel(model)
+
+
+def rounded(weight_OI: torch.Tensor, bits: int) -> torch.Tensor:
+    """The weight that 8 or 4 bits leave, by optimum-quanto's rules, without its kernels, which want a compiler.
+
+    8: multiples of a 127th of a row's largest; 4: sixteen values from the least to the greatest of a group of a row's
+    128 (or the next of 96, 64, 32 that divides it; else all of it).
+    """
+    smallest = torch.finfo(weight_OI.dtype).tiny  # a step of none would be 0 / 0
+    if bits == 8:
+        step_O1 = (weight_OI.abs().amax(1, keepdim=True) / 127).clamp_min(smallest)
+        return (weight_OI / step_O1).round() * step_O1
+    width = weight_OI.shape[1]
+    group = next((size for size in (128, 96, 64, 32) if width % size == 0), width)
+    groups_GS = weight_OI.reshape(-1, group)
+    least_G1 = groups_GS.amin(1, keepdim=True)
+    step_G1 = ((groups_GS.amax(1, keepdim=True) - least_G1) / 15).clamp_min(smallest)
+    return (((groups_GS - least_G1) / step_G1).round() * step_G1 + least_G1).reshape_as(weight_OI)

@@ -14,7 +14,7 @@ from bench.benchmarks.items import Benchmark, Item
 from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.evaluation.asking import Asking, EvaluationConfig, RobustnessConfig
-from bench.evaluation.robustness import attack
+from bench.evaluation.robustness import attack, rounded
 from bench.evaluation.score import score
 from bench.metrics.rouge import rouge_l
 from bench.results import store
@@ -105,6 +105,23 @@ def test_an_answer_of_one_token_has_no_rest(fresh_target: Fresh) -> None:
     assert [row["item_index"] for row in rows if row["split"] == "forget_prefix_attack"] == [1]
     rows = attack(asking, [(0, short)], config, 1e-3)
     assert "forget_prefix_attack_rouge_l_recall" not in score(rows, None, 0.0)
+
+
+def test_weights_are_rounded_to_what_their_bits_can_say() -> None:
+    """8 bits: a row whose largest is 127 is rounded to whole numbers, one with 254 to even ones, one of zeros stays.
+
+    4 bits: from 0 to 15 and from -30 to 30 in sixteen values, in steps of 1 and of 4. Of 192 weights in a row groups
+    are 96, as 128 does not divide it: the second one's step is 10.
+    """
+    row, zeros = torch.tensor([127.0, 0.4, -3.6, 2.9]), torch.zeros(4)
+    eight = rounded(torch.stack([row, 2 * row, zeros]), 8)
+    assert eight.tolist() == [[127, 0, -4, 3], [254, 0, -8, 6], [0, 0, 0, 0]]
+    four = rounded(torch.tensor([[0.0, 15.0, 3.4, 7.6], [-30.0, 30.0, 4.1, -3.9], [2.0] * 4]), 4)
+    assert four.tolist() == [[0, 15, 3, 8], [-30, 30, 6, -2], [2, 2, 2, 2]]
+    halves = [torch.tensor([0.0, 15.0 * step, *[7.4 * step] * 94]) for step in (1, 10)]
+    wide = rounded(torch.cat(halves)[None], 4)[0]
+    assert wide[2:96].unique().tolist() == [7.0]
+    assert wide[98:].unique().tolist() == [70.0]
 
 
 def test_quantisation_that_rounds_nothing_is_refused(fresh_target: Fresh, small_benchmark: Benchmark) -> None:
