@@ -1,7 +1,8 @@
 """A model on the table and how it is asked: which items, how many at once, how long its answers may be."""
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -45,6 +46,15 @@ class EvaluationConfig:
     """Also attack the model, and measure what comes back of the forget set. None: no attacks."""
 
 
+Drafts = Mapping[tuple[str, int], str]
+"""(split, item_index) → what another model answered there."""
+
+
+def drafts_of(rows: Iterable[Mapping[str, Any]]) -> Drafts:
+    """Of rows of `items`."""
+    return {(row["split"], row["item_index"]): row["generation"] for row in rows if row["generation"]}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asking:
     """Who is asked, and how."""
@@ -56,5 +66,7 @@ class Asking:
     """Told of `evaluate <split>`, items done, items of the split; and of attacks."""
     workers: Workers = ALONE
     """They share out the items of each split; every one gets all rows."""
+    drafts: Drafts = field(default_factory=dict)
+    """Of the target model: often the answer still, and then read in one pass."""
     decode_all: bool = False
-    """Also decode the answers that follow from the likelihoods, as a check of those that do."""
+    """Also decode the answers that follow from the likelihoods, token by token, as a check of those that do."""

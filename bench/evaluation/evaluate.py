@@ -144,11 +144,26 @@ def _generate(asking: Asking, split: str, questions: Sequence[Question], rows: M
     for batch in length_sorted_batches([len(question.prompt_ids) for question in asked], asking.config.batch_size):
         asking.progress(f"evaluate {split}", done, len(questions))
         limit = max(_limit(asking, asked[at]) for at in batch)
-        generated = asking.adapted.generate([asked[at].prompt_ids for at in batch], limit)
+        drafts = [] if asking.decode_all else [_draft(asking, split, asked[at], rows)[:limit] for at in batch]
+        generated = asking.adapted.generate([asked[at].prompt_ids for at in batch], limit, drafts)
         for at, answer_ids in zip(batch, generated.answers, strict=True):
             rows[asked[at].index]["generation"] = asked[at].item.generation(template, answer_ids)
         done += len(batch)
     asking.progress(f"evaluate {split}", done, len(questions))
+
+
+def _draft(asking: Asking, split: str, question: Question, rows: Mapping[int, ItemRow]) -> tuple[int, ...]:
+    """How the model's answer may well go: as the target model's, unless the likelihoods speak against it.
+
+    They say how far greedy decoding follows the right answer, and that it leaves it then: nothing else can begin so.
+    """
+    own, argmax = question.own.answer_ids, rows[question.index]["token_is_argmax"]
+    right = own[: argmax.index(False) if False in argmax else len(own)]
+    text = asking.drafts.get((split, question.index))
+    is_free = text is not None and question.item.form == "question"
+    draft = question.item.example(asking.template, text).answer_ids if is_free else ()
+    leaves = draft[: len(right)] == right and draft[: len(right) + 1] != own[: len(right) + 1]
+    return draft if leaves else right
 
 
 def _limit(asking: Asking, question: Question) -> int:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Mapping, Sequence
 
 from bench.config import RunConfig
-from bench.evaluation.asking import Asking
+from bench.evaluation.asking import Asking, drafts_of
 from bench.evaluation.evaluate import evaluate, evenly_spread
 from bench.evaluation.reuse import evaluate_thresholds
 from bench.evaluation.robustness import attack
@@ -77,6 +77,7 @@ def _measure(
         config=subject.config.evaluation,
         progress=subject.progress,
         workers=workers,
+        drafts=drafts_of(known.get(subject.config.start_from, ())),
         decode_all=subject.execution.engine == "plain",
     )
     curve = _evaluated(configs, subject, asking, known)

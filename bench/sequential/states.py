@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
-from bench.evaluation.asking import Asking
+from bench.evaluation.asking import Asking, Drafts, drafts_of
 from bench.models.prepare import StartFrom
 from bench.progress import Progress
 from bench.results import store
@@ -55,7 +55,12 @@ class States:
             template=self.subject.template,
             config=self.sequence.config.evaluation,
             progress=self.progress,
+            drafts=self._drafts,
         )
+
+    @cached_property
+    def _drafts(self) -> Drafts:
+        return drafts_of(self.items_of("target_model") or ())
 
     def missing(self, variant: Variant) -> list[int]:
         """How many requests have been met in each state whose rows are not there yet."""

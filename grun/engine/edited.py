@@ -177,11 +177,14 @@ class EditedModel:
 
     @torch.no_grad()
     @parametrize.cached()  # an edit's rotation is worked out once, and not for every token
-    def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
-        """See `grun.model.forward.Adapted`."""
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()
+    ) -> Generated:
+        """See `grun.model.forward.Adapted`. pyvene's own decoding, the plain path, looks at no draft."""
         cache = self._cache_of(prompts)
         if cache is not None:
-            return later_layers.generate(self.model, self.editing(prompts, None), cache, prompts, max_new_tokens)
+            editing = self.editing(prompts, None)
+            return later_layers.generate(self.model, editing, cache, prompts, max_new_tokens, drafts)
         inputs = prompt_inputs(prompts, self.model)
         length = inputs["input_ids"].shape[1]
         ends = eos_ids(self.model)

@@ -56,7 +56,12 @@ def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Seque
 
 @torch.no_grad()
 def generate(
-    model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]], max_new_tokens: int
+    model: Any,
+    editing: Editing,
+    cache: PrefixCache,
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    drafts: Sequence[Sequence[int]],
 ) -> Generated:
     """Greedy answers. The prompts' keys and values come from the cache, which was built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
@@ -74,6 +79,7 @@ def generate(
             batch.position_ids_BT[:, 0] + 1,
             max_new_tokens=max_new_tokens,
             eos_ids=eos_ids(model),
+            drafts=drafts,
             keep=editing.keep,
         )
     return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())

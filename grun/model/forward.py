@@ -79,8 +79,13 @@ class Adapted(Protocol):
         hidden_layer: also return this layer's output. Raises UserError where it is beyond the model, or constant.
         """
 
-    def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
-        """Greedy answers to a batch of prompts."""
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()
+    ) -> Generated:
+        """Greedy answers to a batch of prompts.
+
+        drafts: how each answer may well go, which changes the time and no answer; see `grun.model.greedy.decode`.
+        """
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """What the optimizer moves; every other weight is frozen."""
@@ -133,10 +138,12 @@ class PlainModel:
         )
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()
+    ) -> Generated:
         """See `Adapted`."""
         with mixed_precision(self.device):
-            return Generated(answers=generate(self.model, prompts, max_new_tokens))
+            return Generated(answers=generate(self.model, prompts, max_new_tokens, drafts))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """See `Adapted`."""
@@ -186,8 +193,10 @@ def in_groups(
     )
 
 
-def generate(model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> list[list[int]]:
-    """Greedy answers as token ids, EOS left out: the prompts read in one pass, then token by token."""
+def generate(
+    model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]]
+) -> list[list[int]]:
+    """Greedy answers as token ids, EOS left out: the prompts read in one pass, drafts in one, then token by token."""
     inputs = prompt_inputs(prompts, model)
     mask_BL = inputs["attention_mask"]
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
@@ -202,6 +211,7 @@ def generate(model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens
         position_ids_BL[:, -1] + 1,
         max_new_tokens=max_new_tokens,
         eos_ids=set(eos_ids(model)),
+        drafts=drafts,
     )
 
 

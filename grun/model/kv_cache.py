@@ -60,3 +60,16 @@ def keys_and_values(cache: Any, num_layers: int) -> Tensor | None:
 def keep_rows(cache: Any, row_B: Tensor) -> None:
     """Drop all sequences but these."""
     cache.batch_select_indices(row_B)
+
+
+def move_right(cache: Any, columns_B: Tensor, mask_BS: Tensor) -> Tensor:
+    """Move each sequence so many columns to the right, those behind its end round to the left; returns the mask, moved
+    likewise. Columns that are such leftovers of all are dropped. Keys were turned to their positions when they were
+    made, so where they lie changes nothing."""
+    size, drop = mask_BS.shape[1], int(columns_B.min())
+    from_BS = (torch.arange(drop, size, device=mask_BS.device) - columns_B[:, None]) % size
+    for layer in cache.layers:
+        at = from_BS[:, None, :, None].to(layer.keys.device)
+        layer.keys = layer.keys.gather(2, at.expand(-1, layer.keys.shape[1], -1, layer.keys.shape[3]))
+        layer.values = layer.values.gather(2, at.expand(-1, layer.values.shape[1], -1, layer.values.shape[3]))
+    return mask_BS.gather(1, from_BS)

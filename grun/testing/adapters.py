@@ -1,5 +1,6 @@
 """What every adapter must keep."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,27 @@ class AdapterContract:
         prompts = [example.prompt_ids for example in examples]
         apart = [adapted.generate([prompt], MAX_NEW_TOKENS).answers[0] for prompt in prompts]
         assert adapted.generate(prompts, MAX_NEW_TOKENS).answers == apart
+
+    def test_drafts_change_no_answer(self, config: Any, models: SmallModels) -> None:
+        """Right to the end, wrong from some token on, too short, ended too early or missing: the same answers."""
+        adapted, template = _trained(config, models)
+        prompts = [example.prompt_ids for example in _examples(template)]
+        answers = adapted.generate(prompts, MAX_NEW_TOKENS).answers
+        assert_drafts_change_nothing(adapted, prompts, answers, template.end_id)
+
+
+def assert_drafts_change_nothing(
+    adapted: Adapted, prompts: Sequence[tuple[int, ...]], answers: Sequence[Sequence[int]], end_id: int
+) -> None:
+    """answers: without drafts, of at most MAX_NEW_TOKENS tokens. end_id: of a token that ends one."""
+    for drafts in (
+        [(*answer, end_id) for answer in answers],
+        [[abs(token - (at > row)) for at, token in enumerate(answer)] for row, answer in enumerate(answers)],
+        [answer[:row] for row, answer in enumerate(answers)],
+        [(*answer[:row], end_id) for row, answer in enumerate(answers)],
+        [(end_id,), *([()] * (len(answers) - 1))],
+    ):
+        assert adapted.generate(prompts, MAX_NEW_TOKENS, drafts).answers == answers
 
 
 def _trained(config: Any, models: SmallModels) -> tuple[Any, PromptTemplate]:

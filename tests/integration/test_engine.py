@@ -32,9 +32,10 @@ from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
 from grun.losses import gate_bce
-from grun.model.forward import PlainModel, set_answer_ends
+from grun.model.forward import PlainModel, eos_ids, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
+from grun.testing.adapters import assert_drafts_change_nothing
 from grun.training.reference import Reference
 
 VOCABULARY = 97
@@ -208,6 +209,9 @@ def test_likelihoods_gates_and_answers_agree(family: str, config: Any, tmp_path:
     generated = [adapted.generate(prompts, 12) for adapted in (plain, engine)]
     assert generated[1].answers == generated[0].answers
     assert len({tuple(answer) for answer in generated[0].answers}) > 1
+    assert_drafts_change_nothing(engine, prompts, generated[1].answers, eos_ids(engine.model)[0])
+    base = PlainModel(plain.model)
+    assert_drafts_change_nothing(base, prompts, base.generate(prompts, 12).answers, eos_ids(engine.model)[0])
     if theirs.gate_logit_BK is not None:
         torch.testing.assert_close(mine.gate_logit_BK, theirs.gate_logit_BK, rtol=1e-5, atol=1e-5)
         gates = engine.prompt_gates(prompts)
@@ -245,6 +249,7 @@ def test_a_latched_answer_is_what_teacher_forcing_says(family: str, config: str,
     prompts = list(dict.fromkeys(example.prompt_ids for example in examples))
     for adapted in (plain, engine):
         answers = adapted.generate(prompts, 12).answers
+        assert_drafts_change_nothing(adapted, prompts, answers, eos_ids(engine.model)[0])
         forced = [
             Example(prompt_ids=prompt, answer_ids=(*answer, 1)[:12])
             for prompt, answer in zip(prompts, answers, strict=True)
