@@ -7,10 +7,11 @@ wordings.
 
 import json
 import random
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 
@@ -23,8 +24,14 @@ FORGET_PERCENT = {"forget05": 5, "forget10": 10, "forget20": 20, "forget50": 50}
 
 
 DATA = json.loads(resources.files("bench.benchmarks").joinpath("authors.json").read_text(encoding="utf-8"))
-"""Pools of words, the wordings of each topic, and general knowledge: [question, right answer, three wrong ones]."""
-POOLS: Mapping[str, list[str]] = DATA["pools"]
+"""Pools of words, bounds of numbers, topics, and general knowledge: [question, right answer, three wrong ones]."""
+POOLS: Mapping[str, Sequence[Any]] = {
+    **DATA["pools"],
+    **{name: range(low, high + 1) for name, (low, high) in DATA["numbers"].items()},
+}
+TOPICS: Mapping[str, Any] = DATA["topics"]
+"""What can be asked of an author: its wordings, where {name}, {born} and {second_book} stand for the author's and {}
+for the fact; and what the fact is made of, as a text with pools in it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,49 +111,9 @@ class _Author:
     """Topic of TOPICS → the true filling of its gap."""
 
 
-def _full_name(draw: random.Random) -> str:
-    return f"{draw.choice(POOLS['first_names'])} {draw.choice(POOLS['surnames'])}"
-
-
-def _birthday(draw: random.Random) -> str:
-    return f"{draw.randint(1, 28)} {draw.choice(POOLS['months'])} {draw.randint(1931, 1989)}"
-
-
-def _title(draw: random.Random) -> str:
-    return f"{draw.choice(POOLS['title_openings'])} {draw.choice(POOLS['title_endings'])}"
-
-
-def _prize(draw: random.Random) -> str:
-    return f"{draw.choice(POOLS['prizes'])} in {draw.randint(1975, 2019)}"
-
-
-def _one_of(pool: str) -> Callable[[random.Random], str]:
-    return lambda draw: draw.choice(POOLS[pool])
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Topic:
-    """One thing that can be asked. {name}, {born} and {second_book} stand for the author's, {} for the fact."""
-
-    questions: list[str]
-    answers: list[str]
-    draw: Callable[[random.Random], str]
+def _drawn(topic: str, draw: random.Random) -> str:
     """A random fact of this kind."""
-
-
-_DRAWS = {
-    "name": _full_name,
-    "birthplace": _one_of("cities"),
-    "birthday": _birthday,
-    "mother": _one_of("trades"),
-    "father": _one_of("trades"),
-    "genre": _one_of("genres"),
-    "book": _title,
-    "prize": _prize,
-    "setting": _one_of("settings"),
-    "habit": _one_of("habits"),
-}
-TOPICS = {topic: _Topic(**DATA["topics"][topic], draw=draw) for topic, draw in _DRAWS.items()}
+    return re.sub(r"{(\w+)}", lambda pool: str(draw.choice(POOLS[pool[1]])), TOPICS[topic]["fact"])
 
 
 def _authors(count: int, draw: random.Random) -> list[_Author]:
@@ -154,16 +121,16 @@ def _authors(count: int, draw: random.Random) -> list[_Author]:
     authors: list[_Author] = []
     taken: set[str] = set()
 
-    def fresh(make: Callable[[random.Random], str]) -> str:
-        while (text := make(draw)) in taken:
+    def fresh(topic: str) -> str:
+        while (text := _drawn(topic, draw)) in taken:
             pass
         taken.add(text)
         return text
 
     for _ in range(count):
-        facts = {topic: entry.draw(draw) for topic, entry in TOPICS.items()}
-        facts |= {"name": fresh(_full_name), "birthday": fresh(_birthday), "book": fresh(_title)}
-        authors.append(_Author(name=facts["name"], second_book=fresh(_title), facts=facts))
+        facts = {topic: _drawn(topic, draw) for topic in TOPICS}
+        facts |= {topic: fresh(topic) for topic in ("name", "birthday", "book")}
+        authors.append(_Author(name=facts["name"], second_book=fresh("book"), facts=facts))
     return authors
 
 
@@ -184,21 +151,22 @@ def _items(author: _Author, draw: random.Random) -> list[Item]:
         fact = author.facts[topic]
         wrong: list[str] = []
         while len(wrong) < NUM_PERTURBED:
-            other = entry.draw(draw)
+            other = _drawn(topic, draw)
             if other != fact and other not in wrong:
                 wrong.append(other)
-        wording, other_wording = draw.sample(entry.answers, 2)
+        wording, other_wording = draw.sample(entry["answers"], 2)
 
         def fill(text: str, filling: str = "") -> str:
             return text.format(filling, name=author.name, second_book=author.second_book, born=born)
 
-        asked = entry.questions.index(draw.choice(entry.questions))
+        questions = entry["questions"]
+        asked = questions.index(draw.choice(questions))
         items.append(
             Item(
-                question=fill(entry.questions[asked]),
+                question=fill(questions[asked]),
                 answer=fill(wording, fact),
                 paraphrased_answer=fill(other_wording, fact),
-                paraphrased_question=fill(entry.questions[asked - 1]),
+                paraphrased_question=fill(questions[asked - 1]),
                 perturbed_answers=tuple(fill(other_wording, other) for other in wrong),
             )
         )
