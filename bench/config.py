@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
@@ -29,19 +29,6 @@ from grun.training.recipe import Recipe, TrainingConfig
 
 COMPONENTS = (ADAPTERS, FORGET_LOSSES, RETAIN_LOSSES)
 """What may also come from outside this repository."""
-CHOICES: Mapping[str, tuple[type, ...]] = {
-    "benchmark": get_args(BenchmarkConfig),
-    "model": (TinyConfig, PretrainedConfig),
-    **{kinds.field: kinds.own for kinds in COMPONENTS},
-}
-"""Fields of RunConfig that hold one of several configs, told apart by their `name`."""
-DEFAULT_CHOICE = {
-    "benchmark": "authors",
-    "model": "tiny",
-    "adapter": "grun",
-    "forget_loss": "grad_ascent",
-    "retain_loss": "ce",
-}
 
 
 def _named(field_name: str) -> BeforeValidator:
@@ -155,6 +142,12 @@ class RunConfig:
         return json.dumps(self.to_dict(), sort_keys=True)
 
 
+DEFAULT_CHOICE = {
+    key: getattr(RunConfig(), key).name for key in ("benchmark", "model", *(kinds.field for kinds in COMPONENTS))
+}
+"""Fields of RunConfig that hold one of several configs, told apart by their `name`, and whose name may be left out."""
+
+
 def run_config(data: Mapping[str, Any]) -> RunConfig:
     """Validate plain data, and look at what is local: paths become absolute, and what they hold becomes known.
 
@@ -244,7 +237,7 @@ def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     Of another path it is not known what it holds.
     """
     result = {key: dict(value) if isinstance(value, Mapping) else value for key, value in base.items()}
-    for key in CHOICES:
+    for key in DEFAULT_CHOICE:
         if isinstance(result.get(key), str):
             result[key] = {"name": result[key]}
     for dotted, value in sorted(overrides.items(), key=_holders_first):
@@ -268,7 +261,7 @@ def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 def _is_name(dotted: str, value: Any) -> bool:
     """Whether an override chooses among several configs: `adapter: lora`, or `adapter.name: lora`."""
     head, *rest = dotted.split(".")
-    return head in CHOICES and (rest == ["name"] or (not rest and isinstance(value, str)))
+    return head in DEFAULT_CHOICE and (rest == ["name"] or (not rest and isinstance(value, str)))
 
 
 def _holders_first(override: tuple[str, Any]) -> tuple[int, bool]:
