@@ -12,18 +12,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Example, length_sorted_batches
 from grun.engine.prefix_batch import assemble
-from grun.engine.prefix_layout import INDEX, CannotServe, Layout, write_shard
+from grun.engine.prefix_layout import INDEX, SHARD_PROMPTS, CannotServe, Layout, write_shard
 from grun.losses import AnswerScores, token_nll
 from grun.model.forward import Tally
 from grun.model.kv_cache import filled_cache, keys_and_values, new_cache
 from grun.model.patching import decoder_layers
 from grun.model.reading import head_at, layer_output
 
-SHARD_BYTES = 256 * 2**20
-PROMPTS_PER_BATCH = 32
 
-
-@dataclass
+@dataclass(frozen=True)
 class Builder:
     """One cache in the making."""
 
@@ -36,23 +33,14 @@ class Builder:
     @torch.no_grad()
     def build(self, progress: Tally) -> None:
         """Write shards and index."""
-        self.shards: list[dict[str, Any]] = []
-        self._start_shard()
-        num_prompts = len(self.layout.prompts)
-        for start in range(0, num_prompts, PROMPTS_PER_BATCH):
-            end = min(start + PROMPTS_PER_BATCH, num_prompts)
-            prefix = self._prefix(self.layout.prompts[start:end])
-            self._continue(prefix, start, end)
-            self.pending_prompts += end - start
-            num_bytes = sum(tensor.nbytes for tensors in self.pending.values() for tensor in tensors)
-            if start == 0:
-                self._check_size(num_bytes, end)
-            if num_bytes > SHARD_BYTES:
-                self._write_shard()
-            progress(end, num_prompts)
-        if self.pending_prompts:
-            self._write_shard()
-        (self.folder / INDEX).write_text(json.dumps({"shards": self.shards}))
+        entries: list[dict[str, Any]] = []
+        for shard in self.layout.shards:
+            kept = self._kept(shard)
+            if not entries:
+                self._check_size(sum(tensor.nbytes for tensor in kept.values()))
+            entries.append(write_shard(self.folder / f"{len(entries):05d}.safetensors", kept))
+            progress(shard.stop, len(self.layout.prompts))
+        (self.folder / INDEX).write_text(json.dumps({"shards": entries}))
 
     def _prefix(self, prompts: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Keys and values of every prompt's tokens but the last, at all layers: [P, 2, M, H, d] each."""
@@ -67,28 +55,28 @@ class Builder:
         kv_BP2MHd = self._keys_and_values(cache)
         return [kv_BP2MHd[row, : len(prompt) - 1] for row, prompt in enumerate(prompts)]
 
-    def _continue(self, prefix: Sequence[Tensor], start: int, end: int) -> None:
-        """Run what follows the prefixes, and keep hidden states, nll and, where wanted, the last token's keys."""
-        examples = self.layout.examples[self.layout.first_example[start] : self.layout.first_example[end]]
+    def _kept(self, shard: slice) -> dict[str, Tensor]:
+        """Keys and values of a shard's prompts, and hidden states and nll of what follows them."""
+        prefix, examples = self._prefix(self.layout.prompts[shard]), self.layout.examples_of(shard)
         hidden: list[Tensor] = [torch.empty(0)] * len(examples)
         nll = torch.zeros(len(examples))
         last: dict[int, Tensor] = {}
-        for rows in length_sorted_batches([len(example.answer_ids) for example in examples], 2 * PROMPTS_PER_BATCH):
+        for rows in length_sorted_batches([len(example.answer_ids) for example in examples], 2 * SHARD_PROMPTS):
             chosen = [examples[row] for row in rows]
-            prompt_rows = [self.layout.prompt_row[example.prompt_ids] - start for example in chosen]
+            prompt_rows = [self.layout.prompt_row[example.prompt_ids] - shard.start for example in chosen]
             hidden_BTD, nll_B, last_kv = self._suffixes(chosen, [prefix[row] for row in prompt_rows])
             for position, row in enumerate(rows):
                 hidden[row] = hidden_BTD[position, : len(examples[row].answer_ids)].cpu()
                 nll[row] = nll_B[position]
                 if last_kv is not None and prompt_rows[position] not in last:
                     last[prompt_rows[position]] = last_kv[position]
-        if start == 0:
+        if shard.start == 0:
             self._check_against_plain(examples[0], float(nll[0]))
-        for row, kv in enumerate(prefix):
-            kept = torch.cat([kv, last[row]]) if self.layout.whole_prompts else kv[:, :, self.first_layer + 1 :]
-            self.pending["kv"].append(kept.cpu())
-        self.pending["hidden"] += hidden
-        self.pending["nll"].append(nll)
+        if self.layout.whole_prompts:
+            kv = [torch.cat([own, last[row]]).cpu() for row, own in enumerate(prefix)]
+        else:
+            kv = [own[:, :, self.first_layer + 1 :].cpu() for own in prefix]
+        return {"kv": torch.cat(kv), "hidden": torch.cat(hidden), "nll": nll}
 
     def _suffixes(self, examples: Sequence[Example], prefix: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
         """What follows each example's prefix: the first edited layer's output [B, T, D], nll [B], and where whole
@@ -126,22 +114,13 @@ class Builder:
         plain = float(token_nll(logits_LV[-len(labels) :], labels).sum())
         check_same_nll(self.model, nll, plain)
 
-    def _check_size(self, first_bytes: int, first_prompts: int) -> None:
-        expected = first_bytes / first_prompts * len(self.layout.prompts)
+    def _check_size(self, first_bytes: int) -> None:
+        expected = first_bytes / self.layout.shards[0].stop * len(self.layout.prompts)
         if expected > self.max_bytes:
             raise CannotServe(
                 f"the prefix cache would take about {expected / 1e9:.1f} GB of the {self.max_bytes / 1e9:.1f} GB "
                 "allowed; set GRUN_BENCH_CACHE_GB higher"
             )
-
-    def _write_shard(self) -> None:
-        file = self.folder / f"{len(self.shards):05d}.safetensors"
-        self.shards.append(write_shard(file, self.pending, self.pending_prompts))
-        self._start_shard()
-
-    def _start_shard(self) -> None:
-        self.pending: dict[str, list[Tensor]] = {"kv": [], "hidden": [], "nll": []}
-        self.pending_prompts = 0
 
 
 def check_same_nll(model: Any, from_cache: float, without: float) -> None:

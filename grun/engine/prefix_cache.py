@@ -14,7 +14,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from grun.engine.prefix_builder import Builder
 from grun.engine.prefix_layout import INDEX, CannotServe, Layout, check_shard
 from grun.model.forward import Tally
 
-VERSION = 1
+VERSION = 2
 """Raise it when a change here changes what is stored."""
 
 
@@ -56,12 +55,14 @@ class PrefixCache:
         os.utime(folder / INDEX)  # last used now
         self.first_layer = first_layer
         self._layout = layout
-        self._shards = [load_file(folder / shard["file"]) for shard in index["shards"]]
-        self._shard_of_prompt = [number for number, s in enumerate(index["shards"]) for _ in range(s["num_prompts"])]
-        first_prompts = [0, *accumulate(shard["num_prompts"] for shard in index["shards"])]
-        self._kv_base = [layout.kv_starts[first] for first in first_prompts[:-1]]
-        self._hidden_base = [layout.hidden_starts[layout.first_example[first]] for first in first_prompts[:-1]]
-        self._nll = torch.cat([shard["nll"] for shard in self._shards]).tolist()
+        self._kv: list[Tensor] = []
+        self._hidden: list[Tensor] = []
+        self._nll: list[float] = []
+        for entry, shard in zip(index["shards"], layout.shards, strict=True):
+            tensors = load_file(folder / entry["file"])
+            self._kv += tensors["kv"].split(layout.kv_lengths[shard])
+            self._hidden += tensors["hidden"].split([len(each.answer_ids) for each in layout.examples_of(shard)])
+            self._nll += tensors["nll"].tolist()
 
     def __contains__(self, example: Example) -> bool:
         return example in self._layout.example_row
@@ -76,10 +77,7 @@ class PrefixCache:
 
     def kv(self, prompt_ids: tuple[int, ...]) -> Tensor:
         """All that is kept of a prompt's keys and values: [tokens, 2, M, H, d]."""
-        prompt = self._layout.prompt_row[prompt_ids]
-        shard = self._shard_of_prompt[prompt]
-        start = self._layout.kv_starts[prompt] - self._kv_base[shard]
-        return self._shards[shard]["kv"][start : start + self._layout.kv_lengths[prompt]]
+        return self._kv[self._layout.prompt_row[prompt_ids]]
 
     def prefix_kv(self, prompt_ids: tuple[int, ...]) -> Tensor:
         """Keys and values before the edited position, at the layers above the first edited one: [P, 2, M, H, d]."""
@@ -88,15 +86,11 @@ class PrefixCache:
 
     def hidden_at_edit(self, prompt_ids: tuple[int, ...]) -> Tensor:
         """The first edited layer's output at the edited position: [1, D]."""
-        first = self._layout.first_example[self._layout.prompt_row[prompt_ids]]
-        return self.hidden(self._layout.examples[first])[:1]
+        return self._hidden[self._layout.first_example[self._layout.prompt_row[prompt_ids]]][:1]
 
     def hidden(self, example: Example) -> Tensor:
         """The first edited layer's output from the edited position on: [answer tokens, D]."""
-        row = self._layout.example_row[example]
-        shard = self._shard_of_prompt[self._layout.prompt_row[example.prompt_ids]]
-        start = self._layout.hidden_starts[row] - self._hidden_base[shard]
-        return self._shards[shard]["hidden"][start : start + len(example.answer_ids)]
+        return self._hidden[self._layout.example_row[example]]
 
 
 def open_or_build(

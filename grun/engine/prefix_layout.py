@@ -11,7 +11,6 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from safetensors.torch import save_file
 from torch import Tensor
@@ -19,6 +18,7 @@ from torch import Tensor
 from grun.data import Example
 
 INDEX = "index.json"
+SHARD_PROMPTS = 32
 
 
 class CannotServe(Exception):
@@ -38,19 +38,23 @@ class Layout:
         self.prompt_row = {prompt: row for row, prompt in enumerate(self.prompts)}
         self.first_example = [0, *accumulate(num_examples.values())]
         self.kv_lengths = [len(prompt) - (0 if whole_prompts else 1) for prompt in self.prompts]
-        self.kv_starts = [0, *accumulate(self.kv_lengths)]
-        self.hidden_starts = [0, *accumulate(len(example.answer_ids) for example in unique)]
+        count = len(self.prompts)
+        self.shards = [slice(n, min(n + SHARD_PROMPTS, count)) for n in range(0, count, SHARD_PROMPTS)]
+        """Of each shard, whose prompts it holds."""
+
+    def examples_of(self, shard: slice) -> list[Example]:
+        """Those of its prompts."""
+        return self.examples[self.first_example[shard.start] : self.first_example[shard.stop]]
 
 
-def write_shard(file: Path, tensors: dict[str, list[Tensor]], num_prompts: int) -> dict[str, Any]:
-    """Write what belongs to so many prompts, and wait for the disk. Returns the index's entry of it."""
-    save_file({name: torch.cat(parts).contiguous() for name, parts in tensors.items()}, file)
+def write_shard(file: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Write it, and wait for the disk. Returns the index's entry of it."""
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     with file.open("rb+") as handle:
         os.fsync(handle.fileno())
     status = file.stat()
     return {
         "file": file.name,
-        "num_prompts": num_prompts,
         "size": status.st_size,
         "mtime_ns": status.st_mtime_ns,
         "xxh3": _file_hash(file),
