@@ -3,29 +3,18 @@
 from collections.abc import Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from importlib import resources
 from typing import Any
+
+import yaml
 
 from bench.benchmarks import BenchmarkConfig
 from bench.benchmarks.tofu import KEPT, TofuConfig
 from bench.models.pretrained import ModelConfig, PretrainedConfig
 
-PLAIN = {"style": "plain"}
-KNOWN_PROMPTS: Mapping[str, Mapping[str, Any]] = {
-    # open-unlearning's TOFU models, fine-tuned and unlearned: its configs/model, as changed in its pull request 101.
-    "open-unlearning/*tofu_Llama-3*-Instruct*": {
-        "style": "chat",
-        "system": "You are a helpful assistant.",
-        "date": "10 Apr 2025",
-    },
-    # TOFU's own: config/model_config.yaml of its repository. No blank stands before the answer.
-    "locuslab/tofu_ft_llama2-7b": {"style": "plain", "text": "[INST] {question} [/INST]{answer}"},
-    "locuslab/tofu_ft_phi-1.5": PLAIN,
-    # MUSE's: continuations of news and books, asked behind examples.
-    "muse-bench/MUSE-*": PLAIN,
-    # The base models that GRUN's authors fine-tune (arXiv 2502.17823).
-    "meta-llama/Llama-3.1-8B": PLAIN,
-    "mistralai/Mistral-7B-v0.1": PLAIN,
-}
+KNOWN_PROMPTS: Mapping[str, Mapping[str, Any]] = yaml.safe_load(
+    resources.files("bench.models").joinpath("known_prompts.yaml").read_text(encoding="utf-8")
+)
 """Name, or a pattern of names → settings of a PromptConfig."""
 
 
