@@ -1,13 +1,10 @@
 """Score stored items anew: after a metric was added or changed, nothing is trained or generated again."""
 
-import json
-from collections.abc import Mapping
-from typing import Any
-
-from bench.content import by_content
+from bench.content import digest
 from bench.evaluation.score import score
 from bench.results import store
 from bench.results.columns import METRICS
+from bench.results.settings import setting
 from bench.results.storage import Folder
 
 
@@ -17,21 +14,17 @@ def rescore(folder: Folder) -> tuple[int, int]:
     Metrics that an older run has no raw values for stay null. Raises UserError where the folder holds no runs.
     """
     runs = store.scan_runs(folder).filter(status="ok").sort("created_at").to_dicts()
-    retain_models = {_setting(row): row["run_key"] for row in runs if row["method"] == "retain_model"}
+    retain_models = {
+        digest(setting(row["config_json"])): row["run_key"] for row in runs if row["method"] == "retain_model"
+    }
     rescored = 0
     for row in runs:
         items = store.read_items(folder, row["run_key"])
         if items is None:
             continue
-        gold = retain_models.get(_setting(row))
+        gold = retain_models.get(digest(setting(row["config_json"])))
         gold_items = store.read_items(folder, gold) if gold else None
         scores = score(items, gold_items, row["gate_threshold"] or 0.0)
         store.write_run(folder, row | dict.fromkeys(METRICS) | scores)
         rescored += 1
     return rescored, len(runs) - rescored
-
-
-def _setting(row: Mapping[str, Any]) -> str:
-    """What a run shares with its retain model."""
-    config = by_content(json.loads(row["config_json"]))
-    return json.dumps([config["benchmark"], config["model"], config["evaluation"]], sort_keys=True)
