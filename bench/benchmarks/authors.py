@@ -9,7 +9,7 @@ import json
 import random
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import resources
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -74,20 +74,14 @@ class AuthorsConfig:
                 "benchmark.num_similar_authors",
                 f"{self.num_similar_authors} of {num_retain} retained authors; use fewer",
             )
-        taken = {author.name for author in authors}
+        taken = {author["name"] for author in authors}
         for place in range(self.num_similar_authors):
             authors[place] = _likened(authors[place], authors[num_retain + place % num_forget], taken)
-        items = [_items(author, random.Random(f"{self.seed}/{author.name}")) for author in authors]
+        items = [_items(author, random.Random(f"{self.seed}/{author['name']}")) for author in authors]
         known, holdout = items[: self.num_authors], items[self.num_authors :]
         retain = [item for author in known[:-num_forget] for item in author]
         forget = [item for author in known[-num_forget:] for item in author]
-        knowledge = {
-            split: [
-                Item(question=question, answer=answer, perturbed_answers=tuple(wrong))
-                for question, answer, *wrong in rows
-            ]
-            for split, rows in DATA["knowledge"].items()
-        }
+        knowledge = {split: [_known(*row) for row in rows] for split, rows in DATA["knowledge"].items()}
         return Benchmark(
             config=self,
             forget_set=forget,
@@ -103,12 +97,8 @@ class AuthorsConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Author:
-    name: str
-    second_book: str
-    facts: dict[str, str]
-    """Topic of TOPICS → the true filling of its gap."""
+def _known(question: str, answer: str, *wrong: str) -> Item:
+    return Item(question=question, answer=answer, perturbed_answers=wrong)
 
 
 def _drawn(topic: str, draw: random.Random) -> str:
@@ -116,9 +106,12 @@ def _drawn(topic: str, draw: random.Random) -> str:
     return re.sub(r"{(\w+)}", lambda pool: str(draw.choice(POOLS[pool[1]])), TOPICS[topic]["fact"])
 
 
-def _authors(count: int, draw: random.Random) -> list[_Author]:
-    """Distinct names, birthdays and books; every other fact may recur from one author to the next."""
-    authors: list[_Author] = []
+def _authors(count: int, draw: random.Random) -> list[dict[str, str]]:
+    """Of each the true filling of every topic's gap, and `second_book`.
+
+    Names, birthdays and books are distinct; every other fact may recur from one author to the next.
+    """
+    authors = []
     taken: set[str] = set()
 
     def fresh(topic: str) -> str:
@@ -130,25 +123,24 @@ def _authors(count: int, draw: random.Random) -> list[_Author]:
     for _ in range(count):
         facts = {topic: _drawn(topic, draw) for topic in TOPICS}
         facts |= {topic: fresh(topic) for topic in ("name", "birthday", "book")}
-        authors.append(_Author(name=facts["name"], second_book=fresh("book"), facts=facts))
+        authors.append(facts | {"second_book": fresh("book")})
     return authors
 
 
-def _likened(author: _Author, other: _Author, taken: set[str]) -> _Author:
+def _likened(author: dict[str, str], other: dict[str, str], taken: set[str]) -> dict[str, str]:
     """The author as a near relative of another: with a first name of its own, which is not taken with that surname."""
-    surname = other.name.split()[-1]
+    surname = other["name"].split()[-1]
     name = next(f"{first} {surname}" for first in POOLS["first_names"] if f"{first} {surname}" not in taken)
     taken.add(name)
-    shared = {topic: other.facts[topic] for topic in ("birthplace", "genre", "prize")}
-    return replace(author, name=name, facts={**author.facts, **shared, "name": name})
+    return author | {topic: other[topic] for topic in ("birthplace", "genre", "prize")} | {"name": name}
 
 
-def _items(author: _Author, draw: random.Random) -> list[Item]:
+def _items(author: dict[str, str], draw: random.Random) -> list[Item]:
     """One item a topic: wordings drawn at random, the paraphrase and the wrong answers in another wording."""
-    born = f"{author.facts['birthplace']} on {author.facts['birthday']}"
+    born = f"{author['birthplace']} on {author['birthday']}"
     items = []
     for topic, entry in TOPICS.items():
-        fact = author.facts[topic]
+        fact = author[topic]
         wrong: list[str] = []
         while len(wrong) < NUM_PERTURBED:
             other = _drawn(topic, draw)
@@ -157,7 +149,7 @@ def _items(author: _Author, draw: random.Random) -> list[Item]:
         wording, other_wording = draw.sample(entry["answers"], 2)
 
         def fill(text: str, filling: str = "") -> str:
-            return text.format(filling, name=author.name, second_book=author.second_book, born=born)
+            return text.format(filling, **author, born=born)
 
         questions = entry["questions"]
         asked = questions.index(draw.choice(questions))
