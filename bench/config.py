@@ -53,9 +53,7 @@ def _model_kind(value: Any) -> str:
 class RunConfig:
     """One run: a benchmark, a model, an adapter, a forget loss, and how they are trained and evaluated."""
 
-    benchmark: Annotated[BenchmarkConfig, Field(discriminator="name"), _named("benchmark")] = field(
-        default_factory=AuthorsConfig
-    )
+    benchmark: Annotated[BenchmarkConfig, Field(discriminator="name"), _named("benchmark")] = AuthorsConfig()
     """What is to be forgotten and kept."""
     model: Annotated[
         Annotated[TinyConfig, Tag("tiny")]
@@ -66,17 +64,11 @@ class RunConfig:
     """Which model learns and forgets it."""
     start_from: StartFrom = "target_model"
     """Which of the two prepared models the adapter is put on."""
-    adapter: Annotated[AdapterConfig, Field(discriminator="name"), _named("adapter")] = field(
-        default_factory=GrunConfig
-    )
+    adapter: Annotated[AdapterConfig, Field(discriminator="name"), _named("adapter")] = GrunConfig()
     """What is trained."""
-    forget_loss: Annotated[ForgetLossConfig, Field(discriminator="name"), _named("forget_loss")] = field(
-        default_factory=GradAscentConfig
-    )
+    forget_loss: Annotated[ForgetLossConfig, Field(discriminator="name"), _named("forget_loss")] = GradAscentConfig()
     """How the forget set is forgotten."""
-    retain_loss: Annotated[RetainLossConfig, Field(discriminator="name"), _named("retain_loss")] = field(
-        default_factory=CeConfig
-    )
+    retain_loss: Annotated[RetainLossConfig, Field(discriminator="name"), _named("retain_loss")] = CeConfig()
     """How the retain set is kept."""
     training: TrainingConfig = field(default_factory=TrainingConfig)
     """The training loop."""
