@@ -43,16 +43,13 @@ def decode(  # noqa: PLR0913 (a decoder's state, from wherever it comes)
     if any(drafts):
         state = attention_mask_BS, next_position_B
         begun, token_B, attention_mask_BS, next_position_B = _read(model, cache, token_B, *state, drafts)
-        for row, tokens in enumerate(begun):
-            written.take(row, tokens)
+        written.take(rows, begun)
     while True:
-        for row, token in zip(rows, token_B.tolist(), strict=True):
-            written.take(row, [token])
-        open_rows = written.open
-        if not open_rows:
-            break
-        if len(open_rows) < KEEP_SHARE * len(rows):
-            kept = [index for index, row in enumerate(rows) if row in open_rows]
+        written.take(rows, token_B[:, None].tolist())
+        if not written.open:
+            return written.answers
+        if len(written.open) < KEEP_SHARE * len(rows):
+            kept = [index for index, row in enumerate(rows) if row in written.open]
             rows = [rows[index] for index in kept]
             row_B = torch.tensor(kept, device=token_B.device)
             keep_rows(cache, row_B)
@@ -69,7 +66,6 @@ def decode(  # noqa: PLR0913 (a decoder's state, from wherever it comes)
         )
         token_B = outputs.logits[:, -1].argmax(dim=-1)
         next_position_B = next_position_B + 1
-    return written.answers
 
 
 class _Answers:
@@ -81,9 +77,9 @@ class _Answers:
         """Those that go on."""
         self._max_new_tokens, self._eos_ids = max_new_tokens, eos_ids
 
-    def take(self, row: int, tokens: Sequence[int]) -> None:
-        """The next tokens of an answer, where it goes on."""
-        for token in tokens:
+    def take(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
+        """The next tokens of some answers, as far as they go on."""
+        for row, token in ((row, token) for row, own in zip(rows, tokens, strict=True) for token in own):
             if row in self.open and token not in self._eos_ids:
                 self.answers[row].append(token)
             if token in self._eos_ids or len(self.answers[row]) == self._max_new_tokens:
