@@ -213,7 +213,7 @@ def _check_pairs(config: RunConfig) -> None:
             "adapter.train_embeddings",
             f"{forget_loss.name} with {retain_loss.name} needs the LM head as it was; leave it frozen",
         )
-    if retain_loss.positions == "all" and config.adapter.edits is not None:
+    if retain_loss.positions == "all" and (config.adapter.edits is not None or config.adapter.is_gated):
         raise UserError(
             "retain_loss.positions", f"{config.adapter.name} changes nothing that is said of a prompt; use answer"
         )

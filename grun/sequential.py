@@ -1,24 +1,27 @@
 """Modules of several requests on one frozen model: stack them, take one back, export them all.
 
-Every request has trained a gated edit of its own on the same layers. At inference all their gates read the same hidden
-state, and h' = h + Σ_k w_k(h) · Δ_k(h), where the combination says how the gates g_k become the weights w_k.
+Every request has trained a gated edit of its own on the same layers, or a gated LoRA. At inference all their gates read
+the same hidden state, and h' = h + Σ_k w_k · Δ_k(h), where the combination says how the gates g_k become the weights
+w_k; likewise the linear layers' outputs under the LoRAs.
 """
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from grun.adapters.grun import GrunConfig
+from grun.adapters import ADAPTERS, AdapterConfig
+from grun.adapters.gated_lora import LowRankUpdates, key
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import CausalLM
-from pyvene_custom.edits import LoReFT
+from pyvene_custom.edits import Gated, LoReFT
 from pyvene_custom.gates import Gate
 
 Combination = Literal["sum", "scaled_by_number", "top_1"]
@@ -26,47 +29,28 @@ Combination = Literal["sum", "scaled_by_number", "top_1"]
 most open gate, 0 of the others."""
 DEPLOYMENT = "deployment.json"
 MODULES = "requests"
-PLACES = ("layers", "rank", "edits", "gate_function", "gate_layer")
-"""What of a config is needed to load its modules."""
-LATER_PLACES = {"edits": "prompt_end", "gate_layer": None}
-"""What a deployment of before there was a choice has."""
 
 
-class CombinedEdit(nn.Module):
-    """The edits of K requests at one layer: all gates in one matrix product, then the open ones' edits in two.
+class CombinedGates(nn.Module):
+    """The gates of K requests at one place, all in one matrix product.
 
-    gate_threshold: a gate below it counts as 0; where all do, h' is h bit for bit. Inference only.
+    gate_threshold: a gate below it counts as 0; where all do, nothing is changed, bit for bit. Inference only.
     """
 
-    rotation_KRD: Tensor
-    difference_KRD: Tensor
-    bias_KR: Tensor
+    def __init__(self, members: Mapping[str, Gated], combination: Combination, gate_threshold: float) -> None:
+        """members: what is behind the gates, by request, in the order of the gate logits.
 
-    def __init__(self, edits: Mapping[str, LoReFT], combination: Combination, gate_threshold: float) -> None:
-        """edits: by request, in the order of the gate logits. They share rank and gate function.
-
-        Raises UserError where they do not, or there is no such combination.
+        Raises UserError where gates do not fit together, or there is no such combination.
         """
         super().__init__()
         if combination not in get_args(Combination):
             raise UserError("combination", f"is {combination!r}; use one of {', '.join(get_args(Combination))}")
-        self.requests = tuple(edits)
+        self.requests = tuple(members)
         self.combination = combination
         self.gate_threshold = gate_threshold
-        members = list(edits.values())
-        gates = [cast(Gate, edit.gate) for edit in members]
-        try:
+        gates = [cast(Gate, member.gate) for member in members.values()]
+        with _of_one_config():
             self.gates = gates[0].stack(gates)
-            with torch.no_grad():
-                rotation_KRD = torch.stack([edit.rotation.weight for edit in members])
-                source_KRD = torch.stack([edit.learned_source.weight for edit in members])
-        except (ValueError, RuntimeError):
-            raise UserError(
-                "requests", "their modules differ in rank or gate function; combine those of one config"
-            ) from None
-        self.register_buffer("rotation_KRD", rotation_KRD)
-        self.register_buffer("difference_KRD", source_KRD - rotation_KRD)
-        self.register_buffer("bias_KR", torch.stack([edit.learned_source.bias.detach() for edit in members]))
 
     def weight(self, gate_BK: Tensor) -> Tensor:
         """How much of each request's edit is applied at these gates: [B, K]; 0 where none of it is."""
@@ -83,6 +67,25 @@ class CombinedEdit(nn.Module):
         logit_BK = self.gates.logit(h_BD)
         return self.weight(torch.sigmoid(logit_BK)), logit_BK
 
+
+class CombinedEdit(CombinedGates):
+    """The edits of K requests at one layer: the open ones' edits in two matrix products."""
+
+    rotation_KRD: Tensor
+    difference_KRD: Tensor
+    bias_KR: Tensor
+
+    def __init__(self, edits: Mapping[str, LoReFT], combination: Combination, gate_threshold: float) -> None:
+        """See `CombinedGates`. Raises UserError where they differ in rank."""
+        super().__init__(edits, combination, gate_threshold)
+        members = list(edits.values())
+        with torch.no_grad(), _of_one_config():
+            rotation_KRD = torch.stack([edit.rotation.weight for edit in members])
+            source_KRD = torch.stack([edit.learned_source.weight for edit in members])
+        self.register_buffer("rotation_KRD", rotation_KRD)
+        self.register_buffer("difference_KRD", source_KRD - rotation_KRD)
+        self.register_buffer("bias_KR", torch.stack([edit.learned_source.bias.detach() for edit in members]))
+
     def edited(self, h_BTD: Tensor, weight_BK: Tensor) -> Tensor:
         """See `pyvene_custom.edits.Edit`."""
         is_applied_BK = weight_BK > 0
@@ -96,6 +99,28 @@ class CombinedEdit(nn.Module):
         return torch.where(is_applied_BK.any(dim=1)[:, None, None], edited_BTD, h_BTD)
 
 
+class CombinedUpdates(CombinedGates):
+    """The low-rank updates of K requests."""
+
+    def __init__(self, members: Mapping[str, LowRankUpdates], combination: Combination, gate_threshold: float) -> None:
+        """See `CombinedGates`. Raises UserError where they differ in rank, or update different layers."""
+        super().__init__(members, combination, gate_threshold)
+        first, *others = members.values()
+        self.names, self.scale = first.names, first.scale
+        with torch.no_grad(), _of_one_config():
+            if any((other.names, other.scale) != (self.names, self.scale) for other in others):
+                raise ValueError("of different layers")
+            self.down_KRI = {n: torch.stack([each.down_RI[key(n)] for each in members.values()]) for n in self.names}
+            self.up_KOR = {n: torch.stack([each.up_OR[key(n)] for each in members.values()]) for n in self.names}
+
+    def update(self, name: str, x_BTI: Tensor, weight_BK: Tensor) -> Tensor:
+        """See `grun.adapters.gated_lora.Updates`."""
+        used = (weight_BK > 0).any(dim=0).nonzero()[:, 0]  # of all K requests, those that some prompt needs
+        down_KRI, up_KOR = self.down_KRI[name][used], self.up_KOR[name][used]
+        low_BTKR = torch.einsum("bti,kri->btkr", x_BTI.to(down_KRI.dtype), down_KRI)
+        return self.scale * torch.einsum("btkr,kor->bto", low_BTKR * weight_BK[:, None, used, None], up_KOR)
+
+
 def combine(
     base: EditedModel, modules: Mapping[str, EditedModel], combination: Combination, gate_threshold: float
 ) -> EditedModel:
@@ -107,28 +132,34 @@ def combine(
     places = {(module.layers, module.where, module.gate_layer) for module in modules.values()}
     if places != {(base.layers, base.where, base.gate_layer)}:
         raise UserError("requests", f"their modules edit different places ({places}); combine those of one config")
-    return base.with_edits(
-        {
-            layer: CombinedEdit(
-                {request: cast(LoReFT, module.edits[str(layer)]) for request, module in modules.items()},
-                combination,
-                gate_threshold,
-            )
-            for layer in base.layers
-        }
-    )
+    combined = {}
+    for layer in base.layers:
+        members: dict[str, Any] = {request: module.edits[str(layer)] for request, module in modules.items()}
+        kind = CombinedEdit if isinstance(base.edits[str(layer)], LoReFT) else CombinedUpdates
+        combined[layer] = kind(members, combination, gate_threshold)
+    return base.with_edits(combined)
 
 
-def combined_edits(adapted: EditedModel) -> list[CombinedEdit]:
+def combined_edits(adapted: EditedModel) -> list[CombinedGates]:
     """The edits of a model made by `combine`, layer by layer."""
-    return [cast(CombinedEdit, edit) for edit in adapted.edits.values()]
+    return [cast(CombinedGates, edit) for edit in adapted.edits.values()]
+
+
+@contextlib.contextmanager
+def _of_one_config() -> Iterator[None]:
+    """Inside, what does not fit together is a UserError."""
+    try:
+        yield
+    except (ValueError, RuntimeError):
+        problem = "their modules differ in rank or gate function; combine those of one config"
+        raise UserError("requests", problem) from None
 
 
 def save_deployment(
     folder: Path,
     model: CausalLM,
     tokenizer: Any,
-    config: GrunConfig,
+    config: AdapterConfig,
     modules: Mapping[str, Path],
     combination: Combination,
     gate_threshold: float,
@@ -142,11 +173,11 @@ def save_deployment(
     tokenizer.save_pretrained(folder)
     for number, module in enumerate(modules.values()):
         shutil.copytree(module, folder / MODULES / f"{number:04d}")
-    settings = asdict(config)
     description = {
+        **asdict(config),
         "combination": combination,
         "gate_threshold": gate_threshold,
-        **{name: settings[name] for name in PLACES},
+        "name": ADAPTERS.name_of(config),
         "requests": {request: f"{MODULES}/{number:04d}" for number, request in enumerate(modules)},
     }
     (folder / DEPLOYMENT).write_text(json.dumps(description, indent=2) + "\n")
@@ -155,9 +186,15 @@ def save_deployment(
 def load_deployment(folder: Path, model: CausalLM) -> EditedModel:
     """The model with all modules of a deployment on. Raises UserError where the folder is not whole."""
     try:
-        description = LATER_PLACES | json.loads((folder / DEPLOYMENT).read_text())
-        settings = {name: description[name] for name in PLACES}
-        config = GrunConfig(**settings | {"layers": tuple(description["layers"])})
+        description = {"name": "grun"} | json.loads((folder / DEPLOYMENT).read_text())  # once there was nothing else
+        kind = ADAPTERS.named(description.pop("name"))
+        config = kind(
+            **{
+                field.name: tuple(description[field.name]) if field.name == "layers" else description[field.name]
+                for field in fields(kind)
+                if field.name in description
+            }
+        )
         modules = {request: config.load(model, folder / place) for request, place in description["requests"].items()}
         combination, gate_threshold = description["combination"], description["gate_threshold"]
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from pyvene_custom.gate_functions import GateFunction, new_gate
+from pyvene_custom.gates import Gate
 
 WEIGHTS = "edits.safetensors"
 
@@ -44,29 +45,14 @@ class Edit(Protocol):
         """T positions of each prompt with so much of the edit in, in h's own dtype; a weight of 0 leaves every bit."""
 
 
-class LoReFT(nn.Module):
-    """h' = h + g · Rᵀ(W h + b − R h), the rows of R orthonormal, g = sigmoid(gate(h)), or 1 without a gate.
+class Gated(nn.Module):
+    """Something that is done to a prompt as far as a gate is open to it, or always where there is no gate."""
 
-    Eq. 2 of arXiv 2404.03592; the gate: GRUN, arXiv 2502.17823.
-    """
-
-    def __init__(self, *, hidden_size: int, rank: int, gate_function: GateFunction | None) -> None:
-        super().__init__()
-        self.rotation = nn.Linear(hidden_size, rank, bias=False)
-        nn.init.orthogonal_(self.rotation.weight)
-        parametrize.register_parametrization(self.rotation, "weight", _OrthonormalRows())
-        self.learned_source = nn.Linear(hidden_size, rank)
-        self.gate = None if gate_function is None else new_gate(gate_function, hidden_size)
-        self.gate_threshold = 0.0
-        """Inference only: where the gate is below it, the edit is skipped."""
-        self.forced_open: bool | None = None
-        """Inference only: treat every prompt's gate as open, or as shut, whatever the threshold. None: neither."""
-
-    def difference(self, h_BTD: Tensor) -> Tensor:
-        """What a full edit adds, in float32: [B, T, D]."""
-        rotation_RD = self.rotation.weight
-        h_BTD = h_BTD.to(rotation_RD.dtype)
-        return (self.learned_source(h_BTD) - h_BTD @ rotation_RD.T) @ rotation_RD
+    gate: Gate | None
+    gate_threshold: float = 0.0
+    """Inference only: where the gate is below it, nothing is done."""
+    forced_open: bool | None = None
+    """Inference only: treat every prompt's gate as open, or as shut, whatever the threshold. None: neither."""
 
     def read(self, h_BD: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Edit`."""
@@ -80,6 +66,27 @@ class LoReFT(nn.Module):
         if self.forced_open is False:
             return torch.zeros_like(weight_B1), logit_B1
         return weight_B1 * (gate_B1 >= self.gate_threshold), logit_B1
+
+
+class LoReFT(Gated):
+    """h' = h + g · Rᵀ(W h + b − R h), the rows of R orthonormal, g = sigmoid(gate(h)), or 1 without a gate.
+
+    Eq. 2 of arXiv 2404.03592; the gate: GRUN, arXiv 2502.17823.
+    """
+
+    def __init__(self, *, hidden_size: int, rank: int, gate_function: GateFunction | None) -> None:
+        super().__init__()
+        self.rotation = nn.Linear(hidden_size, rank, bias=False)
+        nn.init.orthogonal_(self.rotation.weight)
+        parametrize.register_parametrization(self.rotation, "weight", _OrthonormalRows())
+        self.learned_source = nn.Linear(hidden_size, rank)
+        self.gate = None if gate_function is None else new_gate(gate_function, hidden_size)
+
+    def difference(self, h_BTD: Tensor) -> Tensor:
+        """What a full edit adds, in float32: [B, T, D]."""
+        rotation_RD = self.rotation.weight
+        h_BTD = h_BTD.to(rotation_RD.dtype)
+        return (self.learned_source(h_BTD) - h_BTD @ rotation_RD.T) @ rotation_RD
 
     def edited(self, h_BTD: Tensor, weight_BK: Tensor) -> Tensor:
         """See `Edit`."""

@@ -36,7 +36,7 @@ def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location
 
     rows: `bench.results.requests.scan_requests`. last: `last_states` of them.
     """
-    gated = last.filter("is_own_variant", pl.col("adapter") == "grun").head(1).to_dicts()
+    gated = last.filter("is_own_variant", pl.col("combination").is_not_null()).head(1).to_dicts()
     drawn = {
         "triangle": charts.requests_triangle(rows),
         "curves": charts.requests_curves(rows),

@@ -29,7 +29,7 @@ def finished_row(
     retain_model_items: what forget quality is measured against; None: there are none. cost: columns of `runs`.
     """
     gold = items if config.method == "retain_model" else retain_model_items
-    edited = adapted if isinstance(adapted, EditedModel) else None
+    edited = adapted if isinstance(adapted, EditedModel) and config.adapter.edits else None
     scores = score(items, gold, config.adapter.gate_threshold if config.adapter.is_gated else 0.0)
     return {
         **config_columns(config),

@@ -6,6 +6,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import get_args
 
+import polars as pl
+
 from bench.config import run_config
 from bench.results.requests import last_states, read_requests, scan_requests
 from bench.results.storage import Folder, location
@@ -17,7 +19,7 @@ from grun.sequential import save_deployment
 
 
 def export(results_folder: Folder, study: str, output: Path, without: Sequence[str]) -> list[str]:
-    """Write the modules of a finished GRUN study as one deployment; returns the requests whose modules are in it.
+    """Write the modules of a finished study as one deployment; returns the requests whose modules are in it.
 
     without: requests to leave out, by name. Raises UserError where there is no such study or request, or something else
     where the deployment is to be.
@@ -25,9 +27,9 @@ def export(results_folder: Folder, study: str, output: Path, without: Sequence[s
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError("--output", f"{output} is there already, and not empty; name another folder")
     folder = location(results_folder)
-    last = last_states(scan_requests(folder)).filter("is_own_variant", study=study, adapter="grun")
+    last = last_states(scan_requests(folder)).filter("is_own_variant", pl.col("combination").is_not_null(), study=study)
     if last.is_empty():
-        raise UserError("--study", f"{folder} holds no finished GRUN study {study}")
+        raise UserError("--study", f"{folder} holds no finished study {study} whose modules stack")
     row = last.row(0, named=True)
     config = run_config(json.loads(row["config_json"]))
     assert config.adapter.is_stackable

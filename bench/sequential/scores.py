@@ -17,7 +17,7 @@ from bench.results.columns import REQUEST_METRICS, STATE_METRICS, ItemRow
 from bench.sequential.request import Request
 from grun.data import Example, collate
 from grun.engine.edited import EditedModel
-from grun.model.reading import model_inputs, through_hooks
+from grun.model.reading import model_inputs
 
 SOFT_GATE_IS_SHUT = 0.5
 """At gate threshold 0 no gate is ever quite shut: below this one it is called so."""
@@ -96,7 +96,7 @@ def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) ->
     batch = collate([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts], device=adapted.device)
 
     def edited() -> Any:
-        return through_hooks(adapted.model, batch, adapted.editing(prompts, batch.edited_position_B))
+        return adapted.whole_pass(batch, prompts)
 
     def bare() -> Any:
         return adapted.model(**model_inputs(batch))

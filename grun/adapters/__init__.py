@@ -7,11 +7,12 @@ from typing import get_args
 
 from grun.adapters.adapter import Adapter
 from grun.adapters.full import FullConfig
+from grun.adapters.gated_lora import GatedLoraConfig
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig
 from grun.adapters.reft import ReftConfig
 from grun.components import Components
 
-AdapterConfig = FullConfig | GrunConfig | LoraConfig | NoneConfig | ReftConfig
+AdapterConfig = FullConfig | GatedLoraConfig | GrunConfig | LoraConfig | NoneConfig | ReftConfig
 ADAPTERS = Components(field="adapter", kind=Adapter, own=get_args(AdapterConfig), group="grun.adapters")

@@ -15,7 +15,7 @@ from grun.model.forward import CausalLM
 from grun.model.layers import Layer, Layers
 from grun.settings import LATER
 from pyvene_custom.editing import Edits
-from pyvene_custom.edits import LoReFT
+from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import GateFunction
 
 
@@ -91,5 +91,5 @@ def gates_forced(adapted: EditedModel, is_open: Sequence[bool]) -> Iterator[None
             edit.forced_open = None
 
 
-def _gated(adapted: EditedModel) -> list[LoReFT]:
-    return cast(list[LoReFT], list(adapted.edits.values()))
+def _gated(adapted: EditedModel) -> list[Gated]:
+    return cast(list[Gated], list(adapted.edits.values()))

@@ -6,11 +6,12 @@ edits can change (`grun.engine.later_layers`), for the examples and prompts that
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,7 @@ from grun.engine.prefix_layout import CannotServe
 from grun.errors import UserError
 from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, eos_ids, in_groups
 from grun.model.layers import Layer
-from grun.model.reading import head_at, hidden_layer_index, layer_output, model_inputs, prompt_inputs
+from grun.model.reading import head_at, hidden_layer_index, layer_output, model_inputs, prompt_inputs, through_hooks
 from pyvene_custom.editing import Editing, Edits
 from pyvene_custom.edits import load_edits, save_edits
 
@@ -91,19 +92,24 @@ class EditedModel:
         else:
             self._caches.append(cache)
 
-    def on_plain_path(self, model: CausalLM = None) -> EditedModel:
+    def on_plain_path(self, model: CausalLM = None) -> Self:
         """The same edits without the engine: for a model whose weights change. model: another one to put them on."""
-        plain = EditedModel(self.model if model is None else model, self._edits(), self.where, self.gate_layer)
-        plain._gate_hiddens = None
-        plain._plain()  # pyvene freezes a model when it takes hold of it: now, and not after its weights were freed
+        plain = copy.copy(self)
+        plain.model = self.model if model is None else model
+        plain._gate_hiddens, plain._caching, plain._caches, plain._gated = None, None, [], None
+        plain.take_hold()
         return plain
 
-    def with_edits(self, edits: Mapping[int, nn.Module]) -> EditedModel:
+    def take_hold(self) -> None:
+        """pyvene freezes a model when it takes hold of it: now, and not after its weights were freed."""
+        self._plain()
+
+    def with_edits(self, edits: Mapping[int, nn.Module]) -> Self:
         """The same model and prefix caches under other edits on the same layers."""
-        other = EditedModel(self.model, edits, self.where, self.gate_layer)
-        assert other.layers == self.layers, "what is cached ends at the first edited layer"
-        other._caching, other._caches, other._weights = self._caching, self._caches, self._weights
-        other._gate_hiddens = self._gate_hiddens
+        assert tuple(sorted(edits)) == self.layers, "what is cached ends at the first edited layer"
+        other = copy.copy(self)
+        other.edits = nn.ModuleDict({str(layer): edits[layer] for layer in self.layers}).to(self.model.device)
+        other._gated = None
         return other
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
@@ -171,6 +177,10 @@ class EditedModel:
             known |= zip([example.prompt_ids for example in batch], hidden_BD.float(), strict=True)
         return torch.stack([known[prompt] for prompt in prompts])
 
+    def whole_pass(self, batch: Batch, prompts: Sequence[tuple[int, ...]]) -> Any:
+        """The whole model's own output on a batch, the edits put in by torch's own hooks."""
+        return through_hooks(self.model, batch, self.editing(prompts, batch.edited_position_B))
+
     def through_pyvene(self, batch: Batch, editing: Editing) -> Any:
         """The whole model on a batch: its own output."""
         return self._plain()(model_inputs(batch), editing)
@@ -205,6 +215,9 @@ class EditedModel:
     @torch.no_grad()
     def prompt_gates(self, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Gate logits of some prompts, [B, K], at the thresholds in force; None where the edits have no gates."""
+        if self.gate_layer is not None:  # whatever the gates below say
+            read = [edit.read(self._gate_hidden(prompts))[1] for edit in self._edits().values()]
+            return torch.cat(read, dim=1)
         cache = self._cache_of(prompts)
         if cache is not None:
             return later_layers.gate_logits(self.model, self.editing(prompts, None), cache, prompts)
@@ -214,7 +227,7 @@ class EditedModel:
         """Write gates and edits (safetensors)."""
         save_edits(folder, self.edits)
 
-    def loaded(self, folder: Path) -> EditedModel:
+    def loaded(self, folder: Path) -> Self:
         """This very model with the gates and edits saved in `folder`, bit for bit, in evaluation mode."""
         load_edits(folder, self.edits)
         self.train(False)

@@ -120,9 +120,10 @@ class PlainModel:
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """See `Adapted`."""
         at = None if hidden_layer is None else hidden_layer_index(self.model, hidden_layer)
-        return in_groups(examples, len, self.device, partial(self._answer_output, hidden_layer=at))
+        return in_groups(examples, len, self.device, partial(self.one_pass, hidden_layer=at))
 
-    def _answer_output(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
+    def one_pass(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
+        """All the examples in one padded batch, in their order. hidden_layer: its index."""
         batch = collate(examples, device=self.device)
         with (
             head_at(self.model, batch.predicts_answer_BL) as head_inputs,
@@ -194,9 +195,16 @@ def in_groups(
 
 
 def generate(
-    model: CausalLM, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]]
+    model: CausalLM,
+    prompts: Sequence[tuple[int, ...]],
+    max_new_tokens: int,
+    drafts: Sequence[Sequence[int]],
+    keep: Callable[[Tensor], None] = lambda row_B: None,
 ) -> list[list[int]]:
-    """Greedy answers as token ids, EOS left out: the prompts read in one pass, drafts in one, then token by token."""
+    """Greedy answers as token ids, EOS left out: the prompts read in one pass, drafts in one, then token by token.
+
+    keep: see `decode`.
+    """
     inputs = prompt_inputs(prompts, model)
     mask_BL = inputs["attention_mask"]
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
@@ -212,6 +220,7 @@ def generate(
         max_new_tokens=max_new_tokens,
         eos_ids=set(eos_ids(model)),
         drafts=drafts,
+        keep=keep,
     )
 
 

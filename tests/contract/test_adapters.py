@@ -26,6 +26,7 @@ Fresh = Callable[[], tuple[Any, PromptTemplate]]
 CONFIGS = {kind.name: kind() for kind in get_args(AdapterConfig)}
 CONFIGS |= {f"{name}, latched": replace(CONFIGS[name], edits="answer") for name in ("grun", "reft")}
 CONFIGS["grun, router"] = replace(CONFIGS["grun"], gate_function="router")
+CONFIGS["gated_lora, linear"] = replace(CONFIGS["gated_lora"], gate_function="linear")
 
 
 @pytest.fixture(params=CONFIGS.values(), ids=CONFIGS)

@@ -27,7 +27,7 @@ from bench.results.requests import scan_requests
 from bench.sequential import studies
 from bench.studies import sweep
 
-OF_TOFU = [f"sequential_{method}" for method in ("grun", "router", "lora", "full", "reft")]
+OF_TOFU = [f"sequential_{method}" for method in ("grun", "router", "lora", "gated_lora", "full", "reft")]
 SPACES = Path(__file__).parents[2] / "search_spaces"
 TINY = {
     "model": "tiny",
