@@ -29,6 +29,8 @@ from grun.training.recipe import Recipe, TrainingConfig
 
 COMPONENTS = (ADAPTERS, FORGET_LOSSES, RETAIN_LOSSES)
 """What may also come from outside this repository."""
+OF_LOSSES = ("forget_loss", "retain_loss", "training")
+"""Fields of RunConfig that say how an adapter is trained by losses."""
 
 
 def _named(field_name: str) -> BeforeValidator:
@@ -79,13 +81,15 @@ class RunConfig:
 
     @property
     def method(self) -> str:
-        """`adapter+forget_loss`, or the model's own role where nothing is trained.
+        """`adapter+forget_loss`; the adapter alone where no loss trains it; where nothing does, the model's own role.
 
         An adapter whose edits go on to the answer's end is another method than one that edits the prompt's: `_latched`.
         """
         if not self.adapter.trains:
             return self.start_from
         adapter = f"{self.adapter.name}_latched" if self.adapter.edits == "answer" else self.adapter.name
+        if not self.adapter.has_loss:
+            return adapter
         name = f"{adapter}+{self.forget_loss.name}"
         return name if self.retain_loss.name == "ce" else f"{name}+{self.retain_loss.name}"
 
@@ -125,6 +129,8 @@ class RunConfig:
         data: dict[str, Any] = plain_data(self)
         for kinds in COMPONENTS:
             data[kinds.field]["name"] = kinds.name_of(getattr(self, kinds.field))
+        if not self.adapter.has_loss:  # what decides nothing names nothing
+            return {key: value for key, value in data.items() if key not in OF_LOSSES}
         if data["retain_loss"].keys() == {"name"}:
             data["retain_loss"] = data["retain_loss"]["name"]
         return data
@@ -198,6 +204,9 @@ def _from_outside(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_pairs(config: RunConfig) -> None:
     forget_loss, retain_loss = config.forget_loss, config.retain_loss
+    if not config.adapter.has_loss and (forget_loss != GradAscentConfig() or retain_loss != CeConfig()):
+        name = "retain_loss" if forget_loss == GradAscentConfig() else "forget_loss"
+        raise UserError(name, f"{config.adapter.name} is trained by no loss; leave it out")
     if retain_loss.reference == "hidden" and forget_loss.hidden_layer is None:
         raise UserError(
             "retain_loss",

@@ -8,7 +8,7 @@ w_k; likewise the linear layers' outputs under the LoRAs.
 import contextlib
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from grun.adapters import ADAPTERS, AdapterConfig
+from grun.adapters.eco import Corruption
 from grun.adapters.gated_lora import LowRankUpdates, key
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
@@ -121,6 +122,26 @@ class CombinedUpdates(CombinedGates):
         return self.scale * torch.einsum("btkr,kor->bto", low_BTKR * weight_BK[:, None, used, None], up_KOR)
 
 
+class CombinedCorruptions(CombinedGates):
+    """The corruptions of K requests."""
+
+    def __init__(self, members: Mapping[str, Corruption], combination: Combination, gate_threshold: float) -> None:
+        """See `CombinedGates`."""
+        super().__init__(members, combination, gate_threshold)
+        self.members = nn.ModuleList(members.values())
+
+    def corrupted(self, prompt: tuple[int, ...], embedding_PD: Tensor, weight_K: Tensor) -> Tensor:
+        """See `grun.adapters.eco.Corruption`. That of the request whose gate is most open."""
+        return cast(Corruption, self.members[int(weight_K.argmax())]).corrupted(prompt, embedding_PD, weight_K)
+
+
+COMBINED: Mapping[type, Callable[..., CombinedGates]] = {
+    LoReFT: CombinedEdit,
+    LowRankUpdates: CombinedUpdates,
+    Corruption: CombinedCorruptions,
+}
+
+
 def combine(
     base: EditedModel, modules: Mapping[str, EditedModel], combination: Combination, gate_threshold: float
 ) -> EditedModel:
@@ -135,8 +156,7 @@ def combine(
     combined = {}
     for layer in base.layers:
         members: dict[str, Any] = {request: module.edits[str(layer)] for request, module in modules.items()}
-        kind = CombinedEdit if isinstance(base.edits[str(layer)], LoReFT) else CombinedUpdates
-        combined[layer] = kind(members, combination, gate_threshold)
+        combined[layer] = COMBINED[type(base.edits[str(layer)])](members, combination, gate_threshold)
     return base.with_edits(combined)
 
 

@@ -69,10 +69,12 @@ def config_columns(config: RunConfig) -> Row:
     if not adapter.trains:
         return row
     settings = dataclasses.asdict(adapter)
+    row |= {name: settings.get(name) for name in ("gate_function", "gate_threshold", "gate_weight")}
+    if not adapter.has_loss:
+        return row
     return row | {
         "forget_loss": config.forget_loss.name,
         "retain_loss": config.retain_loss.name,
-        **{name: settings.get(name) for name in ("gate_function", "gate_threshold", "gate_weight")},
         "rank": settings.get("rank", settings.get("r")),
         "learning_rate": adapter.learning_rate,
         "num_epochs": config.training.num_epochs,

@@ -6,6 +6,7 @@ An adapter is added by writing its file and naming its config in `AdapterConfig`
 from typing import get_args
 
 from grun.adapters.adapter import Adapter
+from grun.adapters.eco import EcoConfig
 from grun.adapters.full import FullConfig
 from grun.adapters.gated_lora import GatedLoraConfig
 from grun.adapters.grun import GrunConfig
@@ -14,5 +15,5 @@ from grun.adapters.none import NoneConfig
 from grun.adapters.reft import ReftConfig
 from grun.components import Components
 
-AdapterConfig = FullConfig | GatedLoraConfig | GrunConfig | LoraConfig | NoneConfig | ReftConfig
+AdapterConfig = EcoConfig | FullConfig | GatedLoraConfig | GrunConfig | LoraConfig | NoneConfig | ReftConfig
 ADAPTERS = Components(field="adapter", kind=Adapter, own=get_args(AdapterConfig), group="grun.adapters")

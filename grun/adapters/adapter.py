@@ -15,6 +15,8 @@ class Adapter(Protocol):
     """What it is called in configurations and results."""
     trains: ClassVar[bool] = True
     """Whether anything is trained at all."""
+    has_loss: ClassVar[bool] = True
+    """A forget and a retain loss train it; otherwise `Adapted.fit` settles it, and that is all."""
     trains_in_place: ClassVar[bool]
     """The model's own weights are what is trained: it is loaded in float32, and cannot be shared. There is
     `train_embeddings`."""

@@ -9,10 +9,10 @@ Shapes: B prompts, T tokens, D hidden size, I and O a linear layer's inputs and 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Protocol, cast
+from typing import Annotated, ClassVar, Literal, Protocol, cast
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
@@ -21,13 +21,10 @@ from transformers.pytorch_utils import Conv1D
 
 from grun.adapters.adapter import Adapter
 from grun.adapters.grun import set_gate_threshold
-from grun.data import Batch, Example
-from grun.engine.edited import EditedModel
-from grun.engine.prefix_cache import PrefixCaching
-from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, generate, mixed_precision
+from grun.adapters.switched import Prompts, SwitchedModel
+from grun.model.forward import CausalLM
 from grun.model.layers import Layer, layer_index
 from grun.model.patching import patched
-from grun.model.reading import model_inputs
 from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import GateFunction, new_gate
 
@@ -136,50 +133,18 @@ class LowRankUpdates(Gated):
         return nn.functional.linear(low_BTR * (self.scale * weight_BK[:, None]), up_OR)
 
 
-class UpdatedModel(EditedModel):
-    """A frozen model and low-rank updates, on from a prompt's first token as far as its gate is open.
-
-    The gates read the untouched model, so they know what to do before the pass that is updated.
-    """
-
-    def use_prefix_caching(self, caching: PrefixCaching) -> None:
-        """Nothing of an updated pass is as it was: there is no frozen prefix."""
-
-    def take_hold(self) -> None:
-        """Nothing does that here."""
-
-    def whole_pass(self, batch: Batch, prompts: Sequence[tuple[int, ...]]) -> Any:
-        """The whole model's own output on a batch."""
-        weight_BK, _ = self._updates.read(self._gate_hidden(prompts))
-        with self._updated(weight_BK):
-            return self.model(**model_inputs(batch))
-
-    def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
-        weight_BK, logit_BK = self._updates.read(self._gate_hidden([example.prompt_ids for example in examples]))
-        with self._updated(weight_BK):
-            output = PlainModel(self.model).one_pass(examples, hidden_layer)
-        return replace(output, gate_logit_BK=logit_BK)
-
-    @torch.no_grad()
-    def generate(
-        self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()
-    ) -> Generated:
-        """See `grun.model.forward.Adapted`. The gates are read once, and hold for the whole answer."""
-        weight_BK, logit_BK = self._updates.read(self._gate_hidden(prompts))
-        with self._updated(weight_BK) as keep, mixed_precision(self.device):
-            answers = generate(self.model, prompts, max_new_tokens, drafts, keep)
-        return Generated(answers=answers, gate_logit_BK=logit_BK)
+class UpdatedModel(SwitchedModel):
+    """A frozen model and low-rank updates, on from a prompt's first token as far as its gate is open."""
 
     @property
     def _updates(self) -> Updates:
         return cast(Updates, self.edits["0"])
 
     @contextlib.contextmanager
-    def _updated(self, weight_BK: Tensor) -> Iterator[Callable[[Tensor], None]]:
-        """Inside, each prompt's tokens get so much of the updates; where none gets any, the model is left alone.
-
-        Yields what goes on with some of the prompts alone.
-        """
+    def changed(
+        self, prompts: Prompts, weight_BK: Tensor, padding: Sequence[int]
+    ) -> Iterator[Callable[[Tensor], None]]:
+        """See `SwitchedModel`."""
         weights = [weight_BK]
 
         def keep(row_B: Tensor) -> None:

@@ -53,10 +53,9 @@ def unlearn(
     Raises UserError where the loss stops being finite, naming the step.
     """
     started = time.perf_counter()
-    for name, known in (("forget", plan.forget), ("retain", plan.retain)):
-        adapted.announce(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
-    adapted.fit(plan.forget, plan.retain)
-    parameters = adapted.trainable_parameters()
+    _make_ready(adapted, plan, progress)
+    if not (parameters := adapted.trainable_parameters()):  # what was fitted is all there is
+        return Trained(steps=0, seconds=time.perf_counter() - started, retain_weight=recipe.retain_weight)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.training.weight_decay)
     found = checkpoints.load(parameters, optimizer) if checkpoints else None
     done = found or Trained(steps=0, seconds=0.0, retain_weight=recipe.retain_weight)
@@ -85,6 +84,14 @@ def unlearn(
                 checkpoints.offer(parameters, optimizer, done)
     adapted.train(False)
     return done
+
+
+def _make_ready(adapted: Adapted, plan: Plan, progress: Callable[[str, int, int], None]) -> None:
+    """What comes before the first step: the frozen prefix, and what has a closed form."""
+    for name, known in (("forget", plan.forget), ("retain", plan.retain)):
+        adapted.announce(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
+    adapted.fit(plan.forget, plan.retain)
+    adapted.train(False)
 
 
 def _backward(

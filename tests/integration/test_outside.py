@@ -75,6 +75,7 @@ class ShiftConfig:
     """One vector is added to what the last layer gives."""
 
     trains: ClassVar[Literal[True]] = True
+    has_loss: ClassVar[Literal[True]] = True
     trains_in_place: ClassVar[Literal[False]] = False
     is_small: ClassVar[Literal[True]] = True
     is_gated: ClassVar[Literal[False]] = False

@@ -91,8 +91,9 @@ def _run(command: str, files: list[str], folder: Path, settings: dict[str, Any],
         ("demo_*", {"benchmark.num_authors": 5}, ["grad_ascent", "npo", "idk"]),
         ("tofu_*", {"benchmark.forget_split": "forget01", "benchmark.num_items": 60}, ["grad_ascent", "npo", "idk"]),
         # Of ten losses one with a setting of its own, and one with a retain loss of its own: each is 4 of 40 studies.
-        ("results_*", {"benchmark.num_items": 60, "forget_loss": "npo"}, ["npo"]),
-        ("results_*", {"benchmark.num_items": 60, "forget_loss": "rmu"}, ["rmu+rmu_mse"]),
+        # `eco` has none.
+        ("results_[!e]*", {"benchmark.num_items": 60, "forget_loss": "npo"}, ["npo"]),
+        ("results_[!e]*", {"benchmark.num_items": 60, "forget_loss": "rmu"}, ["rmu+rmu_mse"]),
     ],
     ids=["demo", "tofu", "results-npo", "results-rmu"],
 )
@@ -119,6 +120,21 @@ def test_a_sweep_of_the_shipped_spaces(
     table = (tmp_path / "seeds.md").read_text()
     for adapter in adapters:
         assert f"| {adapter}+{first} | 1 |" in table
+
+
+def test_a_sweep_of_corrupted_prompts(without_ray: None, made_up_tofu_dir: Path, tmp_path: Path) -> None:
+    """Nothing is trained: thresholds have rows of a method without a loss, and all that reads the folder can."""
+    given = TINY | {"benchmark.num_items": 60, "benchmark.data-dir": made_up_tofu_dir}
+    _run("sweep", ["results_eco"], tmp_path, given, "--num-trials", "1")
+    rows = store.scan_runs(tmp_path).filter(method="eco")
+    assert rows["status"].unique().to_list() == ["ok"]
+    assert {0.0, 0.5, 0.9} <= set(rows["gate_threshold"])
+    assert rows["forget_loss"].unique().to_list() == [None]
+    assert rows["trainable_parameters"].unique().to_list() == rows["num_steps"].unique().to_list() == [0]
+    for command in ("pareto", "report"):
+        main([command, str(tmp_path)])
+    main(["seeds", str(tmp_path), "--num-seeds", "1"])
+    assert "| eco | 1 |" in (tmp_path / "seeds.md").read_text()
 
 
 def test_a_sweep_of_wmdps_spaces(

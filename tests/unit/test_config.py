@@ -172,7 +172,7 @@ def test_method_names() -> None:
         ({"adapter": {"rnk": 1}}, "adapter.rnk: unknown key; did you mean rank?"),
         ({"sed": 1}, "sed: unknown key; did you mean seed?"),
         ({"adapter": {"rank": 0}}, "adapter.rank: must be greater than or equal to 1 (got 0)"),
-        ({"adapter": "lorra"}, "adapter: must be one of 'full', 'gated_lora', 'grun', 'lora', 'none', 'reft'"),
+        ({"adapter": "lorra"}, "adapter: must be one of 'eco', 'full', 'gated_lora', 'grun', 'lora', 'none', 'reft'"),
         ({"benchmark": {"name": "tofu", "forget_split": "forget02"}}, "benchmark.forget_split: must be 'forget01'"),
         ({"model": {"name": "gpt2", "num_layers": 3}}, "model.num_layers: unknown key; known are name"),
         ({"training": {"num_epochs": "many"}}, "training.num_epochs: must be a valid integer"),

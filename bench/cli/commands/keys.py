@@ -39,7 +39,7 @@ def _lines(
     kinds: schemas by name. kind: one of them. chosen: the settings made in it. above: what its keys begin with.
     """
     for name, field in kinds[kind]["properties"].items():
-        if name == "name":  # said by whoever holds it
+        if name == "name" or (not above and name not in chosen):  # said by whoever holds it, or decides nothing
             continue
         key, value, meaning = above + name, chosen.get(name, field.get("default")), field.get("description", "")
         holders = (field, *field.get("oneOf", ()), *field.get("anyOf", ()))

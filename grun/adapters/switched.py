@@ -1,0 +1,67 @@
+"""A frozen causal LM that is changed from a prompt's first token on: by how much is known before, from a pass without.
+
+There is no frozen prefix to keep, and nothing of an engine: the gates read the untouched model, then the whole of it
+runs inside what the adapter makes of it. Where every gate is shut that is the model itself, bit for bit.
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from grun.data import Batch, Example
+from grun.engine.edited import EditedModel
+from grun.engine.prefix_cache import PrefixCaching
+from grun.model.forward import AnswerOutput, Generated, PlainModel, generate, mixed_precision
+from grun.model.reading import model_inputs
+
+Prompts = Sequence[tuple[int, ...]]
+
+
+class SwitchedModel(EditedModel):
+    """What is done to it is under layer 0 of its edits; its gates read `gate_layer`, once a prompt."""
+
+    @abstractmethod
+    def changed(
+        self, prompts: Prompts, weight_BK: Tensor, padding: Sequence[int]
+    ) -> AbstractContextManager[Callable[[Tensor], None]]:
+        """Inside, the model is as the adapter makes it, as far as each prompt's gates are open.
+
+        padding: columns before each prompt's first token. Yields what goes on with some of the prompts alone.
+        """
+
+    def use_prefix_caching(self, caching: PrefixCaching) -> None:
+        """There is no frozen prefix."""
+
+    def take_hold(self) -> None:
+        """pyvene has no part in it."""
+
+    def whole_pass(self, batch: Batch, prompts: Prompts) -> Any:
+        """The whole model's own output on a batch."""
+        weight_BK, _ = self._read(prompts)
+        with self.changed(prompts, weight_BK, [0] * len(prompts)):
+            return self.model(**model_inputs(batch))
+
+    def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
+        prompts = [example.prompt_ids for example in examples]
+        weight_BK, logit_BK = self._read(prompts)
+        with self.changed(prompts, weight_BK, [0] * len(prompts)):
+            output = PlainModel(self.model).one_pass(examples, hidden_layer)
+        return replace(output, gate_logit_BK=logit_BK)
+
+    @torch.no_grad()
+    def generate(self, prompts: Prompts, max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()) -> Generated:
+        """See `grun.model.forward.Adapted`. The gates are read once, and hold for the whole answer."""
+        weight_BK, logit_BK = self._read(prompts)
+        padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+        with self.changed(prompts, weight_BK, padding) as keep, mixed_precision(self.device):
+            answers = generate(self.model, prompts, max_new_tokens, drafts, keep)
+        return Generated(answers=answers, gate_logit_BK=logit_BK)
+
+    def _read(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        weight_BK, logit_BK = self._edits()[0].read(self._gate_hidden(prompts))
+        return weight_BK, logit_BK
