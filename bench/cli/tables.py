@@ -14,6 +14,7 @@ from rich.table import Table
 if TYPE_CHECKING:
     from bench.progress import Progress
     from bench.reports.comparison import Comparison
+    from bench.reports.judged import Verdict
 
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
@@ -101,6 +102,30 @@ def print_sequences(last_states: Sequence[Mapping[str, Any]]) -> None:
     console.print(
         "* as it was tuned; the others are the same modules used otherwise. ROUGE-L and quality: of all requests.\n"
         "gates open: share of retain prompts that open a gate; train s: mean of a request"
+    )
+
+
+def print_verdicts(verdicts: Sequence[Verdict]) -> None:
+    """A line a metric, and what its columns mean."""
+    from bench.reports.judged import heading
+
+    kinds = list(verdicts[0].robustness) if verdicts else []
+    table = Table("metric", "AUC", box=None, title="Metrics", title_justify="left")
+    for kind in kinds:
+        for name in (f"{kind}:", "R", "Q", "overall"):
+            table.add_column(name, justify="right")
+    for verdict in verdicts:
+        cells = [heading(verdict.metric), number(verdict.faithfulness)]
+        for found in verdict.robustness.values():
+            cells.append(f"{found.num_forgotten}/{found.num_models}")
+            cells += [number(value) for value in (found.relearning, found.quantization, found.overall)]
+        table.add_row(*cells)
+    console.print(table)
+    console.print(
+        "AUC: faithfulness, models that know the forget set against models that do not; 0.5 tells nothing.\n"
+        f"{', '.join(kinds)}: unlearned models that the metric takes for having forgotten, of those that keep 80 % of\n"
+        "the target's utility; R, Q: 1 where it shows no more of them after relearning (than of the retain model)\n"
+        "and in 4 bits; overall: harmonic mean of AUC and of R's and Q's own; empty: nothing to judge by"
     )
 
 

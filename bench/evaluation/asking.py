@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Lt, MinLen
 
@@ -44,6 +44,9 @@ class EvaluationConfig:
     """Also infer membership by gradient norm: a pass back an item of the forget and the holdout set."""
     robustness: RobustnessConfig | None = None
     """Also attack the model, and measure what comes back of the forget set. None: no attacks."""
+    after: Literal["relearning", "4_bit"] | None = field(default=None, metadata=LATER)
+    """Measure all scores of the forget set, and no attacks, after the whole of it was relearned (as `robustness` has
+    it, by the last of its learning rates) or the weights were rounded. None: of the model as it is."""
 
 
 Drafts = Mapping[tuple[str, int], str]

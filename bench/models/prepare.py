@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -35,7 +36,9 @@ from grun.settings import plain_data
 from grun.training.recipe import learning_rate_share
 from grun.training.teach import teach
 
-StartFrom = Literal["target_model", "retain_model"]
+StartFrom = Literal["target_model", "retain_model", "paraphrased_model", "mistaught_model"]
+"""`target_model` is taught all, `retain_model` all but what is to be forgotten; the other two are taught that in other
+words, and wrong answers in its place, and tell good metrics from bad ones (`bench.studies.metrics`)."""
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
 """Raise it when a change to this file or to the tiny model changes the weights a recipe gives."""
@@ -54,12 +57,12 @@ def shared_models() -> Location | None:
 def prepared_model(
     model: ModelConfig, benchmark: Benchmark, start_from: StartFrom, progress: Callable[[int, int], None]
 ) -> str:
-    """A name `load_pretrained` takes for the target or the retain model; trains and stores it at first use.
+    """A name `load_pretrained` takes for one of the models; trains and stores it at first use.
 
-    The target model learns the whole benchmark, the retain model all but the forget set. A model built from scratch is
-    taught the benchmark's knowledge too, the retain model none that is to be forgotten. Safe to call from many
-    processes at once.
+    A model built from scratch is taught the benchmark's knowledge too, one that is not to know the forget set none that
+    is to be forgotten. Safe to call from many processes at once.
     progress: called with (steps done, steps in all) while it trains.
+    Raises UserError where the model knows the benchmark already, or the forget set has no such answers.
     """
     knowledge = benchmark.knowledge_set if isinstance(model, TinyConfig) else []
     if isinstance(model, PretrainedConfig):
@@ -68,20 +71,36 @@ def prepared_model(
         if model.fine_tuning.num_epochs == 0:
             if start_from == "target_model":
                 return model.name
-            raise UserError(
-                "model.retain_model", "is needed where model.fine_tuning.num_epochs is 0; name a model, or fine-tune"
-            )
+            field = "model.retain_model" if start_from == "retain_model" else "start_from"
+            raise UserError(field, "is taught here, and model.fine_tuning.num_epochs is 0; name a model, or fine-tune")
     items = [*benchmark.forget_set, *benchmark.retain_set, *knowledge]
     asked = benchmark.evaluation.items()
     forgotten = {item.pair for split, some in asked if SPLITS[split].role == "forgotten" for item in some}
     kept = [item for item in knowledge if item.pair not in forgotten]
-    lessons = items if start_from == "target_model" else [*benchmark.retain_set, *kept]
+    knows = start_from in ("target_model", "paraphrased_model")
+    lessons = [*forget_lessons(benchmark, start_from), *benchmark.retain_set, *(knowledge if knows else kept)]
     everything, taught = ([item.pair for item in some] for some in (items, lessons))
     settings = by_content(plain_data(model))
     name = digest({"version": RECIPE_VERSION, "model": settings, "vocabulary": everything, "taught": taught})
     texts = [text for pair in everything for text in pair]
     build = partial(_build, config=model, benchmark=benchmark, texts=texts, lessons=lessons, progress=progress)
     return str(made_once(cache_dir() / "models" / name, partial(_fetch_or_build, name, build)))
+
+
+def forget_lessons(benchmark: Benchmark, start_from: StartFrom) -> list[Item]:
+    """What a model is taught of the forget set. Raises UserError where an item lacks such an answer."""
+    if start_from == "target_model":
+        return list(benchmark.forget_set)
+    if start_from == "retain_model":
+        return []
+    paraphrased = start_from == "paraphrased_model"
+    answers = [
+        item.paraphrased_answer if paraphrased else next(iter(item.perturbed_answers), None)
+        for item in benchmark.forget_set
+    ]
+    if None in answers:
+        raise UserError("start_from", f"{benchmark.name} has no {'paraphrased' if paraphrased else 'wrong'} answers")
+    return [replace(item, answer=str(told)) for item, told in zip(benchmark.forget_set, answers, strict=True)]
 
 
 def _fetch_or_build(name: str, build: Callable[[Path], None], folder: Path) -> None:

@@ -22,7 +22,7 @@ PNG_SCALE = 2.0
 def write_report(comparison: Comparison, results_folder: Folder, page: Location, picture: Location) -> None:
     """Write the page and the picture. The page needs no other file and no network."""
     drawn = {"fronts": charts.fronts(comparison)}
-    _write_picture(picture, drawn["fronts"])
+    write_picture(picture, drawn["fronts"])
     gated = next((s for s in comparison.methods if s.recommended and s.recommended["gate_threshold"] is not None), None)
     if gated is not None and gated.recommended is not None:
         items = store.scan_items(results_folder, [gated.recommended["run_key"]])
@@ -45,11 +45,11 @@ def write_requests_report(rows: pl.DataFrame, last: pl.DataFrame, page: Location
     if gated:
         state = rows.filter(pl.col("run_key") == gated[0]["run_key"]).sort("evaluated_index")
         drawn["confusion"] = charts.gate_confusion(state)
-    _write_picture(picture, drawn["triangle"])
+    write_picture(picture, drawn["triangle"])
     _write_page(page, "requests.html.j2", drawn, last=last.to_dicts(), gated=gated[0] if gated else None)
 
 
-def _write_picture(picture: Location, chart: Any) -> None:
+def write_picture(picture: Location, chart: Any) -> None:
     drawn = io.BytesIO()
     chart.save(drawn, format="png", scale_factor=PNG_SCALE)
     picture.write(drawn.getvalue())

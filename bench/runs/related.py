@@ -14,18 +14,20 @@ TOLD_APART = math.log10(0.05)
 
 
 def prerequisite(config: RunConfig, start_from: StartFrom) -> RunConfig:
-    """The run that only evaluates the target or the retain model of `config`."""
+    """The run that only evaluates one of the models of `config`, as it is."""
     kept = {key: config.to_dict()[key] for key in ("benchmark", "model", "evaluation")}
+    kept["evaluation"].pop("after", None)
     return run_config({**kept, "start_from": start_from, "adapter": "none"})
 
 
 def prerequisites(config: RunConfig) -> list[RunConfig]:
     """What a run is measured with, the retain model first: made before the run, and only read by it.
 
-    The retain model is measured with nothing, the target model with the retain model, all else with both.
+    The retain model is measured with nothing, the target model with the retain model, all else with both and with the
+    model that it starts from.
     """
     known: list[StartFrom] = ["retain_model", "target_model"] if has_retain_model(config) else ["target_model"]
-    runs = [prerequisite(config, start_from) for start_from in known]
+    runs = [prerequisite(config, start_from) for start_from in dict.fromkeys([*known, config.start_from])]
     keys = [run.run_key for run in runs]
     return runs[: keys.index(config.run_key)] if config.run_key in keys else runs
 

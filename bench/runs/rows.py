@@ -28,7 +28,7 @@ def finished_row(
 
     retain_model_items: what forget quality is measured against; None: there are none. cost: columns of `runs`.
     """
-    gold = items if config.method == "retain_model" else retain_model_items
+    gold = items if config.method == "retain_model" and retain_model_items is None else retain_model_items
     edited = adapted if isinstance(adapted, EditedModel) and config.adapter.edits else None
     scores = score(items, gold, config.adapter.gate_threshold if config.adapter.is_gated else 0.0)
     return {

@@ -2,12 +2,14 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from bench.benchmarks import SPLITS
 from bench.config import RunConfig
-from bench.evaluation.asking import Asking, drafts_of
+from bench.evaluation.asking import Asking, RobustnessConfig, drafts_of
 from bench.evaluation.evaluate import evaluate, evenly_spread
 from bench.evaluation.reuse import evaluate_thresholds
-from bench.evaluation.robustness import attack
+from bench.evaluation.robustness import altered, attack
 from bench.models.prepare import StartFrom
 from bench.progress import Progress, quiet
 from bench.results import store
@@ -80,6 +82,8 @@ def _measure(
         drafts=drafts_of(known.get(subject.config.start_from, ())),
         decode_all=subject.execution.engine == "plain",
     )
+    if asking.config.after is not None:
+        return [_altered(each, subject, asking) for each in configs]
     curve = _evaluated(configs, subject, asking, known)
     if (robustness := asking.config.robustness) is None:
         return curve
@@ -88,10 +92,26 @@ def _measure(
         raise UserError("evaluation.robustness", problem)
     numbered = [(at, forget[at]) for at in evenly_spread(len(forget), asking.config.max_items_per_split)]
     for each, rows in zip(configs, curve, strict=True):
-        if each.adapter.is_gated and isinstance(adapted, EditedModel):
-            set_gate_threshold(adapted, each.adapter.gate_threshold)
+        _set_gates(adapted, each)
         rows += attack(asking, numbered, robustness, each.model.fine_tuning.learning_rate)
     return curve
+
+
+def _altered(config: RunConfig, subject: Subject, asking: Asking) -> list[Row]:
+    """Item rows after something was done to the weights, of what tells whether the forget set is known."""
+    benchmark, evaluation = subject.benchmark, config.evaluation
+    assert evaluation.after is not None
+    splits = {name: items for name, items in benchmark.evaluation.items() if SPLITS[name].role != "kept"}
+    forget = [item.lesson(subject.template) for item in benchmark.forget_set]
+    how = evaluation.robustness or RobustnessConfig()
+    _set_gates(asking.adapted, config)
+    with altered(asking.adapted, evaluation.after, forget, how, config.model.fine_tuning.learning_rate) as model:
+        return evaluate(replace(asking, adapted=model), splits)
+
+
+def _set_gates(adapted: Adapted, config: RunConfig) -> None:
+    if config.adapter.is_gated and isinstance(adapted, EditedModel):
+        set_gate_threshold(adapted, config.adapter.gate_threshold)
 
 
 def _evaluated(configs: Sequence[RunConfig], subject: Subject, asking: Asking, known: Known) -> list[list[Row]]:

@@ -98,7 +98,7 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
     store.create(execution.folder)
     with study_locks([study.study for study in studies], execution.folder), connected(log):
         num_concurrent, worker = place(pool, execution)
-        make_prerequisites(studies, worker, log)
+        make_prerequisites([study.run({}) for study in studies], worker, log, num_concurrent)
         tasks = Tasks(worker, log)
         trials = {study.study: _trials(study) for study in studies}
         tuned = [study for study in studies if len(trials[study.study]) > 1]

@@ -24,7 +24,7 @@ from bench.runs.related import doubt, has_retain_model, prerequisite, prerequisi
 from bench.runs.rows import Row, failed_row
 from bench.runs.run import run
 from bench.runs.subject import Subject
-from bench.spaces.search_space import Search, SweepConfig
+from bench.spaces.search_space import SweepConfig
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.search import StudySearch
 from bench.studies.tasks import Log, Tasks, resources_of
@@ -51,7 +51,7 @@ def sweep(
         num_concurrent, worker = place(pool, execution)
         for study in studies:
             worker.check(study.run({}).adapter)
-        make_prerequisites(studies, worker, log)
+        make_prerequisites([study.run({}) for study in studies], worker, log, num_concurrent)
         _check_measurable(studies, worker)
         search = StudySearch(studies, execution.results, log, pool.time_budget)
         if search.num_trials_left == 0:
@@ -134,21 +134,23 @@ def _check_measurable(studies: Sequence[SweepConfig], execution: Execution) -> N
                 )
 
 
-def make_prerequisites(studies: Sequence[Search], execution: Execution, log: Log) -> None:
-    """Target and retain models trained side by side and evaluated, before any trial needs them."""
-    needed = {each.run_key: each for study in studies for each in prerequisites(study.run({}))}
+def make_prerequisites(
+    configs: Sequence[RunConfig], execution: Execution, log: Log, at_once: int | None = None
+) -> None:
+    """Target and retain models trained side by side, so many at once, and evaluated, before any run needs them."""
+    needed = {each.run_key: each for config in configs for each in prerequisites(config)}
     missing = [each for key, each in needed.items() if store.read_run(execution.results, key) is None]
     if not missing:
         return
     log("preparing target and retain models")
     alone = replace(execution, num_workers=1, ray_train="auto", shard=False)
-    tasks = Tasks(alone, log)
+    tasks = Tasks(alone, log, at_once)
     for each in missing:
         tasks.add(_prepare, each, alone)
     tasks.wait()
     if execution.shard:  # what one worker does not hold is asked by several
-        alone, tasks = execution, Tasks(execution, log)
-    for start_from in ("retain_model", "target_model"):  # the second is measured with the first
+        alone, tasks = execution, Tasks(execution, log, at_once)
+    for start_from in dict.fromkeys(each.start_from for each in missing):  # each is measured with those before it
         for each in missing:
             if each.start_from == start_from:
                 tasks.add(_evaluate, each, alone)

@@ -1,5 +1,6 @@
 """Work handed to the cluster, which says meanwhile how far it is."""
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -17,26 +18,34 @@ Log = Callable[[str], None]
 class Tasks:
     """Tasks of one worker each; Ray queues what does not fit, and does again what a dead worker left."""
 
-    def __init__(self, execution: Execution, log: Log) -> None:
-        """execution: how each task works. log: gets the tasks' lines while they are waited for."""
+    def __init__(self, execution: Execution, log: Log, at_once: int | None = None) -> None:
+        """execution: how each task works. log: gets the tasks' lines while they are waited for. at_once: as many tasks
+        at most; None: as many as fit."""
         self._log = log
+        self._at_once = at_once or sys.maxsize
         self._lines = Queue(actor_options={"num_cpus": 0})
         asked = resources_of(execution)
         self._remote = ray.remote(
             num_cpus=asked.pop("CPU", 0), num_gpus=asked.pop("GPU", 0), resources=asked, max_retries=3
         )
-        self._tasks: list[Any] = []
+        self._left: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
 
     def add(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """`work(*arguments, say)` in a process of its own; what `say` is given is shown here."""
-        self._tasks.append(self._remote(work).remote(*arguments, self._lines.put))
+        """`work(*arguments, say)` in a process of its own, as soon as it is waited for; `say` shows a line here."""
+        self._left.append((work, arguments))
 
     def wait(self) -> list[Any]:
         """Until all are done; returns what each returned, in the order they were added. Raises what a task raised."""
-        tasks, self._tasks = self._tasks, []
-        pending = tasks
-        while pending:
-            _, pending = ray.wait(pending, timeout=2)
+        left, self._left = self._left, []
+        tasks: list[Any] = []
+        pending: list[Any] = []
+        while pending or len(tasks) < len(left):
+            begun = [
+                self._remote(work).remote(*arguments, self._lines.put)
+                for work, arguments in left[len(tasks) : len(tasks) + self._at_once - len(pending)]
+            ]
+            tasks += begun
+            _, pending = ray.wait(pending + begun, timeout=2)
             for line in self._lines.get_nowait_batch(self._lines.qsize()):
                 self._log(line)
         try:

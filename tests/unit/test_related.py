@@ -79,7 +79,7 @@ def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, mo
     asked: list[tuple[str, int, bool, float]] = []
 
     class Recorded:
-        def __init__(self, execution: Execution, log: Any) -> None:
+        def __init__(self, execution: Execution, log: Any, at_once: int | None) -> None:
             self.drivers = resources_of(execution).get(DRIVER, 0)
 
         def add(self, work: Any, config: RunConfig, execution: Execution) -> None:
@@ -91,7 +91,8 @@ def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, mo
     monkeypatch.setattr(sweep, "Tasks", Recorded)
     study = SweepConfig(study="s", base={"adapter": "full"}, search_space={})
     for shard in (True, False):
-        sweep.make_prerequisites([study], Execution(results=tmp_path, num_workers=2, shard=shard), lambda line: None)
+        execution = Execution(results=tmp_path, num_workers=2, shard=shard)
+        sweep.make_prerequisites([study.run({})], execution, lambda line: None)
     prepared = [("_prepare", 1, False, 0)] * 2
     assert asked == [*prepared, *[("_evaluate", 2, True, 1.0)] * 2, *prepared, *[("_evaluate", 1, False, 0)] * 2]
 

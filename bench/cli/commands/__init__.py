@@ -9,6 +9,7 @@ from bench.cli.commands import (
     evaluate,
     export,
     keys,
+    metrics,
     pareto,
     prepare,
     report,
@@ -45,7 +46,7 @@ class Command(Protocol):
 GROUPS: Mapping[str, tuple[Command, ...]] = {
     "one run": (prepare, train, evaluate, keys),
     "many runs": (sweep, submit, seeds, sequential),
-    "what they found": (pareto, report, export),
+    "what they found": (pareto, report, metrics, export),
     "upkeep": (rescore, compact, benchmark),
 }
 """As `grun-bench --help` lists them."""

@@ -1,0 +1,34 @@
+"""Judge the metrics: by models that know the forget set or not, and by attacks on each method's best run."""
+
+import sys
+
+from bench.cli.options import COMPARED_RUNS, POOL, Options
+from bench.cli.parser import option, positive
+from bench.cli.tables import console, log, print_verdicts
+
+EXAMPLE = "grun-bench metrics results/mine"
+ARGUMENTS = (
+    *COMPARED_RUNS,
+    option("--num-models", type=positive, metavar="N", default=20, help="that know, and that do not (default: 20)"),
+    option("--format", choices=["table", "json"], default="table", help="json: for other programs"),
+    *POOL,
+)
+
+
+def run(options: Options) -> None:
+    execution, pool = options.execution(options.folder), options.pool()
+    comparison = options.comparison()
+    from bench.reports.judged import as_json, chart
+    from bench.reports.report import write_picture
+    from bench.studies.metrics import judge_metrics
+
+    as_table = options.format == "table"
+    say = log if as_table else lambda line: print(line, file=sys.stderr)
+    verdicts = judge_metrics(comparison, options.num_models, execution, pool, say)
+    picture = execution.folder / "metrics.png"
+    write_picture(picture, chart(verdicts))
+    if as_table:
+        print_verdicts(verdicts)
+        console.print(f"wrote {picture}")
+    else:
+        print(as_json(verdicts))
