@@ -107,16 +107,14 @@ def _robustness(
     metric: str, faithfulness: float, cut: float | None, retain: Measured, models: Sequence[Measured]
 ) -> Robustness:
     fair = _moved(metric, retain, "relearning")
-    befores = [before for model in models for before in _all(metric, [model["before"]])]
-    forgotten = [
-        model for model in models for before in _all(metric, [model["before"]]) if cut is not None and before < cut
-    ]
+    asked = [(model, before) for model in models for before in _all(metric, [model["before"]])]
+    forgotten = [model for model, before in asked if cut is not None and before < cut]
     relearned = [_moved(metric, model, "relearning") for model in forgotten] if fair else []
     rounded = [_moved(metric, model, "4_bit") for model in forgotten]
     r = _mean(relearning(*moved, *fair) for moved in relearned if moved and fair)
     q = _mean(quantization(*moved) for moved in rounded if moved)
     return Robustness(
-        num_models=len(befores),
+        num_models=len(asked),
         num_forgotten=len(forgotten),
         relearning=r,
         quantization=q,

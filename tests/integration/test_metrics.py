@@ -93,15 +93,16 @@ def test_what_is_done_to_the_weights_is_undone(config: Any, fresh_target: Fresh,
 
 
 def test_a_command_that_is_cut_off_goes_on(
-    small_config: RunConfig, small_results: Path, inline: None, monkeypatch: pytest.MonkeyPatch
+    small_config: RunConfig, tmp_path: Path, inline: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every model is trained and measured once, over three commands of which two are killed on the way.
 
     Two that know and two that do not; one GRUN module and the retain model as they are, relearned, and in 4 bits, the
     latter being one of the two that do not know: 4 + 3 + 3 − 1 rows.
     """
-    config = run_config(overlay(small_config.to_dict(), {"evaluation.robustness": None}))
-    run(config, Execution(results=small_results))
+    few = {"evaluation.max_items_per_split": 4, "evaluation.max_new_tokens": 20, "training.num_epochs": 5}
+    config = run_config(overlay(small_config.to_dict(), few))
+    run(config, Execution(results=tmp_path))
     done: list[str] = []
     finished_row = metrics.run
 
@@ -117,7 +118,7 @@ def test_a_command_that_is_cut_off_goes_on(
     lines: list[str] = []
 
     def judged() -> list[Any]:
-        return metrics.judge_metrics(compare(small_results), 2, Execution(results=small_results), Pool(), lines.append)
+        return metrics.judge_metrics(compare(tmp_path), 2, Execution(results=tmp_path), Pool(), lines.append)
 
     for at in (1, 4):
         monkeypatch.setattr(metrics, "run", cut_off(at))
@@ -126,7 +127,7 @@ def test_a_command_that_is_cut_off_goes_on(
     monkeypatch.setattr(metrics, "run", cut_off(-1))
     verdicts = judged()
     assert len(done) == len(set(done))
-    folder = location(small_results) / metrics.FOLDER
+    folder = location(tmp_path) / metrics.FOLDER
     rows = store.scan_runs(folder)
     assert rows.height == 9
     assert rows["method"].value_counts().sort("method").rows() == [

@@ -80,11 +80,7 @@ def test_a_verdict_by_hand() -> None:
         "relearning": _scores(**{ES: 0.6}),
         "4_bit": _scores(**{ES: 0.25}),
     }
-    knows: Measured = {
-        "before": _scores(**{ES: 0.9}),
-        "relearning": _scores(**{ES: 0.9}),
-        "4_bit": _scores(**{ES: 0.9}),
-    }
+    knows: Measured = dict.fromkeys(forgot, _scores(**{ES: 0.9}))
     retain: Measured = {"before": _scores(**{ES: 0.1}), "relearning": _scores(**{ES: 0.3})}
     verdicts = _judged([forgot, knows], retain)
     assert list(verdicts) == [ES, TRUTH_RATIO]
