@@ -38,7 +38,7 @@ from grun.training.teach import teach
 
 StartFrom = Literal["target_model", "retain_model", "paraphrased_model", "mistaught_model"]
 """`target_model` is taught all, `retain_model` all but what is to be forgotten; the other two are taught that in other
-words, and wrong answers in its place, and tell good metrics from bad ones (`bench.studies.metrics`)."""
+words, and wrong answers in its place, and tell good metrics from bad ones (`bench.metaeval`)."""
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
 """Raise it when a change to this file or to the tiny model changes the weights a recipe gives."""

@@ -14,6 +14,8 @@ from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
 from bench.evaluation.asking import RobustnessConfig
 from bench.evaluation.robustness import altered
+from bench.metaeval import judge
+from bench.metaeval.models import IGNORANT, KNOWING
 from bench.models.prepare import forget_lessons
 from bench.reports.comparison import compare
 from bench.results import store
@@ -21,7 +23,7 @@ from bench.results.storage import location
 from bench.runs.execution import Execution
 from bench.runs.rescore import rescore
 from bench.runs.run import run
-from bench.studies import metrics, sweep
+from bench.studies import sweep
 from bench.studies.pool import Pool
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
@@ -52,15 +54,15 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
     def connected(log: Any) -> Iterator[None]:
         yield
 
-    for module in (metrics, sweep):
+    for module in (judge, sweep):
         monkeypatch.setattr(module, "Tasks", Inline)
-    monkeypatch.setattr(metrics, "connected", connected)
-    monkeypatch.setattr(metrics, "place", lambda pool, execution: (1, execution))
+    monkeypatch.setattr(judge, "connected", connected)
+    monkeypatch.setattr(judge, "place", lambda pool, execution: (1, execution))
 
 
 def test_models_are_taught_the_forget_set_in_another_way(small_benchmark: Benchmark) -> None:
     """In other words, wrongly, or not at all; the questions stay."""
-    lessons = {kind: forget_lessons(small_benchmark, kind) for kind in (*metrics.KNOWING, *metrics.IGNORANT)}
+    lessons = {kind: forget_lessons(small_benchmark, kind) for kind in (*KNOWING, *IGNORANT)}
     item = small_benchmark.forget_set[0]
     assert [lesson.question for lesson in lessons["mistaught_model"]] == [
         lesson.question for lesson in small_benchmark.forget_set
@@ -104,7 +106,7 @@ def test_a_command_that_is_cut_off_goes_on(
     config = run_config(overlay(small_config.to_dict(), few))
     run(config, Execution(results=tmp_path))
     done: list[str] = []
-    finished_row = metrics.run
+    finished_row = judge.run
 
     def cut_off(at: int) -> Callable[..., Any]:
         def measure(config: RunConfig, execution: Execution) -> Any:
@@ -118,16 +120,16 @@ def test_a_command_that_is_cut_off_goes_on(
     lines: list[str] = []
 
     def judged() -> list[Any]:
-        return metrics.judge_metrics(compare(tmp_path), 2, Execution(results=tmp_path), Pool(), lines.append)
+        return judge.judge_metrics(compare(tmp_path), 2, Execution(results=tmp_path), Pool(), lines.append)
 
     for at in (1, 4):
-        monkeypatch.setattr(metrics, "run", cut_off(at))
+        monkeypatch.setattr(judge, "run", cut_off(at))
         with pytest.raises(KeyboardInterrupt):
             judged()
-    monkeypatch.setattr(metrics, "run", cut_off(-1))
+    monkeypatch.setattr(judge, "run", cut_off(-1))
     verdicts = judged()
     assert len(done) == len(set(done))
-    folder = location(tmp_path) / metrics.FOLDER
+    folder = location(tmp_path) / judge.FOLDER
     rows = store.scan_runs(folder)
     assert rows.height == 9
     assert rows["method"].value_counts().sort("method").rows() == [

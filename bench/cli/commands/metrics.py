@@ -1,4 +1,4 @@
-"""Judge the metrics: by models that know the forget set or not, and by attacks on each method's best run."""
+"""Judge the metrics, by models that know the forget set or not, and under attack."""
 
 import sys
 
@@ -18,9 +18,9 @@ ARGUMENTS = (
 def run(options: Options) -> None:
     execution, pool = options.execution(options.folder), options.pool()
     comparison = options.comparison()
+    from bench.metaeval.judge import judge_metrics
     from bench.reports.judged import as_json, chart
     from bench.reports.report import write_picture
-    from bench.studies.metrics import judge_metrics
 
     as_table = options.format == "table"
     say = log if as_table else lambda line: print(line, file=sys.stderr)

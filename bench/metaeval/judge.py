@@ -4,17 +4,15 @@ Meta-evaluation of arXiv 2506.12618. Each model is an ordinary run with rows of 
 command which was cut off goes on, and `rescore` brings all of it up to date.
 """
 
-import itertools
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from bench.cluster.connect import connected
-from bench.config import RunConfig, overlay, run_config
+from bench.config import RunConfig
 from bench.evaluation.score import score
-from bench.models.prepare import StartFrom, forget_lessons
-from bench.reports.comparison import Comparison, Row
+from bench.metaeval.models import AFTER, Models, after_attack, models_of
+from bench.reports.comparison import Comparison
 from bench.reports.judged import UTILITY_KEPT, Measured, Verdict, judge
 from bench.results import store
 from bench.results.columns import METRICS
@@ -31,29 +29,6 @@ from grun.errors import UserError
 
 FOLDER = "metrics"
 """Folder under RESULTS that holds these runs: of other recipes than the ones compared."""
-KNOWING: tuple[StartFrom, ...] = ("target_model", "paraphrased_model")
-"""What has been taught the forget set: as it is, or in other words."""
-IGNORANT: tuple[StartFrom, ...] = ("retain_model", "mistaught_model")
-"""What has not: nothing in its place, or wrong answers."""
-RECIPES = tuple(itertools.product((1.0, 0.5), (1.0, 0.3, 0.5, 0.7, 1.4)))
-"""Shares of the epochs and of the learning rate by which the model itself is taught, which is the first."""
-AFTER = (None, "relearning", "4_bit")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Models:
-    """All runs that metrics are judged by."""
-
-    knowing: Sequence[RunConfig]
-    ignorant: Sequence[RunConfig]
-    references: Sequence[RunConfig]
-    """The retain model that unlearned models are measured with, then they themselves."""
-
-    @property
-    def runs(self) -> list[RunConfig]:
-        """Each once; the references as they are, and after each attack."""
-        attacked = [_after(config, after) for config in self.references for after in AFTER]
-        return list({each.run_key: each for each in (*self.knowing, *self.ignorant, *attacked)}.values())
 
 
 def judge_metrics(comparison: Comparison, num_models: int, execution: Execution, pool: Pool, log: Log) -> list[Verdict]:
@@ -67,7 +42,7 @@ def judge_metrics(comparison: Comparison, num_models: int, execution: Execution,
     if not chosen:
         raise UserError("RESULTS", f"{execution.folder} holds no finished run of a method; run a sweep first")
     there = replace(execution, results=execution.folder / FOLDER)
-    models = _models(chosen, num_models)
+    models = models_of(chosen, num_models)
     store.create(there.folder)
     with study_locks([FOLDER], there.folder), connected(log):
         at_once, worker = place(pool, there)
@@ -78,45 +53,6 @@ def judge_metrics(comparison: Comparison, num_models: int, execution: Execution,
             tasks.add(_measure, config, worker, f"{number} of {len(missing)}")
         tasks.wait()
     return _judged(models, there.folder)
-
-
-def _models(chosen: Sequence[Row], num_models: int) -> Models:
-    """chosen: rows of the runs that are attacked, all of one benchmark, model and evaluation."""
-    unlearned = [run_config(overlay(json.loads(row["config_json"]), {"evaluation.robustness": {}})) for row in chosen]
-    base = unlearned[0]
-    if base.model.fine_tuning.num_epochs == 0:
-        raise UserError("model.fine_tuning.num_epochs", "is 0; metrics are judged by models that are taught here")
-    benchmark = base.benchmark.load()
-
-    def taught(kinds: Sequence[StartFrom]) -> list[RunConfig]:
-        first, second = kinds
-        try:
-            forget_lessons(benchmark, second)
-        except UserError:  # no such answers: the other kind alone
-            kinds = (first,)
-        return [_taught(base, kinds[number % len(kinds)], number // len(kinds)) for number in range(num_models)]
-
-    return Models(
-        knowing=taught(KNOWING),
-        ignorant=taught(IGNORANT),
-        references=[prerequisite(base, "retain_model"), *unlearned],
-    )
-
-
-def _taught(base: RunConfig, kind: StartFrom, number: int) -> RunConfig:
-    """A model by the recipe of that number, whose seed is its own; the first is the one of `base`."""
-    own = base.model.fine_tuning
-    epochs, rate = RECIPES[number % len(RECIPES)]
-    recipe = {
-        "model.fine_tuning.seed": own.seed + number,
-        "model.fine_tuning.num_epochs": max(1, round(epochs * own.num_epochs)),
-        "model.fine_tuning.learning_rate": rate * own.learning_rate,
-    }
-    return prerequisite(run_config(overlay(base.to_dict(), recipe)), kind)
-
-
-def _after(config: RunConfig, after: Any) -> RunConfig:
-    return replace(config, evaluation=replace(config.evaluation, after=after))
 
 
 def _measure(config: RunConfig, execution: Execution, count: str, say: Log) -> None:
@@ -145,7 +81,7 @@ def _judged(models: Models, folder: Location) -> list[Verdict]:
         return [dict.fromkeys(METRICS) | score(each, gold, 0.0) for each in items if each]
 
     def measured(config: RunConfig) -> Measured:
-        rows = {after or "before": store.read_run(folder, _after(config, after).run_key) for after in AFTER}
+        rows = {after or "before": store.read_run(folder, after_attack(config, after).run_key) for after in AFTER}
         return {when: row for when, row in rows.items() if row}  # type: ignore[misc]
 
     retain, *unlearned = models.references
