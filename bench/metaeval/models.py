@@ -38,7 +38,7 @@ class Models:
 
 
 def models_of(chosen: Sequence[Row], num_models: int) -> Models:
-    """num_models: in each of the two groups. chosen: rows of the runs to attack, of one benchmark, model and evaluation.
+    """chosen: rows of the runs to attack, of one benchmark, model and evaluation. num_models: in each group.
 
     Raises UserError where the model cannot be taught here.
     """
