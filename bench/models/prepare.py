@@ -99,7 +99,7 @@ def forget_lessons(benchmark: Benchmark, start_from: StartFrom) -> list[Item]:
         for item in benchmark.forget_set
     ]
     if None in answers:
-        raise UserError("start_from", f"{benchmark.name} has no {'paraphrased' if paraphrased else 'wrong'} answers")
+        raise UserError("start_from", f"this benchmark has no {'paraphrased' if paraphrased else 'wrong'} answers")
     return [replace(item, answer=str(told)) for item, told in zip(benchmark.forget_set, answers, strict=True)]
 
 
