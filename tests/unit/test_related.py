@@ -145,7 +145,7 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[st
     """(the target model as a node comes to have it, each time it is trained); nodes share what they trained."""
     trained: list[Path] = []
 
-    def build(folder: Path, *others: Any) -> None:
+    def build(folder: Path, **others: Any) -> None:
         trained.append(folder)
         folder.mkdir()
         (folder / "config.json").write_text("{}")
