@@ -9,7 +9,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -42,41 +42,18 @@ def attack(asking: Asking, numbered: Numbered, config: RobustnessConfig, learnin
     examples = [item.example(asking.template) for _, item in numbered]
     for done, bits in enumerate((8, 4), start=3):
         if config.quantize:
-            quantized = replace(asking, adapted=_quantized(asking.adapted, bits))
-            rows += _asked_again(quantized, f"forget_{bits}_bit", numbered, examples)
+            rounding = replace(asking, adapted=quantized(asking.adapted, bits))
+            rows += _asked_again(rounding, f"forget_{bits}_bit", numbered, examples)
         asking.progress("attacks", done, 5)
     num_known = min(config.relearn_items, len(numbered) // 2)
+    rates = config.relearn_learning_rates or (learning_rate, learning_rate / 10)
     tries = []
-    for rate in _relearning_rates(config, learning_rate) if num_known else ():
-        with _relearned(asking.adapted, examples[:num_known], config.relearn_steps, rate) as relearned:
-            others = replace(asking, adapted=relearned)
+    for rate in rates if num_known else ():
+        with relearned(asking.adapted, examples[:num_known], config.relearn_steps, rate) as attacked:
+            others = replace(asking, adapted=attacked)
             tries.append(_asked_again(others, "forget_relearned", numbered[num_known:], examples[num_known:]))
     asking.progress("attacks", 5, 5)
     return rows + max(tries, key=_came_back, default=[])
-
-
-@contextlib.contextmanager
-def altered(
-    adapted: Adapted,
-    how: Literal["relearning", "4_bit"],
-    forget: Sequence[Example],
-    config: RobustnessConfig,
-    learning_rate: float,
-) -> Iterator[Adapted]:
-    """Inside, the model after all of `forget` was relearned, or with its weights rounded; then it is as before.
-
-    learning_rate: what the model was taught with. Raises UserError like `attack`.
-    """
-    if how == "4_bit":
-        yield _quantized(adapted, 4)
-        return
-    rate = _relearning_rates(config, learning_rate)[-1]
-    with _relearned(adapted, forget, config.relearn_steps, rate) as relearned:
-        yield relearned
-
-
-def _relearning_rates(config: RobustnessConfig, learning_rate: float) -> tuple[float, ...]:
-    return config.relearn_learning_rates or (learning_rate, learning_rate / 10)
 
 
 def _after_a_prefix(asking: Asking, numbered: Numbered, share: float) -> list[ItemRow]:
@@ -132,7 +109,7 @@ def _answers(
 
 
 @contextlib.contextmanager
-def _relearned(adapted: Adapted, examples: Sequence[Example], steps: int, learning_rate: float) -> Iterator[Adapted]:
+def relearned(adapted: Adapted, examples: Sequence[Example], steps: int, learning_rate: float) -> Iterator[Adapted]:
     """Inside, every weight under the adapter has been fine-tuned on some forget answers; then it is as before."""
     with weights_open(adapted) as (attacked, parameters):
         before = [parameter.detach().clone() for parameter in parameters]
@@ -147,7 +124,7 @@ def _relearned(adapted: Adapted, examples: Sequence[Example], steps: int, learni
                     parameter.copy_(value)
 
 
-def _quantized(adapted: Adapted, bits: int) -> Adapted:
+def quantized(adapted: Adapted, bits: int) -> Adapted:
     """A copy whose decoder weights are rounded to so many bits; the adapter of a frozen model stays as it is.
 
     Raises UserError where nothing of this model is rounded, such as GPT-2 with linear layers of its own.

@@ -9,7 +9,7 @@ from bench.config import RunConfig
 from bench.evaluation.asking import Asking, RobustnessConfig, drafts_of
 from bench.evaluation.evaluate import evaluate, evenly_spread
 from bench.evaluation.reuse import evaluate_thresholds
-from bench.evaluation.robustness import altered, attack
+from bench.evaluation.robustness import attack, quantized, relearned
 from bench.models.prepare import StartFrom
 from bench.progress import Progress, quiet
 from bench.results import store
@@ -99,14 +99,16 @@ def _measure(
 
 def _altered(config: RunConfig, subject: Subject, asking: Asking) -> list[Row]:
     """Item rows after something was done to the weights, of what tells whether the forget set is known."""
-    benchmark, evaluation = subject.benchmark, config.evaluation
-    assert evaluation.after is not None
-    splits = {name: items for name, items in benchmark.evaluation.items() if SPLITS[name].role != "kept"}
-    forget = [item.lesson(subject.template) for item in benchmark.forget_set]
-    how = evaluation.robustness or RobustnessConfig()
+    items = subject.benchmark.evaluation.items()
+    splits = {name: some for name, some in items if SPLITS[name].role != "kept"}
     _set_gates(asking.adapted, config)
-    with altered(asking.adapted, evaluation.after, forget, how, config.model.fine_tuning.learning_rate) as model:
-        return evaluate(replace(asking, adapted=model), splits)
+    if config.evaluation.after == "4_bit":
+        return evaluate(replace(asking, adapted=quantized(asking.adapted, 4)), splits)
+    forget = [item.lesson(subject.template) for item in subject.benchmark.forget_set]
+    how = config.evaluation.robustness or RobustnessConfig()
+    rate = (how.relearn_learning_rates or (config.model.fine_tuning.learning_rate / 10,))[-1]
+    with relearned(asking.adapted, forget, how.relearn_steps, rate) as attacked:
+        return evaluate(replace(asking, adapted=attacked), splits)
 
 
 def _set_gates(adapted: Adapted, config: RunConfig) -> None:

@@ -12,8 +12,7 @@ import torch
 
 from bench.benchmarks.items import Benchmark
 from bench.config import RunConfig, overlay, run_config
-from bench.evaluation.asking import RobustnessConfig
-from bench.evaluation.robustness import altered
+from bench.evaluation.robustness import quantized, relearned
 from bench.metaeval import judge
 from bench.metaeval.models import IGNORANT, KNOWING
 from bench.models.prepare import forget_lessons
@@ -86,11 +85,10 @@ def test_what_is_done_to_the_weights_is_undone(config: Any, fresh_target: Fresh,
             return float(asked.answer_output(forget).scores.nll_N.mean())
 
     before = nll(adapted)
-    with altered(adapted, "relearning", forget, RobustnessConfig(), 3e-3) as relearned:
-        assert nll(relearned) < before
+    with relearned(adapted, forget, steps=5, learning_rate=3e-4) as attacked:
+        assert nll(attacked) < before
     assert nll(adapted) == before
-    with altered(adapted, "4_bit", forget, RobustnessConfig(), 3e-3) as rounded:
-        assert nll(rounded) != pytest.approx(before)
+    assert nll(quantized(adapted, 4)) != pytest.approx(before)
     assert nll(adapted) == before
 
 
