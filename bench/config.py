@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
@@ -13,6 +13,7 @@ from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.tofu import TofuConfig
 from bench.content import DIGEST, by_content, digest, files_digest, local_model, model_digest
 from bench.evaluation.asking import EvaluationConfig
+from bench.models.external import ExternalConfig
 from bench.models.known import with_known_prompt, with_known_retain_model
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, TinyConfig
@@ -24,7 +25,7 @@ from grun.forget_losses import FORGET_LOSSES, ForgetLossConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.retain_losses import RETAIN_LOSSES, RetainLossConfig
 from grun.retain_losses.ce import CeConfig
-from grun.settings import plain_data
+from grun.settings import LATER, plain_data
 from grun.training.recipe import Recipe, TrainingConfig
 
 COMPONENTS = (ADAPTERS, FORGET_LOSSES, RETAIN_LOSSES)
@@ -76,17 +77,19 @@ class RunConfig:
     """The training loop."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """How much is evaluated."""
+    external: ExternalConfig | None = field(default=None, metadata=LATER)
+    """A model unlearned elsewhere, evaluated in place of the target model; `adapter` is `none` then."""
     seed: int = 0
     """Seed of the adapter's initial values, of the order of the items and of the refusals."""
 
     @property
     def method(self) -> str:
-        """`adapter+forget_loss`; the adapter alone where no loss trains it; where nothing does, the model's own role.
+        """`adapter+forget_loss`; the adapter alone where no loss trains it; the model's own role where nothing does.
 
         An adapter whose edits go on to the answer's end is another method than one that edits the prompt's: `_latched`.
         """
         if not self.adapter.trains:
-            return self.start_from
+            return self.external.method if self.external else self.start_from
         adapter = f"{self.adapter.name}_latched" if self.adapter.edits == "answer" else self.adapter.name
         if not self.adapter.has_loss:
             return adapter
@@ -174,6 +177,8 @@ def _local_content(config: RunConfig) -> Iterator[tuple[str, str, str, str | Non
     if isinstance(benchmark, LocalBenchmark) and benchmark.data_dir is not None:
         found = files_digest(Path(benchmark.data_dir), benchmark.parts)
         yield "benchmark", "data_dir", benchmark.data_dir, found
+    if config.external is not None and (place := local_model(config.external.model)):
+        yield "external", "model", str(place), model_digest(place)
     if isinstance(model, PretrainedConfig):
         for name, given in (("name", model.name), ("retain_model", model.retain_model)):
             place = local_model(given) if given else None
@@ -213,6 +218,10 @@ def _check_pairs(config: RunConfig) -> None:
             f"{retain_loss.name} keeps the layer that forget_loss steers, and {forget_loss.name} steers none; "
             "use ce or kl beside it",
         )
+    if config.external is not None and config.adapter.trains:
+        raise UserError("external", f"is what another tool trained, and {config.adapter.name} trains; use adapter none")
+    if config.external is not None and config.external.method in get_args(StartFrom):
+        raise UserError("external.method", f"{config.external.method} is what it is compared with; use another name")
     if (
         "logits" in (forget_loss.reference, retain_loss.reference)
         and config.adapter.trains_in_place

@@ -11,7 +11,8 @@ class UserError(Exception):
     def __init__(self, field: str, problem: str) -> None:
         super().__init__(" ".join(f"{field}: {problem}".split()))
         self.field = field
+        self.problem = problem
 
     def __reduce__(self) -> tuple[type[Exception], tuple[str, str]]:
         """Survive the trip between Ray processes, which pickle what they raise."""
-        return type(self), (self.field, str(self).removeprefix(f"{self.field}: "))
+        return type(self), (self.field, self.problem)

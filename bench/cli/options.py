@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 CONFIG_SECTIONS = (
     *("benchmark", "model", "start_from", "adapter", "forget_loss", "retain_loss"),
-    *("training", "evaluation", "seed"),
+    *("training", "evaluation", "external", "seed"),
 )
 """Fields of RunConfig, which itself takes seconds to import; an option that begins with one of them is a setting."""
 

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from bench.reports.comparison import Comparison
     from bench.reports.judged import Verdict
 
+KEY_COLUMNS = 16
+"""Of a run_key, which is of no use in parts."""
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
@@ -24,7 +26,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     from bench.benchmarks import HEADLINES
 
     shown = [name for name in HEADLINES if any(row[name] is not None for row in rows)]
-    table = Table("method", "gate threshold", *(name.replace("_", " ") for name in shown), "run_key")
+    table = Table("method", "gate threshold", *(name.replace("_", " ") for name in shown), padding=0)
+    table.add_column("run_key", no_wrap=True, min_width=KEY_COLUMNS)
     for row in rows:
         values = [row["gate_threshold"], *(row[name] for name in shown)]
         table.add_row(row["method"], *map(number, values), row["run_key"])
@@ -34,7 +37,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_front(comparison: Comparison) -> None:
     """A line for each point of each method's front."""
     names = list(comparison.objectives)
-    table = Table("method", *(name.replace("_", " ") for name in names), "gate threshold", "run_key", title="Fronts")
+    table = Table("method", *(name.replace("_", " ") for name in names), "gate threshold", title="Fronts")
+    table.add_column("run_key", no_wrap=True, min_width=KEY_COLUMNS + 3)
     on_front = {row["run_key"] for row in comparison.front}
     for summary in comparison.methods:
         for row in summary.front:

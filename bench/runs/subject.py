@@ -14,6 +14,7 @@ from bench.benchmarks.items import Benchmark
 from bench.benchmarks.lengths import check_lengths
 from bench.config import RunConfig, check_content
 from bench.models.cache import cache_dir
+from bench.models.external import blaming
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import context_length, load_pretrained, load_tokenizer
 from bench.progress import Progress, quiet
@@ -56,10 +57,17 @@ class Subject:
 
     @cached_property
     def source(self) -> str:
-        """The target or the retain model, as a name that can be loaded; made now where it never was."""
+        """The target or the retain model, made now where it never was, or an external one: a name that can be loaded.
+
+        Raises UserError where that is of another vocabulary than the target model.
+        """
         start_from = self.config.start_from
         progress = partial(self.progress, f"prepare {start_from}")
-        return prepared_model(self.config.model, self.benchmark, start_from, progress)
+        target, external = prepared_model(self.config.model, self.benchmark, start_from, progress), self.config.external
+        if external is None:
+            return target
+        external.check(target)
+        return external.model
 
     @cached_property
     def device(self) -> torch.device:
@@ -68,10 +76,10 @@ class Subject:
 
     @cached_property
     def _opened(self) -> tuple[CausalLM, Any]:
-        device = "cpu" if self.execution.shard else self.device
-        return load_pretrained(
-            self.source, device, trained_in_place=self.config.adapter.trains_in_place, prompt=self.config.model.prompt
-        )
+        device, prompt = "cpu" if self.execution.shard else self.device, self.config.model.prompt
+        source, trained_in_place = self.source, self.config.adapter.trains_in_place
+        with blaming(self.config.external):
+            return load_pretrained(source, device, trained_in_place=trained_in_place, prompt=prompt)
 
     @property
     def model(self) -> CausalLM:

@@ -71,6 +71,8 @@ def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:
     config = run_config(json.loads(chosen["config_json"]))
     attacks: Row = {"evaluation.robustness": {}} if "forget" in config.benchmark.splits else {}
     base = overlay(config.to_dict(), attacks)
+    if config.external is not None:
+        num_seeds = 1  # it was trained elsewhere, and is what it is
     seeds = range(base["seed"], base["seed"] + num_seeds)
     return SweepConfig(
         study=f"seeds/{chosen['run_key']}/{num_seeds}",

@@ -1,4 +1,4 @@
-"""Evaluate a trained module again: at other gate thresholds, under attack, by lm-eval."""
+"""Evaluate a trained module again, or a model that was unlearned elsewhere."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = "grun-bench evaluate results/mine/modules/<train_key> --gate-thresholds 0.3 0.6"
 ARGUMENTS = (
-    option("module", metavar="MODULE", help="a folder under RESULTS/modules"),
+    option("module", metavar="MODULE", help="a folder under RESULTS/modules; with --name any model"),
+    option("--name", metavar="METHOD", help="MODULE was unlearned elsewhere: a hub id, a folder, PEFT, GGUF"),
+    option("--results", metavar="RESULTS", default="results/default", help="with --name: where its row goes"),
     settings,
     GATE_THRESHOLDS,
     ROBUSTNESS,
@@ -29,17 +31,28 @@ ARGUMENTS = (
 
 
 def run(options: Options) -> None:
+    config, execution = _elsewhere(options) if options.name else _own(options)
+    from bench.runs.run import run
+
+    with progress() as shown:
+        rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=shown)
+    print_rows(rows)
+    if options.lm_eval:
+        _lm_eval(options, config, execution)
+
+
+def _own(options: Options) -> "tuple[RunConfig, Execution]":
+    """The run that trained the module, and where it lies."""
     from bench.results.storage import location
 
     module = location(options.module)
     execution = options.execution(module.parent.parent)
     from bench.config import overlay, run_config, stored_config
     from bench.files import read_yaml
-    from bench.runs.run import run
     from bench.runs.training import TRAINING
 
     if not (module / TRAINING).exists():
-        raise UserError("MODULE", f"{module} holds no trained module; give a folder under RESULTS/modules")
+        raise UserError("MODULE", f"{module} holds no trained module; give a folder under RESULTS/modules, or --name")
     with module.read_folder() as local:
         settings = overlay(read_yaml(local / "run.yaml"), options.settings)
     config = run_config(settings)
@@ -47,11 +60,16 @@ def run(options: Options) -> None:
         if stored_config(settings).train_key == module.name:
             raise UserError("MODULE", "was named by a path, so what it was trained on cannot be told; train it again")
         raise UserError("MODULE", "only evaluation keys and adapter.gate_threshold can change without training again")
-    with progress() as shown:
-        rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=shown)
-    print_rows(rows)
-    if options.lm_eval:
-        _lm_eval(options, config, execution)
+    return config, execution
+
+
+def _elsewhere(options: Options) -> "tuple[RunConfig, Execution]":
+    """The run that only evaluates a model unlearned elsewhere."""
+    execution = options.execution()
+    from bench.config import overlay, run_config
+
+    external = {"adapter": "none", "external.method": options.name, "external.model": options.module}
+    return run_config(overlay({}, {**options.settings, **external})), execution
 
 
 def _lm_eval(options: Options, config: "RunConfig", execution: "Execution") -> None:
@@ -61,7 +79,7 @@ def _lm_eval(options: Options, config: "RunConfig", execution: "Execution") -> N
 
     subject = Subject(config=config, execution=execution)
     model = UnlearnedLM(
-        subject.loaded(subject.module),
+        subject.attached() if config.external else subject.loaded(subject.module),
         subject.tokenizer,
         max_length=subject.model.config.get_text_config().max_position_embeddings,
         batch_size=config.evaluation.batch_size,
