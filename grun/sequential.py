@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from grun.adapters import ADAPTERS, AdapterConfig
 from grun.adapters.eco import Corruption
-from grun.adapters.gated_lora import LowRankUpdates, key
+from grun.adapters.gated_lora import LowRankUpdates
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import CausalLM
@@ -111,13 +111,15 @@ class CombinedUpdates(CombinedGates):
         with torch.no_grad(), _of_one_config():
             if any((other.names, other.scale) != (self.names, self.scale) for other in others):
                 raise ValueError("of different layers")
-            self.down_KRI = {n: torch.stack([each.down_RI[key(n)] for each in members.values()]) for n in self.names}
-            self.up_KOR = {n: torch.stack([each.up_OR[key(n)] for each in members.values()]) for n in self.names}
+            self._down = {
+                name: torch.stack([each.factors(name)[0] for each in members.values()]) for name in self.names
+            }
+            self._up = {name: torch.stack([each.factors(name)[1] for each in members.values()]) for name in self.names}
 
     def update(self, name: str, x_BTI: Tensor, weight_BK: Tensor) -> Tensor:
         """See `grun.adapters.gated_lora.Updates`."""
         used = (weight_BK > 0).any(dim=0).nonzero()[:, 0]  # of all K requests, those that some prompt needs
-        down_KRI, up_KOR = self.down_KRI[name][used], self.up_KOR[name][used]
+        down_KRI, up_KOR = self._down[name][used], self._up[name][used]
         low_BTKR = torch.einsum("bti,kri->btkr", x_BTI.to(down_KRI.dtype), down_KRI)
         return self.scale * torch.einsum("btkr,kor->bto", low_BTKR * weight_BK[:, None, used, None], up_KOR)
 

@@ -41,7 +41,7 @@ class SequentialConfig(Search):
     extra_requests: tuple[ExtraRequest, ...] = ()
     """Hard cases at the end: `repeat`, the first request again; `unknown`, what the model never knew."""
     combinations: Annotated[tuple[Combination, ...], MinLen(1)] = ("sum",)
-    """GRUN: how modules are combined; each is measured."""
+    """grun, gated_lora: how modules are combined; each is measured."""
     search_space: Mapping[str, Alternatives] = field(default_factory=dict)
     """Dotted RunConfig key → parameter, as in a sweep; empty: nothing is tuned."""
     num_trials: Annotated[int, Ge(1)] = 1
@@ -79,7 +79,7 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
     check_study(path, config, overrides)
     run = config.run({})
     if not run.adapter.trains:
-        raise UserError(f"{path}: adapter", "none trains nothing; choose grun, lora, full or reft")
+        raise UserError(f"{path}: adapter", "none trains nothing; choose grun, gated_lora, lora, full or reft")
     count = len(config.sequence(run).requests())
     return replace(config, num_tuning_requests=min(config.num_tuning_requests, count - len(config.extra_requests)))
 
@@ -116,7 +116,7 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
             write_choice(
                 execution.folder, sequence.study, sequence.config.to_json(), own.combination, own.gate_threshold
             )
-            if sequence.config.adapter.is_stackable:  # GRUN's modules know nothing of one another
+            if sequence.config.adapter.is_stackable:  # such modules know nothing of one another
                 count = len(sequence.requests())
                 for first in range(min(num_concurrent, count)):
                     places = range(first, count, num_concurrent)

@@ -46,8 +46,8 @@ class GatedLoraConfig(Adapter):
     dropout: Annotated[float, Ge(0), Lt(1)] = 0.05
     """Dropout on the updates' input while training."""
     gate_function: GateFunction = "router"
-    """The gate: in closed form, before anything is trained, as O3's detector is; or a linear map, or an MLP of three or
-    five layers, then a sigmoid, trained with the updates: LoRA's few small steps leave them half open."""
+    """The gate: in closed form, before anything is trained; or a linear map, or an MLP of three or five layers, then a
+    sigmoid, trained with the updates: LoRA's few and small steps leave a linear one half open."""
     gate_layer: Layer = 1.0
     """Whose output at the last prompt token the gate reads, in a pass of the untouched model: its index from 0, or its
     relative depth as a decimal."""
@@ -123,12 +123,16 @@ class LowRankUpdates(Gated):
         for name, (num_outputs, num_inputs) in shapes.items():
             down_RI = torch.empty(rank, num_inputs)
             nn.init.kaiming_uniform_(down_RI, a=math.sqrt(5))  # as PEFT, and torch's own linear layers
-            self.down_RI[key(name)], self.up_OR[key(name)] = down_RI, torch.zeros(num_outputs, rank)
+            self.down_RI[_key(name)], self.up_OR[_key(name)] = down_RI, torch.zeros(num_outputs, rank)
         self.gate = new_gate(gate_function, hidden_size)
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """V [R, I] and U [O, R] of a linear layer."""
+        return self.down_RI[_key(name)], self.up_OR[_key(name)]
 
     def update(self, name: str, x_BTI: Tensor, weight_BK: Tensor) -> Tensor:
         """See `Updates`."""
-        down_RI, up_OR = self.down_RI[key(name)], self.up_OR[key(name)]
+        down_RI, up_OR = self.factors(name)
         low_BTR = nn.functional.linear(self.dropout(x_BTI.to(down_RI.dtype)), down_RI)
         return nn.functional.linear(low_BTR * (self.scale * weight_BK[:, None]), up_OR)
 
@@ -161,7 +165,7 @@ class UpdatedModel(SwitchedModel):
             yield keep
 
 
-def key(name: str) -> str:
+def _key(name: str) -> str:
     """A linear layer's name as torch allows it for a parameter: without dots."""
     return name.replace(".", "/")
 

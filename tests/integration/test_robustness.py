@@ -21,6 +21,7 @@ from bench.results import store
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisite
 from bench.runs.run import run
+from grun.adapters.gated_lora import GatedLoraConfig
 from grun.adapters.grun import GrunConfig
 from grun.adapters.lora import LoraConfig
 from grun.adapters.none import NoneConfig
@@ -45,7 +46,9 @@ def _mean(rows: list[Any]) -> float:
     return sum(rouge_l(row["answer"], row["generation"]).recall for row in rows) / len(rows)
 
 
-@pytest.mark.parametrize("config", [GrunConfig(layers=(1, 2)), LoraConfig(), NoneConfig()], ids=lambda c: c.name)
+@pytest.mark.parametrize(
+    "config", [GrunConfig(layers=(1, 2)), GatedLoraConfig(), LoraConfig(), NoneConfig()], ids=lambda c: c.name
+)
 def test_attacks_leave_the_model_as_it_was(config: Any, fresh_target: Fresh, small_benchmark: Benchmark) -> None:
     model, template = fresh_target()
     adapted = config.attach(model, 0)

@@ -83,8 +83,9 @@ def test_an_update_by_hand() -> None:
         {"a.b": (1, 2)}, rank=1, scale=2.0, dropout=0.0, gate_function="linear", hidden_size=4
     ).eval()
     with torch.no_grad():
-        updates.down_RI["a/b"].copy_(torch.tensor([[1.0, 2.0]]))
-        updates.up_OR["a/b"].fill_(3.0)
+        down_RI, up_OR = updates.factors("a.b")
+        down_RI.copy_(torch.tensor([[1.0, 2.0]]))
+        up_OR.fill_(3.0)
         added_BTO = updates.update("a.b", torch.ones(2, 1, 2), torch.tensor([[1.0], [0.5]]))
     assert added_BTO.tolist() == [[[18.0]], [[9.0]]]
 
@@ -123,8 +124,8 @@ def test_an_open_gate_is_lora(model: Any) -> None:
     assert sum("lora_A" in name for name in own) == len(_updates(adapted).names)
     with torch.no_grad():
         for name in _updates(adapted).names:
-            for letter, factors in (("A", _updates(adapted).down_RI), ("B", _updates(adapted).up_OR)):
-                own[f"base_model.model.{name}.lora_{letter}.default.weight"].copy_(factors[name.replace(".", "/")])
+            for letter, factor in zip("AB", _updates(adapted).factors(name), strict=True):
+                own[f"base_model.model.{name}.lora_{letter}.default.weight"].copy_(factor)
     torch.testing.assert_close(_logits(adapted), _logits(PlainModel(lora)), rtol=1e-5, atol=1e-5)
     assert _answers(adapted) == _answers(PlainModel(lora))
 
@@ -194,8 +195,8 @@ def test_several_requests(model: Any) -> None:
         weight_BK = gates_BK * (gates_BK >= gate_threshold)
         if combination == "top_1":
             weight_BK = weight_BK * (gates_BK == gates_BK.max(dim=1, keepdim=True).values)
-        x_BTI = torch.randn(len(PROMPTS), 2, _updates(base).down_RI[_updates(base).names[0].replace(".", "/")].shape[1])
         name = _updates(base).names[0]
+        x_BTI = torch.randn(len(PROMPTS), 2, _updates(base).factors(name)[0].shape[1])
         with torch.no_grad():
             own = [_updates(each).update(name, x_BTI, weight_BK[:, [k]]) for k, each in enumerate(modules.values())]
             stacked = cast(Any, combined.edits["0"]).update(name, x_BTI, weight_BK)

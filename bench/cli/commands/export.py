@@ -9,7 +9,7 @@ from bench.cli.tables import console
 EXAMPLE = "grun-bench export results/sequential --study sequential-grun --output deployed --without 003"
 ARGUMENTS = (
     FOLDER,
-    option("--study", required=True, help="whose modules: a GRUN study of that folder"),
+    option("--study", required=True, help="whose modules: a study of that folder, of grun or gated_lora"),
     option("--output", type=Path, required=True, metavar="DIR", help="folder to make"),
     option("--without", nargs="+", default=[], metavar="REQUEST", help="leave these out, e.g. 003"),
 )
