@@ -23,7 +23,7 @@ from bench.runs.rows import failed_row
 from bench.runs.run import run
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.seeds import best_of
-from bench.studies.sweep import make_prerequisites
+from bench.studies.sweep import headlines_of, make_prerequisites
 from bench.studies.tasks import Log, Tasks
 from grun.errors import UserError
 
@@ -65,7 +65,7 @@ def _measure(config: RunConfig, execution: Execution, count: str, say: Log) -> N
         store.write_run(execution.folder, row)
         say(f"{count}: {what}: failed: {row['error']}")
         return
-    say(f"{count}: {what}: ES {row['forget_extraction_strength']}, ROUGE-L {row['forget_rouge_l_recall']}")
+    say(f"{count}: {what}: {headlines_of(row)}")
 
 
 def _judged(models: Models, folder: Location) -> list[Verdict]:

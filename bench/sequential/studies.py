@@ -99,7 +99,7 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
     with study_locks([study.study for study in studies], execution.folder), connected(log):
         num_concurrent, worker = place(pool, execution)
         make_prerequisites([study.run({}) for study in studies], worker, log, num_concurrent)
-        tasks = Tasks(worker, log)
+        tasks = Tasks(worker, log, num_concurrent)
         trials = {study.study: _trials(study) for study in studies}
         tuned = [study for study in studies if len(trials[study.study]) > 1]
         for study in tuned:

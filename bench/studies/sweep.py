@@ -13,6 +13,7 @@ from typing import Any
 import optuna
 from ray import tune
 
+from bench.benchmarks import HEADLINES
 from bench.cluster.connect import connected
 from bench.config import RunConfig, run_config
 from bench.progress import spoken
@@ -167,11 +168,16 @@ def _evaluate(config: RunConfig, execution: Execution, say: Log) -> None:
     """In a worker: the row of what others are measured with."""
     with _named(config.start_from):
         (row,) = run(config, execution)
-    scores = [f"{SCORES[name].heading} {row[name]:.3f}" for name in config.benchmark.headlines if row[name] is not None]
-    say(f"{config.start_from}: {', '.join(scores)}")
+    say(f"{config.start_from}: {headlines_of(row)}")
     retain = store.read_run(execution.results, prerequisite(config, "retain_model").run_key)
     if config.start_from == "target_model" and (line := doubt(row, retain)):
         say(line)
+
+
+def headlines_of(row: Row) -> str:
+    """What the row's benchmark shows first, in one line."""
+    names = [name for name in HEADLINES if row[name] is not None]
+    return ", ".join(f"{SCORES[name].heading} {row[name]:.3f}" for name in names)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from bench.runs.execution import Execution
 from bench.runs.related import doubt, prerequisite, prerequisites
 from bench.runs.subject import Subject
 from bench.spaces.search_space import SweepConfig
-from bench.studies import sweep
+from bench.studies import sweep, tasks
 from bench.studies.tasks import resources_of
 from grun.errors import UserError
 
@@ -77,10 +77,12 @@ def test_a_target_model_that_never_knew_is_said(
 def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What no GPU holds whole cannot be asked by one worker; without --shard one is enough, and starts at once."""
     asked: list[tuple[str, int, bool, float]] = []
+    at_once_seen: set[int | None] = set()
 
     class Recorded:
         def __init__(self, execution: Execution, log: Any, at_once: int | None) -> None:
             self.drivers = resources_of(execution).get(DRIVER, 0)
+            at_once_seen.add(at_once)
 
         def add(self, work: Any, config: RunConfig, execution: Execution) -> None:
             asked.append((work.__name__, execution.num_workers, execution.shard, self.drivers))
@@ -92,7 +94,8 @@ def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, mo
     study = SweepConfig(study="s", base={"adapter": "full"}, search_space={})
     for shard in (True, False):
         execution = Execution(results=tmp_path, num_workers=2, shard=shard)
-        sweep.make_prerequisites([study.run({})], execution, lambda line: None)
+        sweep.make_prerequisites([study.run({})], execution, lambda line: None, 3)
+    assert at_once_seen == {3}
     prepared = [("_prepare", 1, False, 0)] * 2
     assert asked == [*prepared, *[("_evaluate", 2, True, 1.0)] * 2, *prepared, *[("_evaluate", 1, False, 0)] * 2]
 
@@ -192,3 +195,43 @@ def test_a_shared_model_out_of_reach_is_left_alone(
         model("two")
     assert len(trained) == 1
     assert {file: file.read_bytes() for file in (tmp_path / "shared").rglob("*") if file.is_file()} == before
+
+
+def test_no_more_tasks_at_once_than_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five tasks, two at once, one done at a time: never three, and what each returned in the order they were added."""
+    running: list[int] = []
+    most: list[int] = []
+
+    class Remote:
+        def __init__(self, work: Any) -> None:
+            self.work = work
+
+        def remote(self, number: int, say: Any) -> int:
+            running.append(number)
+            most.append(len(running))
+            return int(self.work(number))
+
+    class Lines:
+        put = None
+
+        def qsize(self) -> int:
+            return 0
+
+        def get_nowait_batch(self, number: int) -> list[str]:
+            return []
+
+    def wait(pending: list[int], timeout: float) -> tuple[list[int], list[int]]:
+        running.pop()
+        return pending[-1:], pending[:-1]
+
+    monkeypatch.setattr(tasks, "Queue", lambda **options: Lines())
+    monkeypatch.setattr(tasks.ray, "remote", lambda **options: Remote)
+    monkeypatch.setattr(tasks.ray, "wait", wait)
+    monkeypatch.setattr(tasks.ray, "get", lambda found: found)
+    for at_once, expected in ((2, 2), (None, 5)):
+        most.clear()
+        some = tasks.Tasks(Execution(results=tmp_path), print, at_once)
+        for number in range(5):
+            some.add(lambda number: number * 10, number)
+        assert some.wait() == [0, 10, 20, 30, 40]
+        assert max(most) == expected

@@ -2,16 +2,18 @@
 
 import sys
 
-from bench.cli.options import COMPARED_RUNS, POOL, Options
-from bench.cli.parser import option, positive
+from bench.cli.options import COMPARED_RUNS, WHERE_IT_RUNS, Options
+from bench.cli.parser import fields_of, option, positive
 from bench.cli.tables import console, log, print_verdicts
+from bench.studies.pool import Pool
 
 EXAMPLE = "grun-bench metrics results/mine"
 ARGUMENTS = (
     *COMPARED_RUNS,
     option("--num-models", type=positive, metavar="N", default=20, help="that know, and that do not (default: 20)"),
     option("--format", choices=["table", "json"], default="table", help="json: for other programs"),
-    *POOL,
+    fields_of("how many at once", Pool, ("time_budget",)),
+    WHERE_IT_RUNS,
 )
 
 
