@@ -8,12 +8,15 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in what tests start: threads of two processes would fight
 
+import itertools
 import json
 import random
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis
@@ -158,6 +161,49 @@ def ray_cluster(own_cache: Path, s3_environment: str) -> Iterator[Any]:
 def ray_address(ray_cluster: Any) -> str:
     """That of the cluster, for commands in a process of their own."""
     return str(ray_cluster.address)
+
+
+class TasksHere:
+    """In place of `bench.studies.tasks.Tasks`."""
+
+    def __init__(self, execution: Any, log: Callable[[str], None]) -> None:
+        self._log, self._done = log, []  # type: ignore[var-annotated]
+
+    def add(self, work: Callable[..., Any], *arguments: Any) -> None:
+        self._done.append(work(*arguments, self._log))
+
+    def wait(self) -> list[Any]:
+        done, self._done = self._done, []
+        return done
+
+
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trials and tasks are done in this process, one after another as they are handed over: each process of Ray's
+    would spend six seconds on imports."""
+    import ray
+    from ray.tune.search import Searcher
+
+    from bench.sequential import studies
+    from bench.studies import sweep
+
+    reported: list[Any] = []
+
+    def tuned(trial: Any, search: Any, num_concurrent: int) -> None:
+        for number in itertools.count():
+            spec = search.suggest(f"trial{number}")
+            if spec == Searcher.FINISHED:
+                return
+            trial(spec)
+            search.on_trial_complete(f"trial{number}", reported.pop())
+
+    tune = SimpleNamespace(with_parameters=partial, with_resources=lambda trial, _: trial, report=reported.append)
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
+    monkeypatch.setattr(sweep, "tune", tune)
+    monkeypatch.setattr(sweep, "_tune", tuned)
+    for module in (sweep, studies):
+        monkeypatch.setattr(module, "Tasks", TasksHere)
 
 
 @pytest.fixture(scope="session")

@@ -228,9 +228,11 @@ def _once(call: Callable[[], Any]) -> list[float]:
 def memory(watch: Stopwatch) -> Record:
     """Resident or GPU memory of each contender in a process of its own: before its first step, and at its peak."""
     peaks: Record = {}
+    fresh = multiprocessing.get_context("forkserver")
+    fresh.set_forkserver_preload([__name__, "transformers.modeling_utils"])  # seconds of imports, once for all
     for done, name in enumerate((*EDITED, *FINE_TUNED), start=1):
         # A process of its own, gone after one task: its peak is the contender's own.
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with ProcessPoolExecutor(1, mp_context=fresh) as pool:
             peaks[name] = pool.submit(_memory_gb, watch.config, watch.execution, watch.scratch, name).result()
         watch.progress("memory", done, len(EDITED) + len(FINE_TUNED))
     return peaks

@@ -110,21 +110,9 @@ def test_a_killed_node_is_done_without(
         ray_cluster.remove_node(node, allow_graceful=False)
 
     with _meanwhile(lose_the_node):
-        _sweep(space("nodes", 3), "--results", small_results, "--cpus-per-worker", 2, "--num-threads", 1)
+        _sweep(space("nodes", 2), "--results", small_results, "--cpus-per-worker", 2, "--num-threads", 1)
     assert "2 at a time" in capsys.readouterr().out
-    check_whole(small_results, "nodes", 3)
-
-
-def test_a_cluster_that_nobody_named_is_left_alone(ray_address: str) -> None:
-    """Ray would join the last one started on this machine; without $RAY_ADDRESS it is one of our own."""
-    say_which = (
-        "import ray; from bench.cluster.connect import connected\n"
-        "with connected(print): print(ray.get_runtime_context().gcs_address)"
-    )
-    printed = subprocess.run([sys.executable, "-c", say_which], capture_output=True, text=True, check=True).stdout
-    started, address = printed.splitlines()
-    assert started == "starting Ray"
-    assert address != ray_address
+    check_whole(small_results, "nodes", 2)
 
 
 WRITE_FOR_EVER = """
@@ -191,7 +179,7 @@ def test_a_full_disk_stops_a_sweep_in_one_line(
     small_prerequisites: Path,
     space: Any,
     check_whole: Any,
-    ray_address: str,
+    without_ray: None,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     """With space again, the same command goes on to the end; what was finished is not done twice."""
@@ -217,27 +205,7 @@ def test_a_full_disk_stops_a_sweep_in_one_line(
     check_whole(folder, "disk", 3)
 
 
-def test_ctrl_c_ends_a_sweep_with_130(
-    space: Any, small_results: Path, check_whole: Any, ray_address: str, tmp_path: Path
-) -> None:
-    """As a terminal sends it, to every process: the line that `train` has, then the same command goes on to the end."""
-    log = tmp_path / "log"
-    words = (space("broken-off", 2, num_epochs=10), "--results", small_results, "--num-concurrent", 1)
-    sweep = _start(log, ray_address, *words)
-    _until(lambda: _modules(small_results) >= 1, sweep)
-    os.killpg(sweep.pid, signal.SIGINT)
-    assert sweep.wait(TIMEOUT_S) == 130, log.read_text()
-    last = log.read_text().strip().splitlines()[-1]
-    assert last == "grun-bench: interrupted; what was finished is kept, the same command goes on"
-    assert "Traceback" not in log.read_text()
-    before = {file: file.stat().st_mtime_ns for file in (small_results / "runs").glob("*.parquet")}
-    _sweep(*words)
-    after = {file: file.stat().st_mtime_ns for file in (small_results / "runs").glob("*.parquet")}
-    assert before.items() <= after.items()
-    check_whole(small_results, "broken-off", 2)
-
-
-def test_two_sweeps_share_a_folder_but_not_a_study(
+def test_ctrl_c_ends_one_of_two_sweeps_that_share_a_folder(
     space: Any,
     small_results: Path,
     check_whole: Any,
@@ -245,17 +213,31 @@ def test_two_sweeps_share_a_folder_but_not_a_study(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Side by side they finish each its own study; a third on a study that is running is refused at once."""
+    """As a terminal sends it, to every process: the line that `train` has, then the same command goes on to the end.
+
+    Before, another on the study that is running is refused at once; after, one on another study finishes beside it.
+    """
     log, shared = tmp_path / "log", ("--results", small_results, "--num-concurrent", 1)
-    first = _start(log, ray_address, space("one", 2), *shared)
+    words = (space("one", 2, num_epochs=10), *shared)
+    first = _start(log, ray_address, *words)
     _until(lambda: (small_results / ".sweep-one.lock").exists(), first)
     with pytest.raises(SystemExit) as third:
-        _sweep(space("one", 2), "--results", small_results)
+        _sweep(*words)
     assert third.value.code == 2
     said = "".join(capsys.readouterr())
     assert said.strip() == "grun-bench: study: one is being run by another sweep; wait for it"
-    _sweep(space("two", 2), *shared)
-    assert first.wait(TIMEOUT_S) == 0, log.read_text()
+    _until(lambda: _modules(small_results) >= 1, first)
+    os.killpg(first.pid, signal.SIGINT)
+    assert first.wait(TIMEOUT_S) == 130, log.read_text()
+    last = log.read_text().strip().splitlines()[-1]
+    assert last == "grun-bench: interrupted; what was finished is kept, the same command goes on"
+    assert "Traceback" not in log.read_text()
+    before = {file: file.stat().st_mtime_ns for file in (small_results / "runs").glob("*.parquet")}
+    again = _start(log, ray_address, *words)
+    _sweep(space("two", 2, num_epochs=10), *shared)
+    assert again.wait(TIMEOUT_S) == 0, log.read_text()
+    after = {file: file.stat().st_mtime_ns for file in (small_results / "runs").glob("*.parquet")}
+    assert before.items() <= after.items()
     for study in ("one", "two"):
         check_whole(small_results, study, 2)
 

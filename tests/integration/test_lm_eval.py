@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from grun.errors import UserError
 from grun.model.forward import PlainModel
 from grun.prompts.template import PromptTemplate
 
-pytest.importorskip("lm_eval", reason="lm-eval is not installed; pip install -e '.[lm-eval]'")
+lm_eval_tasks = pytest.importorskip("lm_eval.tasks", reason="lm-eval is not installed; pip install -e '.[lm-eval]'")
 QUIZ = [
     ("Which of these is a fruit?", ["A hammer", "A pear", "A cloud", "A violin"], 1),
     ("Which of these can fly?", ["A sparrow", "A spoon", "A sofa", "A stone"], 0),
@@ -80,6 +81,15 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+_indexed = cache(lm_eval_tasks.TaskManager)
+
+
+@pytest.fixture(autouse=True)
+def indexed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The index of lm-eval's own tasks takes seven seconds: all tests ask the same one."""
+    monkeypatch.setattr(lm_eval_tasks, "TaskManager", _indexed)
+
+
 def _said(found: dict[str, Any], task: str) -> list[Any]:
     return [sample["filtered_resps"] for sample in found["samples"][task]]
 
@@ -129,7 +139,7 @@ def test_evaluate_runs_lm_eval(small_config: RunConfig, small_results: Path, tas
     assert len(found["samples"]["harmless_quiz"]) == 3
     assert "harmless_quiz" in capsys.readouterr().out
     with pytest.raises(SystemExit) as error:
-        main(["evaluate", module, "--lm-eval", "no_such_task"])
+        main(["evaluate", module, "--lm-eval", "no_such_task", "--lm-eval-include", str(tasks)])
     assert error.value.code == 2
     assert "no_such_task" in capsys.readouterr().err
 

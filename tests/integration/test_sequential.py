@@ -255,7 +255,7 @@ def test_a_chain_goes_on(config: RunConfig, tmp_path: Path, adapter: str) -> Non
     """Cut off after its second state, the same call goes on from those weights to what one call gives."""
     rate = {"lora": 2e-3, "full": 1e-3, "reft": 2e-2}[adapter]
     changed = {"adapter": adapter, "adapter.learning_rate": rate, "training.num_epochs": 4, "forget_loss": "npo"}
-    changed["evaluation.max_items_per_split"] = 12
+    changed["evaluation.max_items_per_split"] = 4
     if adapter == "lora":
         changed["adapter.dropout"] = 0.0
     chained = _sequence(run_config(overlay(config.to_dict(), changed)), CHAIN)

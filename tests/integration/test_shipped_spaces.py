@@ -6,16 +6,10 @@ another. Sweeps of our own go through Ray in test_sweep.py and test_faults.py.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
-import ray
-from ray.tune.search import Searcher
 
 from bench.benchmarks import BenchmarkConfig
 from bench.cli.main import main
@@ -24,8 +18,6 @@ from bench.files import write_yaml
 from bench.results import store
 from bench.results.columns import SCORES
 from bench.results.requests import scan_requests
-from bench.sequential import studies
-from bench.studies import sweep
 
 OF_TOFU = [f"sequential_{method}" for method in ("grun", "router", "lora", "gated_lora", "full", "reft")]
 SPACES = Path(__file__).parents[2] / "search_spaces"
@@ -40,42 +32,6 @@ TINY = {
     "evaluation.max_items_per_split": 2,
     "evaluation.max_new_tokens": 2,
 }
-
-
-class TasksHere:
-    """In place of `bench.studies.tasks.Tasks`."""
-
-    def __init__(self, execution: Any, log: Callable[[str], None]) -> None:
-        self._log, self._done = log, []  # type: ignore[var-annotated]
-
-    def add(self, work: Callable[..., Any], *arguments: Any) -> None:
-        self._done.append(work(*arguments, self._log))
-
-    def wait(self) -> list[Any]:
-        done, self._done = self._done, []
-        return done
-
-
-@pytest.fixture
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Trials and tasks are done in this process, in the order in which they are handed over."""
-    reported: list[Any] = []
-
-    def tuned(trial: Any, search: Any, num_concurrent: int) -> None:
-        for number in itertools.count():
-            spec = search.suggest(f"trial{number}")
-            if spec == Searcher.FINISHED:
-                return
-            trial(spec)
-            search.on_trial_complete(f"trial{number}", reported.pop())
-
-    tune = SimpleNamespace(with_parameters=partial, with_resources=lambda trial, _: trial, report=reported.append)
-    monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 1.0})
-    monkeypatch.setattr(sweep, "tune", tune)
-    monkeypatch.setattr(sweep, "_tune", tuned)
-    for module in (sweep, studies):
-        monkeypatch.setattr(module, "Tasks", TasksHere)
 
 
 def _run(command: str, files: list[str], folder: Path, settings: dict[str, Any], *words: str) -> None:

@@ -112,7 +112,7 @@ def test_scaling_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert store.scan_runs(tmp_path / "rows" / "alone").height == 40
 
 
-def test_a_no_op_goes_through_the_sweep(ray_address: str, tmp_path: Path) -> None:
+def test_a_no_op_goes_through_the_sweep(without_ray: None, tmp_path: Path) -> None:
     """Each training's four rows once, with their items, and what they are measured against beside them."""
     scaling.main(["no_op_sweep", "3", "--results", str(tmp_path)])
     rows = store.scan_runs(tmp_path)

@@ -19,6 +19,7 @@ import pytest
 from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
+from bench.models.cache import cache_dir
 from bench.models.prepare import prepared_model
 from bench.results import store
 from bench.results.columns import ITEMS_SCHEMA, METRICS, RUNS_SCHEMA
@@ -272,13 +273,14 @@ def test_a_run_its_module_and_its_front_in_s3(
     assert "4 runs rescored" in capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("ray_address")
 def test_a_sweep_in_s3_goes_on(
     s3: str,
-    ray_address: str,
     small_config: RunConfig,
     small_prerequisites: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Its study too is kept there: from another cache the same command finds what is done."""
@@ -289,9 +291,13 @@ def test_a_sweep_in_s3_goes_on(
     }
     write_yaml(tmp_path / "s.yaml", space)
     _copy_rows(small_prerequisites, f"{s3}/sweep")
+    models = cache_dir() / "models"
     for trials in ("1", "2"):
         monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path / trials))
+        (tmp_path / trials).mkdir()
+        (tmp_path / trials / "models").symlink_to(models)
         main(["sweep", str(tmp_path / "s.yaml"), "--results", f"{s3}/sweep", "--num-trials", trials])
+        request.getfixturevalue("without_ray")  # it has written there from a worker, once is enough
     assert "1 of 2 trainings are done already" in capsys.readouterr().out
     assert store.scan_runs(f"{s3}/sweep").filter(adapter="grun").height == 2
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -19,7 +20,7 @@ from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
-from bench.runs import training
+from bench.runs import ray_train, training
 from bench.runs.execution import Execution
 from bench.runs.ray_train import own_error
 from bench.runs.run import run, run_prerequisites
@@ -30,10 +31,11 @@ from grun.workers import ALONE
 METHODS: dict[str, dict[str, Any]] = {
     "grun": {"forget_loss": "npo", "evaluation.robustness": {"relearn_items": 4, "relearn_steps": 2}},
     "lora": {"adapter": "lora", "adapter.dropout": 0.0, "adapter.learning_rate": 3e-3, "forget_loss": "altpo"},
-    "full": {"adapter": "full", "adapter.learning_rate": 1e-3, "retain_loss": "kl", "training.num_epochs": 2},
+    "full": {"adapter": "full", "adapter.learning_rate": 1e-3, "retain_loss": "kl"},
 }
-"""Losses by sequences and by tokens, with and without a reference, one with texts of the model's own; 10 forget items
-in steps of 4: uneven parts."""
+"""Losses by sequences and by tokens, with and without a reference, one with texts of the model's own."""
+QUICK = {"training.batch_size": 4, "training.num_epochs": 2, "evaluation.max_items_per_split": 7}
+"""10 forget items in steps of 4, and 7 of them asked: uneven parts."""
 EXECUTIONS: dict[str, dict[str, Any]] = {
     "grun": {},
     "lora": {"accumulation_steps": 2, "gradient_checkpointing": True},
@@ -42,7 +44,7 @@ EXECUTIONS: dict[str, dict[str, Any]] = {
 
 
 def _config(small_config: RunConfig, name: str) -> RunConfig:
-    return run_config(overlay(small_config.to_dict(), {"training.batch_size": 4, **METHODS[name]}))
+    return run_config(overlay(small_config.to_dict(), QUICK | METHODS[name]))
 
 
 WORK = """
@@ -69,10 +71,11 @@ dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def references(small_config: RunConfig, small_prerequisites: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def references(small_config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A results folder with what every method is measured against."""
-    folder = shutil.copytree(small_prerequisites, tmp_path_factory.mktemp("references") / "results")
-    run_prerequisites(_config(small_config, "grun"), Execution(results=folder))
+    folder = tmp_path_factory.mktemp("references") / "results"
+    for name in ("grun", "lora"):
+        run_prerequisites(_config(small_config, name), Execution(results=folder))
     return folder
 
 
@@ -129,7 +132,7 @@ def test_ray_train_gives_the_same_rows(
     tmp_path: Path,
     assert_same_metrics: Callable[..., None],
 ) -> None:
-    """A trial of two workers in a sweep, and a run of one by force."""
+    """A trial of two workers in a sweep."""
     config = _config(small_config, "grun")
     choice = {"seed": {"type": "categorical", "choices": [config.seed]}}
     write_yaml(
@@ -139,9 +142,34 @@ def test_ray_train_gives_the_same_rows(
     row = store.read_run(results, config.run_key)
     assert row is not None
     assert_same_metrics(row, alone["grun"])
-    (results / "runs" / f"{config.run_key}.parquet").unlink()
-    shutil.rmtree(results / "modules")
+
+
+def test_one_worker_by_force_gives_the_same_row(
+    alone: Any,
+    small_config: RunConfig,
+    without_ray: None,
+    results: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    assert_same_metrics: Callable[..., None],
+) -> None:
+    """What Ray Train is handed to start is done here: two are started for real above."""
+    started: list[tuple[int, Any]] = []
+
+    class Here:
+        def __init__(self, work: Any, *, train_loop_config: Any, scaling_config: Any, **others: Any) -> None:
+            self._work, self._part, self._scaling = work, train_loop_config, scaling_config
+
+        def fit(self) -> Any:
+            started.append((self._scaling.num_workers, self._scaling.num_cpus_per_worker))
+            return SimpleNamespace(return_value=self._work(self._part))
+
+    context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
+    monkeypatch.setattr(ray_train, "TorchTrainer", Here)
+    monkeypatch.setattr(ray_train.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(ray_train.ray.train, "report", lambda metrics: None)
+    config = _config(small_config, "grun")
     (forced,) = run(config, Execution(results=results, num_threads=1, ray_train="always"))
+    assert started == [(1, 1)]
     assert_same_metrics(forced, alone["grun"])
 
 
