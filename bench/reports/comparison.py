@@ -16,7 +16,7 @@ from bench.metrics.forget_quality import log10_forget_quality_floor
 from bench.pareto import Floats
 from bench.results import store
 from bench.results.columns import SCORES, check_objectives
-from bench.results.settings import as_text, check_one_setting, leaves
+from bench.results.settings import as_text, check_one_setting, leaves, setting
 from bench.results.storage import Folder, Location
 from bench.splits import COSTS, Direction
 from grun.errors import UserError
@@ -140,19 +140,24 @@ def compare(
 
 
 def _chosen_rows(results_folder: Folder, where: Mapping[str, str]) -> list[Row]:
-    """Rows of all runs that `where` leaves, oldest first."""
-    runs = store.scan_runs(results_folder)
+    """Rows of all runs that `where` leaves, and of what they are measured with, oldest first."""
+    runs = everything = store.scan_runs(results_folder)
     for column, value in where.items():
         if "." in column:
-            settings = [as_text(leaves(json.loads(config)).get(column)) for config in runs["config_json"]]
-            runs = runs.filter(pl.Series([setting == value for setting in settings], dtype=pl.Boolean))
+            found = [as_text(leaves(json.loads(config)).get(column)) for config in runs["config_json"]]
+            runs = runs.filter(pl.Series([each == value for each in found], dtype=pl.Boolean))
             continue
         if column not in runs.columns:
             raise UserError("--where", f"runs have no column {column}; use one of {', '.join(runs.columns[:12])}, …")
         runs = runs.filter(pl.col(column).cast(pl.String) == value)
     if runs.is_empty():
         raise UserError("RESULTS", f"no run in {results_folder} matches; run a sweep, or change --where")
-    return runs.sort("created_at").to_dicts()
+    chosen, settings = set(runs["run_key"]), [setting(config) for config in runs["config_json"]]
+    return [
+        row
+        for row in everything.sort("created_at").to_dicts()
+        if row["run_key"] in chosen or (row["adapter"] == "none" and setting(row["config_json"]) in settings)
+    ]
 
 
 def _is_scored(row: Row, objectives: Mapping[str, Direction]) -> bool:

@@ -131,6 +131,26 @@ def test_two_best_runs_a_method(tmp_path: Path) -> None:
     assert best(1.0) == [None, None]
 
 
+def test_what_runs_are_measured_with_stays_beside_those_chosen(tmp_path: Path) -> None:
+    """--where adapter.edits=answer: the target model has no such setting, and is still what utility is kept of.
+
+    Not the one of another benchmark, with which nothing that was chosen compares.
+    """
+    scores = {"log10_forget_quality": -0.4, "model_utility": 0.9, "forget_rouge_l_recall": 0.5}
+    settings = {"benchmark": {"name": "authors"}, "model": {"name": "tiny"}, "evaluation": {}}
+    none = {"method": "target_model", "adapter": "none"}
+    _write(tmp_path, "target", config_json=json.dumps({**settings, "adapter": {"name": "none"}}), **none, **scores)
+    _write(tmp_path, "other", "questions", **none, **scores)
+    for key, edits in (("a", "answer"), ("bb", "prompt_end")):
+        config = {**settings, "adapter": {"name": "grun", "edits": edits}}
+        _write(tmp_path, key, config_json=json.dumps(config), **scores)
+    comparison = compare(tmp_path, where={"adapter.edits": "answer"})
+    assert [row["run_key"] for row in comparison.runs] == ["a"]
+    assert comparison.target_model is not None
+    assert comparison.target_model["run_key"] == "target"
+    assert comparison.methods[0].best is not None
+
+
 def test_costs_have_fronts_but_no_hypervolume(tmp_path: Path) -> None:
     """Seconds have no worst value: a corner taken from the runs seen would move with the next of them."""
     _write(tmp_path, "a", model_utility=0.5, train_seconds=10.0)
