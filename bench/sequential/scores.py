@@ -94,6 +94,7 @@ def _open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: floa
 def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
     """Medians of one pass over a batch of prompts (with the edits at their last tokens, without), taken in turn."""
     batch = collate([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts], device=adapted.device)
+    adapted = adapted.on_plain_path()  # it keeps nothing of a prompt: gates that read a pass of their own read it anew
 
     def edited() -> Any:
         return adapted.whole_pass(batch, prompts)

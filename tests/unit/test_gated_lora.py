@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
+from bench.sequential.scores import PREFILL_REPEATS, prefill_seconds
 from grun.adapters.gated_lora import GatedLoraConfig, LowRankUpdates, UpdatedModel
 from grun.adapters.grun import gates_forced, set_gate_threshold
 from grun.data import Example
 from grun.errors import UserError
+from grun.model import forward
 from grun.model.forward import PlainModel
 from grun.sequential import combine, load_deployment, save_deployment
 
@@ -182,6 +184,16 @@ def test_a_step_moves_gate_and_updates_alone(model: Any) -> None:
     adapted.answer_output(EXAMPLES).scores.nll_N.mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in adapted.trainable_parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_what_a_prompt_costs_is_both_passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The untouched one that the gates read, and the updated one, each time; between them the bare one."""
+    monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", {})  # one pass is one
+    adapted = _trained(model)
+    passes: list[int] = []
+    model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
+    prefill_seconds(adapted, PROMPTS)
+    assert len(passes) == 3 * PREFILL_REPEATS
 
 
 def test_several_requests(model: Any) -> None:
