@@ -1,6 +1,5 @@
 """The Optuna side of a sweep: several studies that take turns, kept in one journal file, resumed where cut off."""
 
-import json
 import math
 import time
 import zlib
@@ -10,11 +9,10 @@ from typing import Any
 import numpy as np
 import optuna
 from optuna.study import StudyDirection
-from optuna.trial import FixedTrial, FrozenTrial, TrialState
+from optuna.trial import FixedTrial, FrozenTrial, Trial, TrialState
 from ray.tune.search import Searcher
-from ray.tune.search.optuna import OptunaSearch
 
-from bench.config import run_config
+from bench.config import RunConfig
 from bench.pareto import nondominated
 from bench.results import store
 from bench.results.storage import Folder, is_full
@@ -55,8 +53,9 @@ class StudySearch(Searcher):
         self._storage = study_storage(results_folder)
         self._damaged = {file.name.partition(".")[0] for file in store.damaged_files(results_folder)}
         self._left: dict[str, int] = {}
-        self._searches: dict[str, OptunaSearch] = {}
-        self._suggested: dict[str, dict[str, Any]] = {}
+        self._studies: dict[str, optuna.Study] = {}
+        self._under_way: dict[str, tuple[str, Trial, RunConfig]] = {}
+        """Tune's trial → its study, Optuna's trial, and what it runs."""
         for name, config in self._configs.items():
             self._open(name, config)
         self.num_trials_left = sum(self._left.values())
@@ -81,10 +80,13 @@ class StudySearch(Searcher):
             return Searcher.FINISHED
         self._left[name] -= 1
         try:
-            self._suggested[trial_id] = self._searches[name].suggest(trial_id)
+            trial = self._studies[name].ask()
+            run = self._configs[name].run(self._configs[name].sample(trial))
+            trial.set_user_attr(RUN_KEY, run.run_key)
         except OSError as problem:
             return self._stop_if_full(problem)
-        return self._suggested[trial_id]
+        self._under_way[trial_id] = name, trial, run
+        return {"study": name, "run_json": run.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
         """Tell Optuna, and the user; called by Tune. A trial that found no space is left to the next sweep."""
@@ -104,22 +106,21 @@ class StudySearch(Searcher):
         return str(Searcher.FINISHED)
 
     def _settle_finished(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        suggested = self._suggested.pop(trial_id)
-        name, rows = suggested["study"], result.get("rows", [])
+        name, trial, run = self._under_way.pop(trial_id)
+        rows = result.get("rows", [])
         self._num_done += 1
         if rows:
             values = {metric: rows[0][metric] for metric in self._objectives}
-            self._searches[name].on_trial_complete(trial_id, result=values)
-            self._add_thresholds(name, suggested["number"], rows[1:])
+            self._studies[name].tell(trial, list(values.values()))
+            self._add_thresholds(name, trial.number, rows[1:])
             scores = "  ".join(f"{metric} {value:.3f}" for metric, value in values.items())
             line = f"{rows[0]['method']}  {scores}  {rows[0]['train_seconds']:.0f} s{self._on_the_front(rows)}"
         else:
-            self._searches[name].on_trial_complete(trial_id, error=True)
+            self._studies[name].tell(trial, state=TrialState.FAIL)
             problem = result.get("error")
             if problem is None:  # the worker died, and its replacements too: nobody else has written a row
                 problem = "the worker died"
-                config = run_config(json.loads(suggested["run_json"]))
-                store.write_run(self._results, failed_row(config, RuntimeError(problem), name))
+                store.write_run(self._results, failed_row(run, RuntimeError(problem), name))
             line = f"failed: {problem}"
         keep_journal(self._results)
         elapsed = time.perf_counter() - self._started
@@ -139,7 +140,7 @@ class StudySearch(Searcher):
 
     def _open(self, name: str, config: SweepConfig) -> None:
         """Open a study, settle what an earlier process left unfinished, and work out what is left to do."""
-        study = self._study(name, config)
+        study = self._studies[name] = self._study(name, config)
         is_new = not study.trials
         for trial in study.get_trials(states=[TrialState.RUNNING]):
             self._settle(study, config, trial)
@@ -157,20 +158,7 @@ class StudySearch(Searcher):
         for trial in lost:
             if trial.number not in queued:
                 study.enqueue_trial(trial.params, user_attrs={AGAIN: trial.number})
-
-        def draw(trial: Any) -> dict[str, Any]:
-            run = config.run(config.sample(trial))
-            trial.set_user_attr(RUN_KEY, run.run_key)
-            return {"study": name, "number": trial.number, "run_json": run.to_json()}
-
-        self._searches[name] = OptunaSearch(
-            space=draw,
-            metric=list(config.objectives),
-            mode=list(config.objectives.values()),
-            sampler=_sampler(config, len(study.trials)),
-            study_name=name,
-            storage=self._storage,
-        )
+        study.sampler = _sampler(config, len(study.trials))
 
     def _is_damaged(self, config: SweepConfig, trial: FrozenTrial) -> bool:
         """Whether a row of a finished trial was written and cannot be read any more, or its items cannot."""
@@ -212,7 +200,7 @@ class StudySearch(Searcher):
 
     def _add_thresholds(self, name: str, number: int, rows: Sequence[Row]) -> None:
         """The module of trial `number` at further gate thresholds, as finished trials to learn from."""
-        study = optuna.load_study(study_name=name, storage=self._storage)
+        study = self._studies[name]
         asked = study.get_trials(deepcopy=False)[number]
         for parameter_name, parameter in self._configs[name].parameters(THRESHOLD).items():
             for row in rows:
