@@ -71,7 +71,8 @@ def train(
     """Unlearn, going on from the checkpoint of a training that was cut off; returns the cost columns.
 
     config: how. planned: what `plan_of` gave before the adapter was on. folder: where the first worker writes what was
-    trained. The checkpoint stays until its training is known to be kept: whoever calls takes it away.
+    trained. The checkpoint stays until its training is known to be kept: where that is not in the folder, whoever calls
+    takes it away.
     """
     plan, reference = planned
     execution, progress = subject.execution, subject.progress
@@ -99,6 +100,7 @@ def train(
                 config.model.prompt.save(Path(scratch))
             write_yaml(Path(scratch) / "run.yaml", config.to_dict())
             (Path(scratch) / TRAINING).write_text(json.dumps(trained))
+        checkpoint_of(folder).remove()
     return trained
 
 

@@ -4,7 +4,7 @@ import time
 from dataclasses import replace
 
 from bench.evaluation.evaluate import evaluate
-from bench.runs.training import checkpoint_of, plan_of, train
+from bench.runs.training import plan_of, train
 from bench.sequential.states import States
 
 
@@ -27,7 +27,6 @@ def run_chain(states: States) -> None:
     for size in range(max(begun, 1), end + 1):
         if size > begun:
             train(config, subject, adapted, plans[size - begun - 1], folders[size])
-            checkpoint_of(folders[size]).remove()
             folders[size - 1].remove()
         if size not in missing:
             continue

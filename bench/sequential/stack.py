@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from bench.evaluation.reuse import Applied, evaluate_combined
 from bench.results.columns import ItemRow
-from bench.runs.training import checkpoint_of, forget_set_of, plan_of, train
+from bench.runs.training import forget_set_of, plan_of, train
 from bench.sequential.scores import PREFILL_PROMPTS, prefill_seconds
 from bench.sequential.states import States
 from grun.data import Example
@@ -32,9 +32,7 @@ def train_modules(states: States, places: Sequence[int]) -> None:
         planned = plan_of(own, subject, replace(subject.benchmark, forget_set=request.items))
         fresh = _edited(own.adapter.attach(subject.model, own.seed))
         adapted = base.with_edits({int(layer): edit for layer, edit in fresh.edits.items()})
-        folder = states.module(request)
-        train(own, subject, adapted, planned, folder)
-        checkpoint_of(folder).remove()
+        train(own, subject, adapted, planned, states.module(request))
 
 
 def _all_examples(states: States) -> list[Example]:

@@ -54,27 +54,20 @@ class Reference:
                 self._hidden.update(zip(batch, output.hidden_ND.cpu().split(lengths), strict=True))
             progress(len(self._nll), len(unique))
 
-    def known(self, examples: Sequence[Example], need: Need) -> dict[str, Tensor]:
-        """What a loss needs of some examples, under the names that `grun.losses.AnswerScores` has for it."""
-        if need == "nll":
-            return {"reference_nll_B": self.nll_B(examples)}
-        if need == "logits":
-            return {"reference_logits_NV": self.logits_NV(examples)}
-        return {"reference_hidden_ND": self.hidden_ND(examples)}
-
-    def nll_B(self, examples: Sequence[Example]) -> Tensor:
-        """Token-summed nll of each answer, nats a sequence: [B]."""
-        return torch.tensor([self._nll[example] for example in examples], device=self._model.device)
-
     @torch.no_grad()
-    def logits_NV(self, examples: Sequence[Example]) -> Tensor:
-        """Logits that predict each answer token: [N, V]. The LM head must not have been trained since."""
-        head_input_ND = torch.cat([self._head_input[example] for example in examples]).to(self._model.device)
-        return logits_of_head_input(self._model, head_input_ND)
+    def known(self, examples: Sequence[Example], need: Need) -> dict[str, Tensor]:
+        """What a loss needs of some examples, under the name that `grun.losses.AnswerScores` has for it.
 
-    def hidden_ND(self, examples: Sequence[Example]) -> Tensor:
-        """Output of `hidden_layer` where each answer token is predicted: [N, D]."""
-        return torch.cat([self._hidden[example] for example in examples]).to(self._model.device)
+        For logits, the LM head must not have been trained since.
+        """
+        device = self._model.device
+        if need == "nll":
+            return {"reference_nll_B": torch.tensor([self._nll[example] for example in examples], device=device)}
+        kept = self._head_input if need == "logits" else self._hidden
+        kept_ND = torch.cat([kept[example] for example in examples]).to(device)
+        if need == "hidden":
+            return {"reference_hidden_ND": kept_ND}
+        return {"reference_logits_NV": logits_of_head_input(self._model, kept_ND)}
 
 
 def reference_of(

@@ -191,10 +191,13 @@ def test_the_reference_keeps_what_the_untouched_model_said(family: str) -> None:
         for parameter in adapted.trainable_parameters():
             parameter.add_(0.1)
         assert not torch.allclose(adapted.answer_output(examples).logits_NV, before.logits_NV)
-    torch.testing.assert_close(reference.logits_NV(examples), before.logits_NV, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(reference.hidden_ND(examples), before.hidden_ND, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(reference.nll_B(examples), before.scores.nll_B, rtol=1e-5, atol=1e-5)
-    assert torch.equal(reference.nll_B(examples[::-1]), reference.nll_B(examples).flip(0))
+    nll_B = reference.known(examples, "nll")["reference_nll_B"]
+    logits_NV = reference.known(examples, "logits")["reference_logits_NV"]
+    hidden_ND = reference.known(examples, "hidden")["reference_hidden_ND"]
+    torch.testing.assert_close(logits_NV, before.logits_NV, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(hidden_ND, before.hidden_ND, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(nll_B, before.scores.nll_B, rtol=1e-5, atol=1e-5)
+    assert torch.equal(reference.known(examples[::-1], "nll")["reference_nll_B"], nll_B.flip(0))
 
 
 @pytest.mark.parametrize("config", [CONFIGS["grun"], CONFIGS["reft"]], ids=["grun", "reft"])
