@@ -174,24 +174,14 @@ def in_groups(
         return run(examples)
     outputs = [run([examples[row] for row in group]) for group in groups]
     num_tokens = [len(example.answer_ids) for example in examples]
-
-    def whole(part: Callable[[AnswerOutput], Tensor | None], lengths: Sequence[int]) -> Any:
-        """One field of all groups, example after example again; None where a group has none."""
+    whole: dict[str, Tensor] = {}  # each of their tensors, example after example again
+    for name in [name for name, part in vars(outputs[0]).items() if isinstance(part, Tensor)]:
+        sizes = [1] * len(examples) if name == "gate_logit_BK" else num_tokens
         pieces: dict[int, Tensor] = {}
         for group, output in zip(groups, outputs, strict=True):
-            tensor = part(output)
-            if tensor is None:
-                return None
-            pieces |= zip(group, tensor.split([lengths[row] for row in group]), strict=True)
-        return torch.cat([pieces[row] for row in range(len(examples))])
-
-    return AnswerOutput(
-        examples=examples,
-        logits_NV=whole(lambda output: output.logits_NV, num_tokens),
-        head_input_ND=whole(lambda output: output.head_input_ND, num_tokens),
-        hidden_ND=whole(lambda output: output.hidden_ND, num_tokens),
-        gate_logit_BK=whole(lambda output: output.gate_logit_BK, [1] * len(examples)),
-    )
+            pieces |= zip(group, vars(output)[name].split([sizes[row] for row in group]), strict=True)
+        whole[name] = torch.cat([pieces[row] for row in range(len(examples))])
+    return AnswerOutput(examples=examples, **whole)
 
 
 def generate(
