@@ -1,7 +1,6 @@
 """Raw rows, one an item → scores. Every score follows from the rows alone, so stored results can be scored anew."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from bench.metrics.membership import (
     zlib_score,
 )
 from bench.metrics.model_utility import model_utility
-from bench.metrics.rows import column, have, own_tokens
+from bench.metrics.rows import Row, column, grouped, have, own_tokens
 from bench.metrics.table import SPLIT_METRICS
 from bench.metrics.truth_ratio import of_rows
 from bench.splits import About, Rows, Split
@@ -27,7 +26,6 @@ from grun.targets.refusal import REFUSALS
 
 MIN_K = 0.4
 """Share of tokens that min-k, min-k++ and privleak take, as in MUSE and open-unlearning; in Min-K%'s paper 0.2."""
-Row = Mapping[str, Any]
 
 
 def score(rows: Rows, retain_model_rows: Rows | None, gate_threshold: float) -> dict[str, float]:
@@ -35,7 +33,7 @@ def score(rows: Rows, retain_model_rows: Rows | None, gate_threshold: float) -> 
 
     retain_model_rows: the retain model's rows of the same benchmark; without them there is no forget_quality.
     """
-    by_split, gold = _by_split(rows), _by_split(retain_model_rows or ())
+    by_split, gold = grouped(rows, "split"), grouped(retain_model_rows or (), "split")
     texts = tuple(dict.fromkeys([*REFUSALS, *(row[name] for row in rows for name in ("question", "answer"))]))
     scores: dict[str, float] = {}
     for split, members in by_split.items():
@@ -53,13 +51,6 @@ def score(rows: Rows, retain_model_rows: Rows | None, gate_threshold: float) -> 
             golds = gold.get(split, ()), gold.get(strangers, ())
             scores |= _membership(SPLITS[split], by_split[split], by_split[strangers], *golds)
     return scores
-
-
-def _by_split(rows: Rows) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["split"], []).append(row)
-    return found
 
 
 def _of_split(rows: Rows, about: About) -> dict[str, float]:

@@ -1,12 +1,23 @@
 """Columns of item rows as arrays."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 
 from bench.metrics import Floats
 from bench.splits import Rows, Split
+
+Row = Mapping[str, Any]
+AnyRow = TypeVar("AnyRow", bound=Row)
+
+
+def grouped(rows: Iterable[AnyRow], by: str) -> dict[str, list[AnyRow]]:
+    """Rows by what they have in a column, in the order in which it is first met."""
+    found: dict[str, list[AnyRow]] = {}
+    for row in rows:
+        found.setdefault(row[by], []).append(row)
+    return found
 
 
 def column(rows: Rows, name: str) -> Floats:
@@ -24,7 +35,7 @@ def have(rows: Rows, name: str) -> bool:
     return all(row[name] is not None and row[name] != [] for row in rows)
 
 
-def own_tokens(row: Mapping[str, Any], name: str, split: Split) -> Sequence[Any]:
+def own_tokens(row: Row, name: str, split: Split) -> Sequence[Any]:
     """Values of the answer's tokens, without the one that ends a question's turn; passages have no such token.
 
     Whoever gives an answer word for word knows it, however it goes on. As open-unlearning since its pull request 101.

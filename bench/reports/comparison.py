@@ -13,6 +13,7 @@ from bench import pareto
 from bench.benchmarks import default_objectives
 from bench.files import yaml_text
 from bench.metrics.forget_quality import log10_forget_quality_floor
+from bench.metrics.rows import grouped
 from bench.pareto import Floats
 from bench.results import store
 from bench.results.columns import SCORES, check_objectives
@@ -116,13 +117,9 @@ def compare(
     scored = [row for row in finished if row["adapter"] != "none" and _is_scored(row, objectives)]
     floor = _log10_floor(results_folder, [*scored, *references.values()])
     corners = _corners(objectives, floor, target, references.get("retain_model"))
-    by_method: dict[str, list[Row]] = {}
-    for row in rows:
-        by_method.setdefault(row["method"], []).append(row)
+    by_method = grouped(rows, "method").values()
     least = None if target is None or target[utility] is None else utility_kept * target[utility]
-    methods = [
-        _summary(own, objectives, corners, utility, least) for own in by_method.values() if own[0]["adapter"] != "none"
-    ]
+    methods = [_summary(own, objectives, corners, utility, least) for own in by_method if own[0]["adapter"] != "none"]
     return Comparison(
         title=f"{rows[0]['benchmark']} {rows[0]['forget_split']}, {rows[0]['model']}",
         objectives=objectives,

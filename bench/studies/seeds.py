@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from bench.benchmarks import HEADLINES
 from bench.config import overlay, run_config
+from bench.metrics.rows import grouped
 from bench.reports.comparison import Comparison, MethodSummary
 from bench.results import store
 from bench.results.columns import SCORES
@@ -94,9 +95,7 @@ def write_table(file: Location, rows: Sequence[Row], command: str) -> None:
 
 
 def _lines(rows: Sequence[Row], command: str) -> Iterator[str]:
-    by_method: dict[str, list[Row]] = {}
-    for row in rows:
-        by_method.setdefault(row["method"], []).append(row)
+    by_method = grouped(rows, "method")
     columns = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
     metrics = {name: {**SCORES, **COSTS}[name] for name in columns}
     known = next(name for name, metric in metrics.items() if metric.better == "min")  # the first to be forgotten
