@@ -12,13 +12,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from bench.cli.commands import GROUPS, Command
+from bench.cli.commands import COMMANDS, GROUPS, Command
 from bench.cli.options import Options, split_settings
 from bench.cli.parser import Parser, complain
 from bench.results import provenance
 from grun.errors import UserError
-
-COMMANDS = {command.__name__.rpartition(".")[2]: command for commands in GROUPS.values() for command in commands}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,8 +70,7 @@ class _Version(argparse.Action):
 def _listed() -> str:
     """Every command in its group, a line each."""
     lines = ["Benchmarks for LLM unlearning: train, search, compare."]
-    for group, commands in GROUPS.items():
+    for group, names in GROUPS.items():
         lines += ["", f"{group}:"]
-        for command in commands:
-            lines.append(f"  {command.__name__.rpartition('.')[2]:<12}{(command.__doc__ or '').splitlines()[0]}")
+        lines += [f"  {name:<12}{(COMMANDS[name].__doc__ or '').splitlines()[0]}" for name in names]
     return "\n".join(lines)

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from bench.cli.main import COMMANDS, parsed
+from bench.cli.commands import COMMANDS
+from bench.cli.main import parsed
 from bench.cli.options import CONFIG_SECTIONS
 from bench.config import overlay, run_config
 from bench.files import read_yaml

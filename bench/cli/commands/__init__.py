@@ -1,25 +1,9 @@
 """Commands of `grun-bench`, a file each. A new one is written as a file and named in `GROUPS`."""
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from importlib import import_module
+from typing import Protocol, cast
 
-from bench.cli.commands import (
-    benchmark,
-    compact,
-    evaluate,
-    export,
-    keys,
-    metrics,
-    pareto,
-    prepare,
-    report,
-    rescore,
-    seeds,
-    sequential,
-    submit,
-    sweep,
-    train,
-)
 from bench.cli.options import Options
 from bench.cli.parser import Argument
 
@@ -30,7 +14,6 @@ class Command(Protocol):
     It imports what takes time only when it runs, so that every help text and every error in the words comes at once.
     """
 
-    __name__: str
     __doc__: str | None
     EXAMPLE: str
     """A command line that shows what it is for."""
@@ -43,10 +26,13 @@ class Command(Protocol):
         """Do it. Raises UserError where something in the user's hands is wrong."""
 
 
-GROUPS: Mapping[str, tuple[Command, ...]] = {
-    "one run": (prepare, train, evaluate, keys),
-    "many runs": (sweep, submit, seeds, sequential),
-    "what they found": (pareto, report, metrics, export),
-    "upkeep": (rescore, compact, benchmark),
+GROUPS: Mapping[str, Sequence[str]] = {
+    "one run": ("prepare", "train", "evaluate", "keys"),
+    "many runs": ("sweep", "submit", "seeds", "sequential"),
+    "what they found": ("pareto", "report", "metrics", "export"),
+    "upkeep": ("rescore", "compact", "benchmark"),
 }
 """As `grun-bench --help` lists them."""
+COMMANDS: Mapping[str, Command] = {
+    name: cast(Command, import_module(f"{__name__}.{name}")) for names in GROUPS.values() for name in names
+}
