@@ -1,9 +1,11 @@
 """What the tables of a results folder hold: their columns, and the scores among them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
 from typing import Any
 
 import pyarrow as pa
+import yaml
 
 from bench.benchmarks import SPLITS
 from bench.metrics.table import scores_of
@@ -17,94 +19,34 @@ SCORES: Mapping[str, Metric] = {**RUN_METRICS, **scores_of(SPLITS)}
 METRICS = tuple(SCORES)
 """Every score, each a float column of `runs`."""
 
-STRING, INTEGER, NUMBER = pa.string(), pa.int64(), pa.float64()
-TIME = pa.timestamp("us", tz="UTC")
+COLUMNS = yaml.safe_load(resources.files("bench.results").joinpath("columns.yaml").read_text(encoding="utf-8"))
+REQUEST_METRICS: Sequence[str] = COLUMNS.pop("scores of a request")
+STATE_METRICS: Sequence[str] = COLUMNS.pop("scores of a state")
+SEVERAL: Mapping[str, Iterable[str]] = {
+    "<scores>": METRICS,
+    "<costs>": COSTS,
+    "<scores of a request>": REQUEST_METRICS,
+    "<scores of a state>": STATE_METRICS,
+}
 
 
-def _each(kind: pa.DataType, names: str) -> list[tuple[str, pa.DataType]]:
-    """Columns of one type, their names with blanks between them."""
-    return [(name, kind) for name in names.split()]
+def _type(name: str) -> pa.DataType:
+    if name.startswith("list of "):
+        return pa.list_(_type(name.removeprefix("list of ")))
+    return pa.timestamp("us", tz="UTC") if name == "time" else pa.type_for_alias(name)
 
 
-RUNS_SCHEMA = pa.schema(
-    [
-        *_each(STRING, "run_key train_key study method benchmark forget_split model adapter forget_loss retain_loss"),
-        ("seed", INTEGER),
-        *_each(STRING, "status error config_json gate_function"),
-        ("gate_threshold", NUMBER),
-        ("rank", INTEGER),
-        ("layers", pa.list_(INTEGER)),
-        ("learning_rate", NUMBER),
-        *_each(INTEGER, "num_epochs num_steps"),
-        *_each(NUMBER, "forget_weight retain_weight gate_weight"),
-        *((metric, NUMBER) for metric in METRICS),
-        *((cost, INTEGER if cost == "trainable_parameters" else NUMBER) for cost in COSTS),
-        *_each(STRING, "engine device"),
-        ("num_threads", INTEGER),
-        *_each(STRING, "versions git_sha"),
-        ("created_at", TIME),
-    ]
-)
-ITEMS_SCHEMA = pa.schema(
-    [
-        *_each(STRING, "run_key split"),
-        ("item_index", INTEGER),
-        *_each(STRING, "question answer generation"),
-        ("answer_nll", NUMBER),
-        ("answer_tokens", INTEGER),
-        ("token_nll", pa.list_(pa.float32())),
-        ("token_is_argmax", pa.list_(pa.bool_())),
-        *_each(pa.list_(pa.float32()), "token_mean_log_p token_std_log_p"),
-        ("gradient_norm", NUMBER),
-        ("paraphrase_nll", NUMBER),
-        ("paraphrase_tokens", INTEGER),
-        ("wrong_nll", pa.list_(NUMBER)),
-        ("wrong_tokens", pa.list_(INTEGER)),
-        ("gate", pa.list_(NUMBER)),
-    ]
-)
-REQUEST_METRICS = dict(
-    _each(
-        NUMBER,
-        "forget_probability forget_rouge_l_recall forget_truth_ratio forget_exact_memorization "
-        "forget_extraction_strength forget_quality log10_forget_quality",
-    )
-)
-"""Scores of one evaluated request."""
-STATE_METRICS = dict(
-    _each(
-        NUMBER,
-        "model_utility partial_model_utility requested_probability requested_rouge_l_recall "
-        "requested_truth_ratio requested_extraction_strength requested_quality log10_requested_quality "
-        "retain_probability retain_rouge_l_recall retain_truth_ratio real_authors_rouge_l_recall "
-        "world_facts_rouge_l_recall similar_rouge_l_recall retain_gate_open_share similar_gate_open_share",
-    )
-)
-"""Scores of a state: all requests met so far together (`requested_`), and what was to be kept."""
-REQUESTS_SCHEMA = pa.schema(
-    [
-        *_each(STRING, "run_key study method benchmark forget_split model adapter forget_loss retain_loss"),
-        ("seed", INTEGER),
-        *_each(STRING, "config_json combination"),
-        ("gate_threshold", NUMBER),
-        ("request_index", INTEGER),
-        ("request", STRING),
-        ("evaluated_index", INTEGER),
-        ("evaluated_request", STRING),
-        ("is_requested", pa.bool_()),
-        *REQUEST_METRICS.items(),
-        *STATE_METRICS.items(),
-        *_each(pa.list_(NUMBER), "open_shares retain_open_shares similar_open_shares"),
-        ("added_parameters", INTEGER),
-        *_each(NUMBER, "train_seconds eval_seconds prefill_seconds bare_prefill_seconds"),
-        *_each(STRING, "device git_sha"),
-        ("created_at", TIME),
-    ]
-)
-"""run_key names the state; (run_key, evaluated_index) a row. `*_open_shares`: for each request so far, the share of
-the evaluated request's (or split's) prompts that open its gate."""
-TABLES = {"items": ITEMS_SCHEMA, "runs": RUNS_SCHEMA, "requests": REQUESTS_SCHEMA}
+def _schema(columns: Mapping[str, str]) -> pa.Schema:
+    types: dict[str, pa.DataType] = {}
+    for name, kind in columns.items():
+        for each in SEVERAL.get(name, [name]):
+            types.setdefault(each, _type(kind))
+    return pa.schema(types)
+
+
+TABLES: Mapping[str, pa.Schema] = {table: _schema(columns) for table, columns in COLUMNS.items()}
 """Table → what it holds."""
+ITEMS_SCHEMA, RUNS_SCHEMA, REQUESTS_SCHEMA = (TABLES[table] for table in ("items", "runs", "requests"))
 
 
 def item_row(**values: Any) -> ItemRow:
