@@ -71,8 +71,7 @@ def train(
     """Unlearn, going on from the checkpoint of a training that was cut off; returns the cost columns.
 
     config: how. planned: what `plan_of` gave before the adapter was on. folder: where the first worker writes what was
-    trained. The checkpoint stays until its training is known to be kept: where that is not in the folder, whoever calls
-    takes it away.
+    trained, and takes the checkpoint away; where nothing is to be written, whoever calls does, once the rows are.
     """
     plan, reference = planned
     execution, progress = subject.execution, subject.progress

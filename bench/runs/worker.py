@@ -119,13 +119,11 @@ def _set_gates(adapted: Adapted, config: RunConfig) -> None:
 def _evaluated(configs: Sequence[RunConfig], subject: Subject, asking: Asking, known: Known) -> list[list[Row]]:
     """Item rows of each config without attacks."""
     splits, adapted = subject.benchmark.evaluation, asking.adapted
-    if not isinstance(adapted, EditedModel) or not subject.config.adapter.is_gated:
-        return [evaluate(asking, splits)]
     thresholds = [each.adapter.gate_threshold for each in configs if each.adapter.is_gated]
-    if not asking.decode_all:
+    if thresholds and isinstance(adapted, EditedModel) and not asking.decode_all:
         return evaluate_thresholds(asking, splits, thresholds, known[subject.config.start_from])
     curve = []
-    for gate_threshold in thresholds:
-        set_gate_threshold(adapted, gate_threshold)
+    for each in configs:
+        _set_gates(adapted, each)
         curve.append(evaluate(asking, splits))
     return curve
