@@ -188,10 +188,6 @@ class Location:
                 what = "missing" if found is None else "not what was written"
                 raise Damaged(str(self), f"is damaged ({name} is {what}); it has to be made again")
 
-    def digest(self) -> str:
-        """Names this place in a local cache."""
-        return hashlib.sha256(self.where.encode()).hexdigest()[:16]
-
     @contextlib.contextmanager
     def _reached(self) -> Iterator[tuple[Any, str]]:
         """The file system that this lies in, and the path there; its errors are raised as Unreachable.

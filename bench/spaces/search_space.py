@@ -51,9 +51,9 @@ class Search:
         """Dotted key → value, for one Optuna trial (or a FixedTrial, to read its parameters back)."""
         chosen: dict[str, Any] = {}
         for key in self._conditions_first():
-            for parameter in self.search_space[key]:
+            for name, parameter in self.parameters(key).items():
                 if self._applies(parameter.when, chosen):
-                    chosen[key] = parameter.suggest(trial, parameter_name(key, parameter.when))
+                    chosen[key] = parameter.suggest(trial, name)
         return chosen
 
     def run(self, chosen: Mapping[str, Any]) -> RunConfig:
@@ -69,10 +69,10 @@ class Search:
         """`initial_points` under the names and in the form Optuna stores them."""
         return [
             {
-                parameter_name(key, parameter.when): parameter.stored(point[key])
-                for key, alternatives in self.search_space.items()
-                for parameter in alternatives
-                if key in point and self._applies(parameter.when, point)
+                name: parameter.stored(value)
+                for key, value in point.items()
+                for name, parameter in self.parameters(key).items()
+                if self._applies(parameter.when, point)
             }
             for point in self.initial_points
         ]
@@ -99,8 +99,9 @@ class Search:
         return {parameter_name(key, parameter.when): parameter for parameter in self.search_space.get(key, ())}
 
     def _applies(self, conditions: Conditions, chosen: Mapping[str, Any]) -> bool:
+        base = leaves(asdict(self.run({}))) if conditions.keys() - chosen.keys() else {}
         for key, wanted in conditions.items():
-            value = chosen[key] if key in chosen else _lookup(asdict(self.run({})), key)
+            value = chosen[key] if key in chosen else base.get(key, base.get(f"{key}.name"))
             if value not in (wanted if isinstance(wanted, list | tuple) else [wanted]):
                 return False
         return True
@@ -260,11 +261,3 @@ def _where_searched(config: Search, key: str, parameter: Parameter) -> list[dict
         named = [each for each in config.search_space.get(whole, ()) if isinstance(each, Categorical)]
         decided |= {whole: choices} if (choices := [choice for each in named for choice in each.choices]) else {}
     return [dict(zip(decided, values, strict=True)) for values in product(*decided.values())]
-
-
-def _lookup(base: Mapping[str, Any], key: str) -> Any:
-    """Value of a dotted key in plain data; a union's own key gives its name."""
-    node: Any = base
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node.get("name") if isinstance(node, Mapping) else node

@@ -11,6 +11,7 @@ from pathlib import Path
 from optuna.storages import BaseStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
 
+from bench.content import digest
 from bench.models.cache import cache_dir
 from bench.results.storage import Folder, Location, location
 
@@ -86,4 +87,4 @@ def keep_journal(results_folder: Folder) -> None:
 def _journal(results_folder: Folder) -> tuple[Location, Path]:
     """Where Optuna's journal is kept, and the local file that Optuna uses."""
     there = location(results_folder) / "studies.journal"
-    return there, there.local or cache_dir() / "studies" / f"{there.digest()}.journal"
+    return there, there.local or cache_dir() / "studies" / f"{digest(str(there))}.journal"

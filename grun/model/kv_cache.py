@@ -33,16 +33,14 @@ def filled_cache(kv_BP2MHd: Tensor, *, first_kept: int) -> Any:
     placeholder = kv_BP2MHd.new_zeros(1).expand(batch_size, 1, length, 1)
     for layer in range(first_kept):
         cache.update(placeholder, placeholder, layer)
-    for index in range(kv_BP2MHd.shape[3]):
-        keys_BHPd, values_BHPd = kv_BP2MHd[:, :, :, index].permute(2, 0, 3, 1, 4)
-        cache.update(keys_BHPd, values_BHPd, first_kept + index)
+    for layer, (keys_BHPd, values_BHPd) in enumerate(kv_BP2MHd.permute(3, 2, 0, 4, 1, 5), start=first_kept):
+        cache.update(keys_BHPd, values_BHPd, layer)
     return cache
 
 
 def fill_below(cache: Any, kv_BP2MHd: Tensor) -> None:
     """Put keys and values in where `filled_cache` left placeholders or nothing: at the first M layers."""
-    for layer in range(kv_BP2MHd.shape[3]):
-        keys_BHPd, values_BHPd = kv_BP2MHd[:, :, :, layer].permute(2, 0, 3, 1, 4)
+    for layer, (keys_BHPd, values_BHPd) in enumerate(kv_BP2MHd.permute(3, 2, 0, 4, 1, 5)):
         if layer < len(cache.layers) and cache.layers[layer].is_initialized:
             cache.layers[layer].keys, cache.layers[layer].values = keys_BHPd, values_BHPd
         else:

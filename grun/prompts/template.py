@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from importlib import resources
 from typing import Any, Literal, Self
 
 from jinja2 import TemplateError
@@ -15,12 +16,7 @@ PASSAGE_TOKENS = 512
 PASSAGE_PROMPT_SHARE = 0.8
 PROBE = "grun-answer"
 """An answer by which a chat template shows what it puts around one."""
-FIXED_DAY = (
-    "{%- macro strftime_now(format) -%}{%- set said = namespace(text=format) -%}"
-    "{%- for directive, value in fixed_day.items() -%}"
-    "{%- set said.text = said.text.replace(directive, value) -%}"
-    "{%- endfor -%}{{ said.text }}{%- endmacro %}\n"
-)
+FIXED_DAY = resources.files("grun.prompts").joinpath("fixed_day.j2").read_text(encoding="utf-8")
 """Before a chat template, it stands for `strftime_now`, by which templates ask for today's date."""
 
 
