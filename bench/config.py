@@ -231,10 +231,10 @@ def _check_pairs(config: RunConfig) -> None:
             "adapter.train_embeddings",
             f"{forget_loss.name} with {retain_loss.name} needs the LM head as it was; leave it frozen",
         )
-    if retain_loss.positions == "all" and (config.adapter.edits is not None or config.adapter.is_gated):
-        raise UserError(
-            "retain_loss.positions", f"{config.adapter.name} changes nothing that is said of a prompt; use answer"
-        )
+    for part, loss in (("forget_loss", forget_loss), ("retain_loss", retain_loss)):
+        if loss.positions == "all" and (config.adapter.edits is not None or config.adapter.is_gated):
+            what = f"{config.adapter.name} changes nothing that is said of a prompt; use answer"
+            raise UserError(f"{part}.positions", what)
     if isinstance(config.benchmark, TofuConfig) and isinstance(config.model, PretrainedConfig):
         config.benchmark.check_retain_model(config.model.retain_model)
 

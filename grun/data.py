@@ -98,13 +98,14 @@ def epoch_batches(num_items: int, batch_size: int, num_epochs: int, seed: int) -
 
 
 def paired_batches(
-    num_forget: int, num_retain: int, *, batch_size: int, num_epochs: int, seed: int
+    num_forget: int, num_retain: int, *, batch_size: int, num_epochs: int, seed: int, fixed: bool = False
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Forget and retain indices for each step, as many of one as of the other.
 
     An epoch is one pass over the forget set. Retain items come from an endless stream of reshuffled passes,
-    so a forget item meets a new retain item every time.
+    so a forget item meets a new retain item every time. fixed: it meets its first one in all epochs.
     """
     retain_stream = chain.from_iterable(epoch_batches(num_retain, num_retain, sys.maxsize, seed + 1))
+    partners = [next(retain_stream) for _ in range(num_forget)] if fixed else []
     for forget in epoch_batches(num_forget, batch_size, num_epochs, seed):
-        yield forget, [next(retain_stream) for _ in forget]
+        yield forget, [partners[item] if fixed else next(retain_stream) for item in forget]

@@ -10,6 +10,8 @@ from torch import Tensor
 
 Need = Literal["nll", "logits", "hidden"]
 """What a loss may need of the untouched model."""
+Positions = Literal["answer", "all"]
+"""Which tokens a loss looks at: the answers', or all of the sequences' (but each first one, which nothing predicts)."""
 Unit = Literal["tokens", "later_tokens", "sequences"]
 """What a loss is a mean over: an answer's tokens, those behind its first one, or answers."""
 

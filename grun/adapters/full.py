@@ -1,16 +1,20 @@
 """Full fine-tuning: every weight is trained; embeddings and LM head only if asked."""
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Gt
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from grun.adapters.adapter import Adapter
+from grun.errors import UserError
 from grun.model.forward import CausalLM, PlainModel
 from grun.model.layers import Layers, layer_indices
 from grun.model.patching import decoder_layers
+from grun.settings import LATER
 from grun.sharding import whole
 
 WEIGHTS = "weights.safetensors"
@@ -32,14 +36,23 @@ class FullConfig(Adapter):
 
     layers: Layers | None = None
     """Train only these decoder layers, by index or relative depth (the RMU baseline: 13 to 15 of 32). None: all."""
+    modules: tuple[str, ...] | None = field(default=None, metadata=LATER)
+    """Of these layers, train only what is called so, e.g. `mlp.down_proj` (the RMU baseline). None: all of them."""
 
     def attach(self, model: CausalLM, seed: int) -> PlainModel:
-        """The model itself, its trainable weights marked. Nothing is initialised, so `seed` changes nothing."""
-        model.requires_grad_(self.layers is None)
-        if self.layers is not None:
-            stack = decoder_layers(model)
-            for index in layer_indices(self.layers, len(stack)):
-                stack[index].requires_grad_(True)
+        """The model itself, its trainable weights marked. Nothing is initialised, so `seed` changes nothing.
+
+        Raises UserError where a layer has no such module.
+        """
+        is_whole = self.layers is None and self.modules is None
+        model.requires_grad_(is_whole)
+        stack = nn.ModuleList() if is_whole else decoder_layers(model)
+        chosen = range(len(stack)) if self.layers is None else layer_indices(self.layers, len(stack))
+        for index, name in itertools.product(chosen, self.modules or ("",)):  # "": the layer itself
+            try:
+                stack[index].get_submodule(name).requires_grad_(True)
+            except AttributeError:
+                raise UserError("adapter.modules", f"a layer of this model has no {name}; name another") from None
         model.get_input_embeddings().requires_grad_(self.train_embeddings)
         model.get_output_embeddings().requires_grad_(self.train_embeddings)
         return PlainModel(model)

@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from grun.losses import ForgetScores, Need, Unit
+from grun.losses import ForgetScores, Need, Positions, Unit
 from grun.model.layers import Layer
 from grun.targets.answer import own_answers
 from grun.targets.target import Target
@@ -31,6 +31,11 @@ class ForgetLoss(Protocol):
     def mean_over(self) -> Unit:
         """What it is a mean over, so that a batch can be cut into parts."""
         return "tokens"
+
+    @property
+    def positions(self) -> Positions:
+        """Which tokens it looks at: the answers', or all of the sequences', as `RetainLoss.positions`."""
+        return "answer"
 
     @property
     def hidden_layer(self) -> Layer | None:

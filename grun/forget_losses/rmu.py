@@ -1,6 +1,6 @@
 """Representation misdirection: hidden states of forget answers are steered to a random direction."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -9,8 +9,9 @@ from annotated_types import Gt
 from torch import Tensor
 
 from grun.forget_losses.forget_loss import ForgetLoss
-from grun.losses import ForgetScores
+from grun.losses import ForgetScores, Positions
 from grun.model.layers import Layer
+from grun.settings import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,9 @@ class RmuConfig(ForgetLoss):
     """Length c of the vector. Published: 30 for Llama-3.1-8B, 27 for Mistral-7B."""
     steering_seed: int = 0
     """Seed of its direction u."""
+
+    positions: Positions = field(default="answer", metadata=LATER)
+    """Steered are the answers' tokens, or all but each first one, as in the authors' code. Not for edits."""
 
     @property
     def hidden_layer(self) -> Layer:

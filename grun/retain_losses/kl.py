@@ -5,8 +5,8 @@ from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from grun.losses import AnswerScores, Need, kl_divergence
-from grun.retain_losses.retain_loss import Positions, RetainLoss
+from grun.losses import AnswerScores, Need, Positions, kl_divergence
+from grun.retain_losses.retain_loss import RetainLoss
 from grun.settings import LATER
 
 

@@ -1,12 +1,10 @@
 """What every retain loss says of itself; training asks this, and never which loss it is."""
 
-from typing import ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from grun.losses import AnswerScores, Need
-
-Positions = Literal["answer", "all"]
+from grun.losses import AnswerScores, Need, Positions
 
 
 class RetainLoss(Protocol):

@@ -1,13 +1,14 @@
 """RMU's other half: hidden states of retain answers stay where they were."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from grun.losses import AnswerScores, Need
+from grun.losses import AnswerScores, Need, Positions
 from grun.retain_losses.retain_loss import RetainLoss
+from grun.settings import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,6 +17,8 @@ class RmuMseConfig(RetainLoss):
 
     reference: ClassVar[Need | None] = "hidden"
     name: Literal["rmu_mse"] = "rmu_mse"
+    positions: Positions = field(default="answer", metadata=LATER)
+    """The mean is over the answers' tokens, or over all but each first one, as in the authors' code. Not for edits."""
 
     def __call__(self, retain: AnswerScores) -> Tensor:
         """Scalar loss of one retain batch."""

@@ -68,13 +68,23 @@ def plan_steps(
     forget: target → each forget item's examples, one an epoch in turn (see `grun.targets.target.ForgetSet.examples`).
     accumulation_steps: passes of each worker, a step; the batch size is that of all workers and passes together.
     """
+    training = recipe.training
     if recipe.retain_loss.positions == "all":
         retain = [example.from_its_second_token() for example in retain]
-    training = recipe.training
+    if recipe.forget_loss.positions == "all":
+        forget = {
+            target: [[example.from_its_second_token() for example in item] for item in items]
+            for target, items in forget.items()
+        }
     num_forget = len(next(iter(forget.values())))
     steps_an_epoch = math.ceil(num_forget / training.batch_size)
     pairs = paired_batches(
-        num_forget, len(retain), batch_size=training.batch_size, num_epochs=training.num_epochs, seed=recipe.seed
+        num_forget,
+        len(retain),
+        batch_size=training.batch_size,
+        num_epochs=training.num_epochs,
+        seed=recipe.seed,
+        fixed=training.fixed_partners,
     )
     steps = []
     for step, (forget_rows, retain_rows) in enumerate(pairs):

@@ -1,6 +1,6 @@
 """Everything that decides a training but the model and the data."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Self
 
 from annotated_types import Ge, Gt, Lt
@@ -9,6 +9,7 @@ from grun.adapters import AdapterConfig
 from grun.forget_losses.forget_loss import ForgetLoss
 from grun.losses import Need
 from grun.retain_losses.retain_loss import RetainLoss
+from grun.settings import LATER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,8 @@ class TrainingConfig:
     """Share of the steps over which the learning rate rises to its peak; from there it falls linearly to 0."""
     max_grad_norm: Annotated[float, Gt(0)] = 1.0
     """Gradients of a larger joint norm are scaled down to it."""
+    fixed_partners: bool = field(default=False, metadata=LATER)
+    """Each forget item meets the same retain item in all epochs, as in GRUN's own code; else a new one each time."""
     max_retain_loss: Annotated[float, Gt(0)] | None = None
     """Training ends early once the retain loss, its mean over an epoch, is larger: such a model is lost, and the
     rest of a trial's time with it. None: never."""

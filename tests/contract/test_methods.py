@@ -23,7 +23,7 @@ from grun.targets import alternate, refusal
 from grun.targets.target import ForgetSet, Texts
 from grun.training.unlearn import Step, unlearn
 
-ADAPTERS = [kind.name for kind in get_args(AdapterConfig) if kind.name != "none"]
+ADAPTERS = [kind.name for kind in get_args(AdapterConfig) if kind.trains and kind.has_loss]
 FORGET_LOSSES = [kind.name for kind in get_args(ForgetLossConfig)]
 RETAIN_LOSSES = [kind.name for kind in get_args(RetainLossConfig)]
 FEW_STEPS = {"training.batch_size": 5, "training.num_epochs": 3}

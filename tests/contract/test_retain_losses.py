@@ -9,9 +9,12 @@ import torch
 
 from grun.adapters.full import FullConfig
 from grun.data import Example
+from grun.errors import UserError
 from grun.forget_losses.grad_ascent import GradAscentConfig
+from grun.forget_losses.rmu import RmuConfig, steering_vector
 from grun.retain_losses import RetainLossConfig
 from grun.retain_losses.kl import KlConfig
+from grun.retain_losses.rmu_mse import RmuMseConfig
 from grun.testing.retain_losses import RetainLossContract
 from grun.testing.small import FORGET, RETAIN, SmallModels
 from grun.training.plan import plan_steps
@@ -65,3 +68,36 @@ class TestRetainLosses(RetainLossContract):
     @pytest.fixture(params=get_args(RetainLossConfig), ids=lambda kind: kind.name)
     def loss(self, request: pytest.FixtureRequest) -> Any:
         return request.param()
+
+
+def test_the_rmu_baseline_as_published(tmp_path: Path) -> None:
+    """`mlp.down_proj` of one layer moves and nothing else; both losses look at every token's hidden state but the last.
+
+    The first step's losses by `transformers` itself: mean squared distance to c · u, and 0 as nothing moved yet.
+    """
+    models = SmallModels.made_in(tmp_path / "base")
+    (untouched, template), (model, _) = models.fresh(), models.fresh()
+    rmu = RmuConfig(layer=1, steering_coefficient=2.0, positions="all")
+    recipe = Recipe(
+        forget_loss=rmu,
+        retain_loss=RmuMseConfig(positions="all"),
+        training=TrainingConfig(num_epochs=2, batch_size=len(FORGET), warmup_fraction=0.0),
+        learning_rate=1e-2,
+    )
+    forget, retain = ([item.example(template) for item in items] for items in (FORGET, RETAIN))
+    plan = plan_steps(recipe, {"answer": [[example] for example in forget]}, retain)
+    reference = reference_of(model, plan, recipe, batch_size=4, progress=lambda *phase: None)
+    adapted = FullConfig(learning_rate=1e-2, layers=(1,), modules=("mlp.down_proj",)).attach(model, 0)
+    steps: list[Step] = []
+    unlearn(adapted, plan, recipe, reference, report=steps.append)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, untouched.get_parameter(name))}
+    assert moved == {"model.layers.1.mlp.down_proj.weight"}
+    ids = [torch.tensor([(example.prompt_ids + example.answer_ids)[:-1]]) for example in forget]
+    with torch.no_grad():
+        hidden_ND = torch.cat([untouched(each, output_hidden_states=True).hidden_states[2][0] for each in ids])
+    steered_D = steering_vector(hidden_ND.shape[1], 2.0, 0)
+    assert steps[0].forget_loss == pytest.approx((hidden_ND - steered_D).square().mean().item(), rel=1e-4)
+    assert steps[0].retain_loss == pytest.approx(0.0, abs=1e-9)
+    assert steps[1].retain_loss > 0.0
+    with pytest.raises(UserError, match=r"adapter\.modules: a layer of this model has no mlp\.w2; name another"):
+        FullConfig(modules=("mlp.w2",)).attach(model, 0)

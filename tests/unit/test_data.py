@@ -56,6 +56,17 @@ def test_epoch_batches_show_every_item_once_an_epoch() -> None:
     assert first != second
 
 
+def test_fixed_partners_are_those_of_the_first_epoch() -> None:
+    """Five items, three epochs: whichever step an item comes in, the retain item beside it is the same."""
+    drawn, fixed = (
+        list(paired_batches(5, 20, batch_size=2, num_epochs=3, seed=3, fixed=fixed)) for fixed in (False, True)
+    )
+    assert [forget for forget, _ in fixed] == [forget for forget, _ in drawn]
+    met = {pair for forget, retain in fixed for pair in zip(forget, retain, strict=True)}
+    assert len(met) == len({item for item, _ in met}) == len({partner for _, partner in met}) == 5
+    assert len({pair for forget, retain in drawn for pair in zip(forget, retain, strict=True)}) == 15
+
+
 def test_paired_batches_give_new_retain_items_each_epoch() -> None:
     """The reference code fixes one retain item per forget item for ever; here 5 epochs of 4 items meet all 20."""
     pairs = list(paired_batches(4, 20, batch_size=2, num_epochs=5, seed=3))
