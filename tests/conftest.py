@@ -8,13 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in what tests start: threads of two processes would fight
 
+import copy
 import itertools
 import json
 import random
 import shutil
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -221,12 +222,26 @@ def s3_environment() -> str:
     return str(port)
 
 
+@pytest.fixture(scope="session")
+def load_copy() -> Callable[..., tuple[Any, Any]]:
+    """`load_pretrained`, whose every call gives a model of its own, and reads its files once."""
+    loaded = cache(load_pretrained)
+
+    def load(*arguments: Any, **settings: Any) -> tuple[Any, Any]:
+        model, tokenizer = loaded(*arguments, **settings)
+        return copy.deepcopy(model), tokenizer
+
+    return load
+
+
 @pytest.fixture
-def fresh_target(target_folder: str) -> Callable[[], tuple[Any, PromptTemplate]]:
-    """Loads the small target model and its template; each call gives a model of its own."""
+def fresh_target(
+    target_folder: str, load_copy: Callable[..., tuple[Any, Any]]
+) -> Callable[[], tuple[Any, PromptTemplate]]:
+    """Gives the small target model and its template; each call a model of its own."""
 
     def load() -> tuple[Any, PromptTemplate]:
-        model, tokenizer = load_pretrained(target_folder, "cpu", trained_in_place=True)
+        model, tokenizer = load_copy(target_folder, "cpu", trained_in_place=True)
         return model, PromptTemplate.of(tokenizer)
 
     return load

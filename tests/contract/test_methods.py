@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench.config import RunConfig, overlay, run_config
+from bench.runs import subject
 from bench.runs.execution import Execution
 from bench.runs.subject import Subject
 from bench.runs.training import plan_of
@@ -34,18 +35,21 @@ Train = Callable[..., list[Step]]
 
 
 @pytest.fixture
-def train(small_config: RunConfig, tmp_path: Path) -> Train:
+def train(
+    small_config: RunConfig, tmp_path: Path, load_copy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> Train:
     """Trains a model that knows the forget set; returns what each step did."""
+    monkeypatch.setattr(subject, "load_pretrained", load_copy)
 
     def run(changes: dict[str, Any], accumulation_steps: int = 1, num_items: int = 10) -> list[Step]:
         config = run_config(overlay(small_config.to_dict(), FEW_STEPS | changes))
         execution = Execution(results=tmp_path, engine="plain", accumulation_steps=accumulation_steps)
-        subject = Subject(config=config, execution=execution)
-        whole = subject.benchmark
+        opened = Subject(config=config, execution=execution)
+        whole = opened.benchmark
         few = replace(whole, forget_set=whole.forget_set[:num_items], retain_set=whole.retain_set[: 4 * num_items])
-        plan, reference = plan_of(config, subject, few)
+        plan, reference = plan_of(config, opened, few)
         steps: list[Step] = []
-        unlearn(subject.attached(), plan, config.recipe, reference, report=steps.append)
+        unlearn(opened.attached(), plan, config.recipe, reference, report=steps.append)
         return steps
 
     return run
@@ -118,9 +122,9 @@ def test_without_a_gate_loss_the_gates_still_learn(weight: float, learn: bool, s
     """They get their gradient from the forget and retain losses, and where those weigh nothing, none at all."""
     weights = {"adapter.gate_weight": 0.0, "training.forget_weight": weight, "training.retain_weight": weight}
     config = run_config(overlay(small_config.to_dict(), FEW_STEPS | weights))
-    subject = Subject(config=config, execution=Execution(results="unused", engine="plain"))
-    plan, reference = plan_of(config, subject, subject.benchmark)
-    adapted: Any = subject.attached()
+    opened = Subject(config=config, execution=Execution(results="unused", engine="plain"))
+    plan, reference = plan_of(config, opened, opened.benchmark)
+    adapted: Any = opened.attached()
     gates = [p for name, p in adapted.edits.named_parameters() if "gate" in name]
     before = [gate.detach().clone() for gate in gates]
     unlearn(adapted, plan, config.recipe, reference)
@@ -159,10 +163,10 @@ def test_what_the_model_made_up_is_kept(
     monkeypatch.setattr(alternate, "_made_up", make)
     for changes in ({}, {"seed": 1, "forget_loss.beta": 0.5}):
         config = run_config(overlay(small_config.to_dict(), {"forget_loss": "altpo", **changes}))
-        subject = Subject(config=config, execution=Execution(results=tmp_path, engine="plain"))
-        plan, _ = plan_of(config, subject, subject.benchmark)
-        texts = [subject.template.text(example.answer_ids) for example in plan.forget]
+        opened = Subject(config=config, execution=Execution(results=tmp_path, engine="plain"))
+        plan, _ = plan_of(config, opened, opened.benchmark)
+        texts = [opened.template.text(example.answer_ids) for example in plan.forget]
         assert texts[10:] == ["made up 1"] * 10
     assert made == [10]
-    plan_of(config, subject, replace(subject.benchmark, forget_set=subject.benchmark.forget_set[:4]))
+    plan_of(config, opened, replace(opened.benchmark, forget_set=opened.benchmark.forget_set[:4]))
     assert made == [10, 4]
