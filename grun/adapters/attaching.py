@@ -1,7 +1,11 @@
 """Putting fresh edits on a model: what the adapters that edit hidden states share."""
 
+from pathlib import Path
+from typing import ClassVar, Literal, Protocol
+
 import torch
 
+from grun.adapters.adapter import Adapter
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import CausalLM
@@ -9,6 +13,30 @@ from grun.model.layers import Layer, Layers, layer_index, layer_indices
 from pyvene_custom.editing import Edits
 from pyvene_custom.edits import LoReFT
 from pyvene_custom.gate_functions import GateFunction
+
+
+class Edited(Adapter, Protocol):
+    """An adapter whose model is an EditedModel, which knows how it is kept."""
+
+    trains_in_place: ClassVar[Literal[False]] = False
+
+    def attach(self, model: CausalLM, seed: int) -> EditedModel:
+        """See `Adapter`."""
+
+    def save(self, adapted: EditedModel, folder: Path) -> None:
+        """Write gates and edits (safetensors)."""
+        adapted.save(folder)
+
+    def load(self, model: CausalLM, folder: Path) -> EditedModel:
+        """The model with the gates and edits saved in `folder`, bit for bit, at this config's threshold."""
+        return self.attach(model, seed=0).loaded(folder)
+
+
+class GatedEdited(Edited, Protocol):
+    """And whose edits are behind gates, so that those of several requests go together."""
+
+    is_gated: ClassVar[Literal[True]] = True
+    is_stackable: ClassVar[Literal[True]] = True
 
 
 def attach_edits(

@@ -15,7 +15,6 @@ import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 import torch
@@ -23,7 +22,7 @@ from annotated_types import Ge, Gt, Le
 from pydantic import Strict
 from torch import Tensor
 
-from grun.adapters.adapter import Adapter
+from grun.adapters.attaching import GatedEdited
 from grun.adapters.grun import set_gate_threshold
 from grun.adapters.switched import Prompts, SwitchedModel
 from grun.errors import UserError
@@ -38,16 +37,13 @@ Dims = Annotated[int, Strict(), Ge(1)] | Annotated[float, Strict(), Gt(0), Le(1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EcoConfig(Adapter):
+class EcoConfig(GatedEdited):
     """Corrupt the embeddings of prompts that a gate in closed form holds to be about the forget set (arXiv 2406.07933).
 
     No weight is trained, so that there is no forget loss, no retain loss and nothing under `training`.
     """
 
     has_loss: ClassVar[Literal[False]] = False
-    trains_in_place: ClassVar[Literal[False]] = False
-    is_gated: ClassVar[Literal[True]] = True
-    is_stackable: ClassVar[Literal[True]] = True
     learning_rate: ClassVar[float] = 0.0
     gate_weight: ClassVar[float] = 0.0
     gate_warmup_steps: ClassVar[int] = 0
@@ -83,14 +79,6 @@ class EcoConfig(Adapter):
         adapted = CorruptedModel(model, {0: corruption}, "answer", gate_layer)
         set_gate_threshold(adapted, self.gate_threshold)
         return adapted
-
-    def save(self, adapted: "CorruptedModel", folder: Path) -> None:
-        """Write the gate and the seed of the noise (safetensors)."""
-        adapted.save(folder)
-
-    def load(self, model: CausalLM, folder: Path) -> "CorruptedModel":
-        """The model with the gate saved in `folder`, bit for bit, at this config's threshold."""
-        return self.attach(model, seed=0).loaded(folder)
 
 
 class Corruption(Gated):

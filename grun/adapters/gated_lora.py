@@ -11,15 +11,14 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Protocol, cast
+from typing import Annotated, Literal, Protocol, cast
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from grun.adapters.adapter import Adapter
+from grun.adapters.attaching import GatedEdited
 from grun.adapters.grun import set_gate_threshold
 from grun.adapters.switched import Prompts, SwitchedModel
 from grun.model.forward import CausalLM
@@ -30,12 +29,9 @@ from pyvene_custom.gate_functions import GateFunction, new_gate
 
 
 @dataclass(frozen=True, kw_only=True)
-class GatedLoraConfig(Adapter):
+class GatedLoraConfig(GatedEdited):
     """Train low-rank updates of the linear layers (arXiv 2106.09685) that a gate turns on, prompt by prompt."""
 
-    trains_in_place: ClassVar[Literal[False]] = False
-    is_gated: ClassVar[Literal[True]] = True
-    is_stackable: ClassVar[Literal[True]] = True
     name: Literal["gated_lora"] = "gated_lora"
     learning_rate: Annotated[float, Gt(0)] = 1e-4
     """AdamW's peak learning rate, of updates and gate alike."""
@@ -79,14 +75,6 @@ class GatedLoraConfig(Adapter):
         adapted = UpdatedModel(model, {0: updates}, "answer", gate_layer)
         set_gate_threshold(adapted, self.gate_threshold)
         return adapted
-
-    def save(self, adapted: "UpdatedModel", folder: Path) -> None:
-        """Write gate and updates (safetensors)."""
-        adapted.save(folder)
-
-    def load(self, model: CausalLM, folder: Path) -> "UpdatedModel":
-        """The model with the gate and updates saved in `folder`, bit for bit, at this config's threshold."""
-        return self.attach(model, seed=0).loaded(folder)
 
 
 class Updates(Protocol):

@@ -3,13 +3,11 @@
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal, cast
 
 from annotated_types import Ge, Gt, Le, MinLen
 
-from grun.adapters.adapter import Adapter
-from grun.adapters.attaching import attach_edits
+from grun.adapters.attaching import GatedEdited, attach_edits
 from grun.engine.edited import EditedModel
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, Layers
@@ -20,12 +18,9 @@ from pyvene_custom.gate_functions import GateFunction
 
 
 @dataclass(frozen=True, kw_only=True)
-class GrunConfig(Adapter):
+class GrunConfig(GatedEdited):
     """Edit the last prompt token's hidden state behind a soft gate (arXiv 2502.17823)."""
 
-    trains_in_place: ClassVar[Literal[False]] = False
-    is_gated: ClassVar[Literal[True]] = True
-    is_stackable: ClassVar[Literal[True]] = True
     paper_retain_weights: ClassVar[Mapping[str, float]] = {"grad_ascent": 2.0}
     name: Literal["grun"] = "grun"
     learning_rate: Annotated[float, Gt(0)] = 4e-3
@@ -62,14 +57,6 @@ class GrunConfig(Adapter):
         )
         set_gate_threshold(adapted, self.gate_threshold)
         return adapted
-
-    def save(self, adapted: EditedModel, folder: Path) -> None:
-        """Write gates and edits (safetensors)."""
-        adapted.save(folder)
-
-    def load(self, model: CausalLM, folder: Path) -> EditedModel:
-        """The model with the gates and edits saved in `folder`, bit for bit, at this config's threshold."""
-        return self.attach(model, seed=0).loaded(folder)
 
 
 def set_gate_threshold(adapted: EditedModel, gate_threshold: float) -> None:

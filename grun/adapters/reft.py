@@ -2,13 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, MinLen
 
 from grun.adapters.adapter import Ungated
-from grun.adapters.attaching import attach_edits
+from grun.adapters.attaching import Edited, attach_edits
 from grun.engine.edited import EditedModel
 from grun.model.forward import CausalLM
 from grun.model.layers import Layers
@@ -17,7 +16,7 @@ from pyvene_custom.editing import Edits
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReftConfig(Ungated):
+class ReftConfig(Edited, Ungated):
     """Edit the last prompt token's hidden state at a few layers (arXiv 2404.03592)."""
 
     paper_retain_weights: ClassVar[Mapping[str, float]] = {"grad_ascent": 2.0}  # as GRUN's
@@ -36,11 +35,3 @@ class ReftConfig(Ungated):
         return attach_edits(
             model, self.layers, self.edits, rank=self.rank, gate_function=None, gate_layer=None, seed=seed
         )
-
-    def save(self, adapted: EditedModel, folder: Path) -> None:
-        """Write the edits (safetensors)."""
-        adapted.save(folder)
-
-    def load(self, model: CausalLM, folder: Path) -> EditedModel:
-        """The model with the edits saved in `folder`, bit for bit."""
-        return self.attach(model, seed=0).loaded(folder)
