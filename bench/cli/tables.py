@@ -126,14 +126,10 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
         table.add_row(*cells)
     console.print(table)
     console.print(
-        "AUC: faithfulness, models that know the forget set against models that do not; 0.5 tells nothing.
-"
-        f"{', '.join(kinds)}: unlearned models that the metric takes for having forgotten, of those that keep
-"
-        "80 % of the target's utility; R: 1 where relearning shows no more of them than of the retain model,
-"
-        "Q: 1 where 4 bits show no more of them; overall: harmonic mean of AUC and of R's and Q's own;
-"
+        "AUC: faithfulness, models that know the forget set against models that do not; 0.5 tells nothing.\n"
+        f"{', '.join(kinds)}: unlearned models that the metric takes for having forgotten, of those that keep\n"
+        "80 % of the target's utility; R: 1 where relearning shows no more of them than of the retain model,\n"
+        "Q: 1 where 4 bits show no more of them; overall: harmonic mean of AUC and of R's and Q's own;\n"
         "empty: nothing to judge by"
     )
 
