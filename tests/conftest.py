@@ -167,7 +167,7 @@ def ray_address(ray_cluster: Any) -> str:
 class TasksHere:
     """In place of `bench.studies.tasks.Tasks`."""
 
-    def __init__(self, execution: Any, log: Callable[[str], None]) -> None:
+    def __init__(self, execution: Any, log: Callable[[str], None], at_once: int | None = None) -> None:
         self._log, self._done = log, []  # type: ignore[var-annotated]
 
     def add(self, work: Callable[..., Any], *arguments: Any) -> None:

@@ -118,6 +118,29 @@ def test_a_sweep_of_wmdps_spaces(
         assert f"| {method} | 1 |" in table
 
 
+def test_the_papers_recipes(without_ray: None, made_up_tofu_dir: Path, wmdp_dir: Path, tmp_path: Path) -> None:
+    """They run as they are, but for the model and less of the data: NPO with each adapter, RMU by both."""
+    tofu = {"benchmark.data-dir": made_up_tofu_dir, "benchmark.forget_split": "forget01", "benchmark.num_items": 60}
+    wmdp = {"benchmark.data-dir": wmdp_dir, "benchmark.num-passages": 4}
+    few = {"evaluation.robustness.quantize": False, "evaluation.robustness.relearn_steps": 1}
+    _run(
+        "sweep",
+        ["paper/tofu_*_llama"],
+        tmp_path / "tofu",
+        TINY | tofu | few | {"forget_loss": "npo"},
+        "--num-trials",
+        "1",
+    )
+    _run("sweep", ["paper/wmdp_*_llama"], tmp_path / "wmdp", TINY | wmdp)
+    for benchmark, methods in (
+        ("tofu", {"grun+npo", "lora+npo", "full+npo"}),
+        ("wmdp", {"grun+rmu+rmu_mse", "full+rmu+rmu_mse"}),
+    ):
+        rows = store.scan_runs(tmp_path / benchmark)
+        assert rows["status"].unique().to_list() == ["ok"]
+        assert set(rows["method"]) >= methods
+
+
 @pytest.mark.parametrize("benchmark", ["questions", "corpora", "rwku", "muse"])
 def test_a_sweep_of_ones_own_data(
     without_ray: None, benchmark: str, tmp_path: Path, request: pytest.FixtureRequest

@@ -20,7 +20,7 @@ from grun.errors import UserError
 ROOT = Path(__file__).parents[2]
 PROSE = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 COMMENTED = [
-    *sorted((ROOT / "search_spaces").glob("*.yaml")),
+    *sorted((ROOT / "search_spaces").rglob("*.yaml")),
     ROOT / "cluster.yaml",
     *sorted((ROOT / "clusters").glob("*.yaml")),
 ]
