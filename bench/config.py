@@ -26,11 +26,12 @@ from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.retain_losses import RETAIN_LOSSES, RetainLossConfig
 from grun.retain_losses.ce import CeConfig
 from grun.settings import LATER, plain_data
+from grun.training.openings import check_thresholds
 from grun.training.recipe import Recipe, TrainingConfig
 
 COMPONENTS = (ADAPTERS, FORGET_LOSSES, RETAIN_LOSSES)
 """What may also come from outside this repository."""
-OF_LOSSES = ("forget_loss", "retain_loss", "training")
+OF_LOSSES = {"forget_loss", "retain_loss", "training"}
 """Fields of RunConfig that say how an adapter is trained by losses."""
 
 
@@ -107,6 +108,7 @@ class RunConfig:
             learning_rate=adapter.learning_rate,
             gate_weight=adapter.gate_weight if adapter.is_gated else 0.0,
             gate_warmup_steps=adapter.gate_warmup_steps if adapter.is_gated else 0,
+            max_false_openings=adapter.max_false_openings if adapter.is_gated else None,
             seed=self.seed,
         )
 
@@ -237,6 +239,9 @@ def _check_pairs(config: RunConfig) -> None:
             raise UserError(f"{part}.positions", what)
     if isinstance(config.benchmark, TofuConfig) and isinstance(config.model, PretrainedConfig):
         config.benchmark.check_retain_model(config.model.retain_model)
+    adapter = config.adapter
+    if adapter.is_gated and adapter.gate_threshold != type(adapter)().gate_threshold:
+        check_thresholds(adapter, [adapter.gate_threshold])
 
 
 def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     Raises UserError where the folder or the base model cannot be read.
     """
     folder = Path(folder)
-    config, base = (None, str(folder)) if (folder / DEPLOYMENT).exists() else _described(folder)
+    config, base = (None, str(folder)) if (folder / DEPLOYMENT).exists() else described(folder)
     if model is None:
         model, tokenizer = _base(folder, base)
     template = PromptTemplate.of(tokenizer, saved_prompt(folder))
@@ -59,8 +59,11 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     return UnlearnedModel(adapted, template)
 
 
-def _described(folder: Path) -> tuple[Any, str]:
-    """The config that a module was trained with, and its base."""
+def described(folder: Path) -> tuple[Any, str]:
+    """The config that a module was trained with, at the gate threshold that was chosen then, and its base.
+
+    Raises UserError where the folder holds none.
+    """
     try:
         description = json.loads((folder / DESCRIPTION).read_text())
         name = description["adapter"].pop("name")

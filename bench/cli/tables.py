@@ -29,8 +29,8 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     table = Table("method", "gate threshold", *(name.replace("_", " ") for name in shown), padding=0)
     table.add_column("run_key", no_wrap=True, min_width=KEY_COLUMNS)
     for row in rows:
-        values = [row["gate_threshold"], *(row[name] for name in shown)]
-        table.add_row(row["method"], *map(number, values), row["run_key"])
+        values = [number(row[name]) for name in shown]
+        table.add_row(row["method"], threshold(row), *values, row["run_key"])
     console.print(table)
 
 
@@ -45,7 +45,7 @@ def print_front(comparison: Comparison) -> None:
             recommended = summary.recommended is not None and row["run_key"] == summary.recommended["run_key"]
             marks = ("*" if row["run_key"] in on_front else "") + ("k" if recommended else "")
             cells = [number(row[name]) for name in names]
-            table.add_row(row["method"], *cells, number(row["gate_threshold"]), f"{row['run_key']} {marks}")
+            table.add_row(row["method"], *cells, threshold(row), f"{row['run_key']} {marks}")
     for row in _references(comparison):
         table.add_row(row["method"], *(number(row[name]) for name in names), "", "")
     console.print(table)
@@ -92,7 +92,7 @@ def print_sequences(last_states: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(heading, justify="right")
     for row in last_states:
         scores = (row["requested_rouge_l_recall"], row["log10_requested_quality"], row["utility"])
-        how = "" if row["combination"] is None else f"{row['combination']} at {row['gate_threshold']:.2f}"
+        how = "" if row["combination"] is None else f"{row['combination']} at {threshold(row, digits=2)}"
         table.add_row(
             row["study"] + (" *" if row["is_own_variant"] else ""),
             row["method"],
@@ -141,6 +141,14 @@ def _references(comparison: Comparison) -> list[dict[str, Any]]:
 def number(value: float | None) -> str:
     """Three digits, or nothing where there is no value."""
     return "" if value is None else f"{value:.3f}"
+
+
+def threshold(row: Mapping[str, Any], digits: int = 3) -> str:
+    """A row's gate threshold; where it was chosen, with the share of held-back prompts that open a gate at it."""
+    if row["gate_threshold"] is None:
+        return ""
+    shown = f"{row['gate_threshold']:.{digits}f}"
+    return shown if row["false_openings"] is None else f"{shown} ({row['false_openings']:.2%} open)"
 
 
 def log(line: str) -> None:

@@ -60,6 +60,7 @@ def _write_page(page: Location, template: str, drawn: dict[str, Any], **values: 
     loader = jinja2.PackageLoader("bench.reports", ".")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["number"] = _number
+    environment.filters["openings"] = _openings
     html = environment.get_template(template).render(
         # `</` would end the script element early, whatever string it stands in.
         specs_json=json.dumps({name: chart.to_dict() for name, chart in drawn.items()}).replace("</", "<\\/"),
@@ -99,3 +100,8 @@ def _shown_splits(items: pl.DataFrame) -> list[str]:
 
 def _number(value: float | None, digits: int = 3) -> str:
     return "–" if value is None else f"{value:,.{digits}f}"
+
+
+def _openings(share: float | None) -> str:
+    """Beside a gate threshold that was chosen."""
+    return "" if share is None else f", at which {share:.2%} of the held-back prompts open a gate"

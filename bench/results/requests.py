@@ -16,6 +16,9 @@ from grun.errors import UserError
 SEQUENCES = "sequences"
 """Folder under RESULTS with a file a study: the configuration and variant it was tuned to."""
 
+GIVEN_THRESHOLD = pl.when(pl.col("false_openings").is_null()).then(pl.col("gate_threshold"))
+"""Null where it was chosen: then it is another one in each state of the same sequence."""
+
 
 def write_requests(results: Folder, run_key: str, rows: Sequence[Row], items: Sequence[ItemRow] = ()) -> None:
     """Write one state of a sequence of requests: its items, then its rows of REQUESTS_SCHEMA, one a request."""
@@ -59,7 +62,10 @@ def scan_requests(results: Folder, like: Sequence[str] = ()) -> pl.DataFrame:
         chosen = chosen.filter(pl.Series(alike, dtype=pl.Boolean))
     if chosen.is_empty():
         raise UserError("RESULTS", f"{folder} holds no tuned sequence yet; run the same `grun-bench sequential` again")
-    same = [pl.col(name).eq_missing(pl.col(f"{name}_chosen")) for name in ("combination", "gate_threshold")]
+    same = [
+        pl.col("combination").eq_missing(pl.col("combination_chosen")),
+        GIVEN_THRESHOLD.eq_missing(pl.col("gate_threshold_chosen")),
+    ]
     return (
         chosen.with_columns(
             is_own_variant=pl.all_horizontal(same), utility=pl.coalesce("model_utility", "partial_model_utility")
@@ -79,7 +85,7 @@ def last_states(requests: pl.DataFrame) -> pl.DataFrame:
     requests: what `scan_requests` gave.
     """
     rows = requests.filter(pl.col("evaluated_index") == 1).sort("request_index")
-    last = rows.group_by(["study", "combination", "gate_threshold"], maintain_order=True).agg(
+    last = rows.group_by(["study", "combination", GIVEN_THRESHOLD.alias("given")], maintain_order=True).agg(
         pl.exclude("train_seconds").last(), pl.col("train_seconds").mean().alias("mean_train_seconds")
     )
     last = last.filter(pl.col("request_index") == pl.col("request_index").max().over("study"))

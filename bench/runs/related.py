@@ -8,6 +8,7 @@ from typing import Any
 from bench.benchmarks import default_objectives
 from bench.config import RunConfig, run_config
 from bench.models.prepare import StartFrom
+from grun.training.openings import check_thresholds
 
 TOLD_APART = math.log10(0.05)
 """The log10 forget quality below which TOFU calls two models different."""
@@ -60,9 +61,19 @@ def has_retain_model(config: RunConfig) -> bool:
 
 
 def at_thresholds(config: RunConfig, gate_thresholds: Sequence[float]) -> list[RunConfig]:
-    """The config, then the same module at each other gate threshold; just the config where there are no gates."""
-    adapter = config.adapter
-    if not adapter.is_gated:
+    """The config, then the same module at each other gate threshold; just the config where there are no gates.
+
+    Raises UserError where the threshold is chosen by another setting.
+    """
+    check_thresholds(config.adapter, gate_thresholds)
+    if not config.adapter.is_gated:
         return [config]
-    others = [tau for tau in dict.fromkeys(gate_thresholds) if tau != adapter.gate_threshold]
-    return [config, *(replace(config, adapter=replace(adapter, gate_threshold=tau)) for tau in others)]
+    others = [tau for tau in dict.fromkeys(gate_thresholds) if tau != config.adapter.gate_threshold]
+    return [config, *(at_threshold(config, tau) for tau in others)]
+
+
+def at_threshold(config: RunConfig, gate_threshold: float | None) -> RunConfig:
+    """The config at another gate threshold; None, or no gates: as it is."""
+    if gate_threshold is None or not config.adapter.is_gated:
+        return config
+    return replace(config, adapter=replace(config.adapter, gate_threshold=gate_threshold))

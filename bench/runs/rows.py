@@ -30,10 +30,10 @@ def finished_row(
     """
     gold = items if config.method == "retain_model" and retain_model_items is None else retain_model_items
     edited = adapted if isinstance(adapted, EditedModel) and config.adapter.edits else None
-    scores = score(items, gold, config.adapter.gate_threshold if config.adapter.is_gated else 0.0)
+    columns = {**config_columns(config), **cost}
+    scores = score(items, gold, columns["gate_threshold"] or 0.0)
     return {
-        **config_columns(config),
-        **cost,
+        **columns,
         **scores,
         **costs.machine(adapted.device),
         "study": study,

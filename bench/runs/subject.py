@@ -25,6 +25,7 @@ from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
+from grun.unlearned import described
 
 DEFAULT_CACHE_GB = 20.0
 """Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
@@ -121,7 +122,10 @@ class Subject:
         model = self.model
         try:
             with module.read_folder() as local:
-                return self._equipped(self.config.adapter.load(model, local))
+                adapter = self.config.adapter
+                if adapter.is_gated and adapter.max_false_openings is not None:
+                    adapter, _ = described(local)  # at the threshold that was chosen
+                return self._equipped(adapter.load(model, local))
         except (Damaged, SafetensorError, FileNotFoundError) as error:
             aside = module.set_aside()
             raise Damaged(str(module), f"is damaged, and kept as {aside.name}; train it again") from error

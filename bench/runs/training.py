@@ -20,6 +20,7 @@ from grun.sharding import shard
 from grun.targets.sampling import told
 from grun.targets.target import ForgetSet, Texts
 from grun.training.checkpoints import Checkpoints
+from grun.training.openings import at_chosen_threshold
 from grun.training.plan import Plan, plan_steps
 from grun.training.reference import Reference, reference_of
 from grun.training.unlearn import unlearn
@@ -92,9 +93,11 @@ def train(
         "train_seconds": done.seconds,
         "num_steps": done.steps,
     }
+    adapter, chosen = at_chosen_threshold(config.adapter, adapted, plan.held_back)
+    trained |= chosen
     if execution.save_module and (workers.is_first or workers.sharded):  # the first one needs every other's part
         with folder.written_folder(last=TRAINING) if workers.is_first else TemporaryDirectory() as scratch:
-            save(adapted, config.adapter, subject.source, Path(scratch))
+            save(adapted, adapter, subject.source, Path(scratch))
             if config.model.prompt is not None:
                 config.model.prompt.save(Path(scratch))
             write_yaml(Path(scratch) / "run.yaml", config.to_dict())

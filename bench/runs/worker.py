@@ -15,6 +15,7 @@ from bench.progress import Progress, quiet
 from bench.results import store
 from bench.runs import costs
 from bench.runs.execution import Execution
+from bench.runs.related import at_threshold
 from bench.runs.rows import Row, failed_row, finished_row
 from bench.runs.subject import Subject
 from bench.runs.training import checkpoint_of, train_or_load
@@ -47,8 +48,9 @@ def work(
     subject.prepare()  # a model that cannot be prepared is no failed run
     try:
         adapted, trained = train_or_load(subject, workers)
+        as_trained = [at_threshold(each, trained.get("gate_threshold")) for each in configs]
         started = time.perf_counter()
-        measured = _measure(configs, subject, adapted, known, workers)
+        measured = _measure(as_trained, subject, adapted, known, workers)
         cost = trained | {
             # A curve of thresholds is one evaluation: its rows share the seconds.
             "eval_seconds": (time.perf_counter() - started) / len(configs),

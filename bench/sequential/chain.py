@@ -34,6 +34,7 @@ def run_chain(states: States) -> None:
         adapted.train(False)
         rows = evaluate(states.asking(adapted), subject.benchmark.evaluation)
         cost = {
+            "gate_threshold": None,
             "train_seconds": states.train_seconds(folders[size]),
             "eval_seconds": time.perf_counter() - started,
             "added_parameters": sum(p.numel() for p in adapted.trainable_parameters()),

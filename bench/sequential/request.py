@@ -78,6 +78,7 @@ class Variant:
     combination: Combination | None
     """None: the adapter is a chain."""
     gate_threshold: float | None
+    """None: there are no gates, or their threshold is chosen anew for each number of modules."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,8 @@ from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted
 from grun.sequential import combine
+from grun.training.openings import choose_threshold
+from grun.training.plan import hold_back
 
 
 def train_modules(states: States, places: Sequence[int]) -> None:
@@ -63,16 +65,20 @@ def run_stack(states: States) -> None:
     known: dict[tuple[str, int], dict[tuple[str, int, Applied], ItemRow]] = {}
     for variant, size in todo:
         assert variant.combination is not None
-        assert variant.gate_threshold is not None
         started = time.perf_counter()
         present = {request.name: modules[request.name] for request in requests[:size]}
-        adapted = combine(base, present, variant.combination, variant.gate_threshold)
+        adapted = combine(base, present, variant.combination, variant.gate_threshold or 0.0)
+        threshold, share = variant.gate_threshold, None
+        if threshold is None:
+            threshold, share = _chosen_threshold(states, adapted)
         # Where the number of modules says how much an edit weighs, rows of another number are no rows of this state.
         same = variant.combination, size if variant.combination == "scaled_by_number" else 0
         rows = evaluate_combined(
             states.asking(adapted), subject.benchmark.evaluation, known.setdefault(same, dict(base_rows))
         )
         cost = {
+            "gate_threshold": threshold,
+            "false_openings": share,
             "train_seconds": states.train_seconds(states.module(requests[size - 1])),
             "eval_seconds": time.perf_counter() - started,
             "added_parameters": size * sum(p.numel() for p in base.trainable_parameters()),
@@ -82,6 +88,15 @@ def run_stack(states: States) -> None:
             prompts = [item.example(subject.template).prompt_ids for item in asked]
             cost["prefill_seconds"], cost["bare_prefill_seconds"] = prefill_seconds(adapted, prompts)
         states.write(variant, size, rows, cost)
+
+
+def _chosen_threshold(states: States, adapted: EditedModel) -> tuple[float, float]:
+    """Of all modules together, by the prompts that none of them was trained on: the threshold, and what it comes to."""
+    subject, adapter = states.subject, states.sequence.config.adapter
+    assert adapter.is_gated
+    assert adapter.max_false_openings is not None
+    _, held_back = hold_back([item.example(subject.template) for item in subject.benchmark.retain_set])
+    return choose_threshold(adapted, held_back, adapter.max_false_openings)
 
 
 def _edited(adapted: Adapted) -> EditedModel:

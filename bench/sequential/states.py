@@ -97,7 +97,7 @@ class States:
     def write(self, variant: Variant, size: int, items: Sequence[ItemRow], cost: Mapping[str, Any]) -> None:
         """The rows of the state after `size` requests, one a request; and of the last state every item.
 
-        cost: columns of `requests`.
+        cost: columns of `requests`, among them the gate threshold; None where there are no gates.
         """
         config, key = self.sequence.config, self.sequence.state_key(self.requests[:size], variant)
         common = {
@@ -105,19 +105,18 @@ class States:
             "run_key": key,
             "study": self.sequence.study,
             "combination": variant.combination,
-            "gate_threshold": variant.gate_threshold,
             "request_index": size,
             "request": self.requests[size - 1].name,
             **cost,
             **{name: costs.machine(self.subject.device)[name] for name in ("device", "git_sha")},
             "created_at": datetime.now(UTC),
         }
-        scores = state_scores(items, self.retain_model_items, self.requests, size, variant.gate_threshold)
+        scores = state_scores(items, self.retain_model_items, self.requests, size, cost["gate_threshold"])
         rows = [common | own for own in scores]
         write_requests(self.execution.folder, key, rows, items if size == len(self.requests) else ())
         first = rows[0]
         utility = first["partial_model_utility"] if first["model_utility"] is None else first["model_utility"]
-        how = "" if variant.combination is None else f" {variant.combination} at {variant.gate_threshold:g}"
+        how = "" if variant.combination is None else f" {variant.combination} at {cost['gate_threshold']:g}"
         self.say(
             f"{self.sequence.study}, {config.method}{how}: request {size} of {len(self.requests)}, "
             f"forget ROUGE-L so far {first['requested_rouge_l_recall']:.3f}, utility {utility:.3f}, "

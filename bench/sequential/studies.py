@@ -65,7 +65,9 @@ class SequentialConfig(Search):
         """All that is measured of one configuration's modules."""
         if not config.adapter.is_stackable:
             return [Variant(combination=None, gate_threshold=None)]
-        thresholds = dict.fromkeys([config.adapter.gate_threshold, *self.gate_thresholds])
+        thresholds: Mapping[float | None, None] = dict.fromkeys([config.adapter.gate_threshold, *self.gate_thresholds])
+        if config.adapter.max_false_openings is not None:
+            thresholds = {None: None}
         return [Variant(combination=c, gate_threshold=t) for c in self.combinations for t in thresholds]
 
 

@@ -25,6 +25,7 @@ from bench.spaces.parameters import (
 from bench.splits import Direction
 from bench.validation import validated
 from grun.errors import UserError
+from grun.training.openings import check_thresholds
 
 Kind = TypeVar("Kind")
 THRESHOLD = "adapter.gate_threshold"
@@ -219,7 +220,7 @@ def check_study(  # noqa: C901 (checks, one after the other)
 
     def tried(where: str, chosen: Mapping[str, Any]) -> None:
         try:
-            config.run(chosen)
+            check_thresholds(config.run(chosen).adapter, config.gate_thresholds)
         except UserError as error:
             if error.field in overrides:
                 raise

@@ -14,11 +14,11 @@ that is are corrupted, as strongly as makes the answers those of a model that ne
 import contextlib
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Gt, Le, Lt
 from pydantic import Strict
 from torch import Tensor
 
@@ -29,6 +29,7 @@ from grun.errors import UserError
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, layer_index
 from grun.model.patching import patched
+from grun.settings import LATER
 from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import new_gate
 
@@ -61,6 +62,9 @@ class EcoConfig(GatedEdited):
     """Whose output at the last prompt token it reads: its index from 0, or its relative depth as a decimal."""
     gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.5
     """Where the gate is below it, the prompt is left as it is."""
+    max_false_openings: Annotated[float, Ge(0), Lt(1)] | None = field(default=None, metadata=LATER)
+    """Choose the threshold: the least at which no larger a share of kept prompts opens a gate, by a fifth of the
+    retain set, which nothing else is trained on then. None: gate_threshold it is."""
 
     def attach(self, model: CausalLM, seed: int) -> "CorruptedModel":
         """Freeze the model and put a gate before it, shut until it is fitted. seed: of the noise.

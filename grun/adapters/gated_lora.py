@@ -9,7 +9,7 @@ Shapes: B prompts, T tokens, D hidden size, I and O a linear layer's inputs and 
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Literal, Protocol, cast
 
@@ -24,6 +24,7 @@ from grun.adapters.switched import Prompts, SwitchedModel
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, layer_index
 from grun.model.patching import patched
+from grun.settings import LATER
 from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import GateFunction, new_gate
 
@@ -49,6 +50,9 @@ class GatedLoraConfig(GatedEdited):
     relative depth as a decimal."""
     gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.5
     """Inference only: where the gate is below it, the updates are off; above it they count as far as it is open."""
+    max_false_openings: Annotated[float, Ge(0), Lt(1)] | None = field(default=None, metadata=LATER)
+    """Choose the threshold: the least at which no larger a share of kept prompts opens a gate, by a fifth of the
+    retain set, which nothing else is trained on then. None: gate_threshold it is."""
     gate_weight: Annotated[float, Ge(0)] = 10.0
     """Weight of the gate loss."""
     gate_warmup_steps: Annotated[int, Ge(0)] = 0

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal, cast
 
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from grun.adapters.attaching import GatedEdited, attach_edits
 from grun.engine.edited import EditedModel
@@ -39,6 +39,9 @@ class GrunConfig(GatedEdited):
     decimal. None: each reads the layer that it edits, as in the paper, and the router the last one."""
     gate_threshold: Annotated[float, Ge(0), Le(1)] = 0.0
     """Inference only: a gate below it counts as shut. 0 is the paper's soft gate."""
+    max_false_openings: Annotated[float, Ge(0), Lt(1)] | None = field(default=None, metadata=LATER)
+    """Choose the threshold: the least at which no larger a share of kept prompts opens a gate, by a fifth of the
+    retain set, which nothing else is trained on then. None: gate_threshold it is."""
     gate_weight: Annotated[float, Ge(0)] = 10.0
     """Weight of the gate loss. The paper uses 100 on WMDP."""
     gate_warmup_steps: Annotated[int, Ge(0)] = 0

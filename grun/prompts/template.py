@@ -86,8 +86,8 @@ class PromptTemplate:
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """Token ids of the answer, the end of the turn included."""
-        text, before = self._blank + answer, self._read(self._nothing, special=self.style == "plain")
-        whole = self._read(self._nothing + text, special=self.style == "plain")
+        text, before = self._blank + answer, self._prompt_ids("")
+        whole = self._read(self._prompt("") + text, special=self.style == "plain")
         if whole[: len(before)] == before:
             return (*whole[len(before) :], self.end_id)
         # Together, its first characters and the prompt's last would be one token.
@@ -133,23 +133,9 @@ class PromptTemplate:
 
     def _read(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Token ids. special: with the tokens that begin a text, but without one that ends it: it goes on."""
-        known = self._known.get((text, special))
-        if known is None:
-            ids = tuple(self.tokenizer(text, add_special_tokens=special).input_ids)
-            ends = special and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
-            known = ids[:-1] if ends and not text.endswith(self.tokenizer.eos_token) else ids
-            self._known[text, special] = known
-        return known
-
-    @cached_property
-    def _known(self) -> dict[tuple[str, bool], tuple[int, ...]]:
-        """What was read before: items are asked again at every threshold and in every state of a sequence."""
-        return {}
-
-    @cached_property
-    def _nothing(self) -> str:
-        """What stands before the answer to no question."""
-        return self._prompt("")
+        ids = tuple(self.tokenizer(text, add_special_tokens=special).input_ids)
+        ends = special and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id
+        return ids[:-1] if ends and not text.endswith(self.tokenizer.eos_token) else ids
 
     def _prompt(self, question: str) -> str:
         """All that stands before an answer, save the blanks that it begins with."""

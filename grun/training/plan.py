@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 from grun.data import Example, paired_batches
+from grun.errors import UserError
 from grun.losses import Unit, num_units
 from grun.training.recipe import Recipe
 from grun.workers import ALONE, Workers
@@ -53,6 +54,8 @@ class Plan:
     forget: Sequence[Example]
     """All that any seed could train on, so that runs share what is computed of it."""
     retain: Sequence[Example]
+    held_back: Sequence[Example] = ()
+    """Retain items that nothing is trained on."""
 
 
 def plan_steps(
@@ -69,6 +72,7 @@ def plan_steps(
     accumulation_steps: passes of each worker, a step; the batch size is that of all workers and passes together.
     """
     training = recipe.training
+    retain, held_back = (retain, ()) if recipe.max_false_openings is None else hold_back(retain)
     if recipe.retain_loss.positions == "all":
         retain = [example.from_its_second_token() for example in retain]
     if recipe.forget_loss.positions == "all":
@@ -102,7 +106,20 @@ def plan_steps(
         workers=workers,
         forget=[example for items in forget.values() for example in chain(*items)],
         retain=retain,
+        held_back=held_back,
     )
+
+
+def hold_back(retain: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
+    """The retain set in two: what is trained on, and its last fifth, which is not.
+
+    Not every fifth item: where those of one subject follow each other, what is held back is about other subjects then.
+    Raises UserError where there are not five.
+    """
+    count = len(retain) // 5
+    if not count:
+        raise UserError("adapter.max_false_openings", f"needs 5 retain items or more, and there are {len(retain)}")
+    return retain[:-count], retain[-count:]
 
 
 def _parts(step: StepExamples, mean_over: Unit, num_parts: int) -> list[Part]:

@@ -57,6 +57,8 @@ class Recipe:
     """Weight of the gate loss; where there are no gates it weighs nothing."""
     gate_warmup_steps: int = 0
     """Steps over which forget and retain loss grow from 0 to full weight."""
+    max_false_openings: float | None = None
+    """Share of kept prompts that may open a gate; a fifth of the retain set is held back for it. None: none is."""
     seed: int = 0
     """Of the items' order and of dropout."""
 

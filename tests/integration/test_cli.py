@@ -130,12 +130,23 @@ def test_keys_lists_the_chosen_adapters_settings(capsys: Captured) -> None:
     assert "--adapter.gate-weight" not in printed
     assert "--adapter.gate_weight" not in printed
     lines = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.startswith("--")}
-    assert lines["--adapter.r"] == [*("16", "whole", "number", "≥", "1"), *("Rank", "of", "the", "updates.")]
+    assert lines["--adapter.r"][:8] == [*("16", "whole", "number", "≥", "1"), *("Rank", "of", "the")]
     assert lines["--adapter.dropout"][:6] == ["0.05", "number", "≥", "0,", "<", "1"]
-    assert lines["--adapter"][:9] == ["lora", "full", "or", "grun", "or", "lora", "or", "none", "or"]
+    assert lines["--adapter"][:5] == ["lora", "eco", "or", "full", "or"]
     assert lines["--training.retain_weight"][0] == "1.0", "npo's own"
     assert lines["--evaluation.robustness"][:3] == ["null", "null", "or"]
     assert lines["--evaluation.robustness.quantize"][:4] == ["false", "true", "or", "false"]
+
+
+def test_keys_lists_nothing_that_decides_nothing(capsys: Captured) -> None:
+    """Corrupted prompts are trained by no loss."""
+    main(["keys", "--adapter", "eco"])
+    printed = capsys.readouterr().out
+    assert "--adapter.strength" in printed
+    assert "--evaluation.batch_size" in printed
+    assert "--forget_loss" not in printed
+    assert "--retain_loss" not in printed
+    assert "--training" not in printed
 
 
 def test_keys_lists_every_setting_there_is(capsys: Captured) -> None:
@@ -146,7 +157,9 @@ def test_keys_lists_every_setting_there_is(capsys: Captured) -> None:
             line.split()[0].removeprefix("--") for line in capsys.readouterr().out.splitlines() if line[:2] == "--"
         }
         config = run_config({"model": {"name": model, "prompt": {}}, "evaluation": {"robustness": {}}})
-        leaves = {key.removesuffix(".name") for key in _leaves(config.to_dict()) + _leaves(asdict(config))}
+        whole = _leaves(config.to_dict()) + _leaves(asdict(config))
+        leaves = {key.removesuffix(".name") for key in whole} | {"external.model", "external.model_digest"}
+        leaves |= {"external.method"}  # what was unlearned elsewhere: there is no adapter beside it
         assert shown == leaves
 
 
@@ -185,7 +198,7 @@ BAD_INPUT: dict[str, tuple[Sequence[str], str]] = {
     "value out of range": (["train", "--adapter.rank", "0"], "adapter.rank: must be greater than or equal to 1"),
     "value of the wrong kind": (["train", "--seed", "abc"], "seed: must be a valid integer"),
     "negative weight": (["train", "--training.forget_weight", "-1"], "training.forget_weight: must be greater"),
-    "unknown adapter": (["train", "--adapter", "lorra"], "adapter: must be one of 'full', 'grun'"),
+    "unknown adapter": (["train", "--adapter", "lorra"], "adapter: must be one of 'eco', 'full', 'gated_lora'"),
     "unknown loss": (["train", "--forget-loss", "nop"], f"forget_loss: must be one of {_names(ForgetLossConfig)} (got"),
     "key of another adapter": (
         ["train", "--adapter", "lora", "--adapter.gate_weight", "1"],

@@ -20,10 +20,10 @@ from bench.reports.comparison import compare
 from bench.results import store
 from bench.results.storage import location
 from bench.runs.execution import Execution
-from bench.runs.rescore import rescore
 from bench.runs.run import run
 from bench.studies import sweep
 from bench.studies.pool import Pool
+from bench.studies.rescore import rescore
 from grun.adapters.grun import GrunConfig
 from grun.adapters.none import NoneConfig
 from grun.prompts.template import PromptTemplate

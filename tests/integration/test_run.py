@@ -18,8 +18,8 @@ from bench.evaluation.score import score
 from bench.results import store
 from bench.results.columns import METRICS
 from bench.runs.execution import Execution
-from bench.runs.rescore import rescore
 from bench.runs.run import run, run_prerequisites
+from bench.studies.rescore import rescore
 from grun.adapters.grun import GrunConfig
 from grun.model.forward import PlainModel
 from grun.unlearned import load

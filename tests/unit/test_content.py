@@ -26,10 +26,10 @@ from bench.results.requests import scan_requests, write_choice, write_requests
 from bench.results.storage import location
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisites
-from bench.runs.rescore import rescore
 from bench.runs.subject import Subject
 from bench.sequential.request import RequestSequence
 from bench.spaces.search_space import SweepConfig, differences
+from bench.studies.rescore import rescore
 from grun.errors import UserError
 
 KINDS = get_args(LocalBenchmark)

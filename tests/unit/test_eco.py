@@ -152,9 +152,9 @@ def test_nothing_is_trained(model: Any) -> None:
     assert not any(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_requests_stack_and_each_brings_its_own_noise(model: Any, tmp_path: Path) -> None:
+def test_requests_stack_and_each_brings_its_own_noise(model: Any) -> None:
     """Two requests, a prompt each. With both on, each prompt is answered as with its own module alone; with one taken
-    back, what the other does stays, bit for bit. The same from a folder."""
+    back, what the other does stays, bit for bit."""
     modules = {}
     for seed, (name, own) in enumerate({"a": EXAMPLES[0], "b": EXAMPLES[2]}.items()):
         modules[name] = EcoConfig(dims=1.0).attach(model, seed)

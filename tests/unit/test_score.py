@@ -18,8 +18,8 @@ from bench.metrics.table import SPLIT_METRICS
 from bench.results import store
 from bench.results.columns import METRICS, SCORES, TABLES, item_row
 from bench.results.storage import location
-from bench.runs.rescore import rescore
 from bench.splits import RUN_METRICS
+from bench.studies.rescore import rescore
 from grun.forget_losses import ForgetLossConfig
 
 

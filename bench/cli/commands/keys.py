@@ -16,17 +16,20 @@ ARGUMENTS = ONE_RUN
 
 def run(options: Options) -> None:
     config = options.run_config()
-    from bench.config import COMPONENTS, RunConfig
+    from bench.config import COMPONENTS, OF_LOSSES, RunConfig
     from bench.validation import schemas
 
     known = schemas(RunConfig)
+    settings = config.to_dict()
+    for decides_nothing in OF_LOSSES - settings.keys():
+        del known["RunConfig"]["properties"][decides_nothing]
     for kinds in COMPONENTS:
         component = getattr(config, kinds.field)
         if type(component) not in kinds.own:  # from outside: listed with its own settings, under its whole path
             known |= {kinds.name_of(component): schemas(type(component))[type(component).__name__]}
     table = Table("setting", "value", "allowed", "meaning", box=None, padding=(0, 2, 0, 0))
     table.columns[0].no_wrap = True
-    for key, *cells in _lines(known, "RunConfig", config.to_dict(), ""):
+    for key, *cells in _lines(known, "RunConfig", settings, ""):
         table.add_row(f"--{key}", *cells)
     console.print(table, markup=False)
 
@@ -39,7 +42,7 @@ def _lines(
     kinds: schemas by name. kind: one of them. chosen: the settings made in it. above: what its keys begin with.
     """
     for name, field in kinds[kind]["properties"].items():
-        if name == "name" or (not above and name not in chosen):  # said by whoever holds it, or decides nothing
+        if name == "name":  # said by whoever holds it
             continue
         key, value, meaning = above + name, chosen.get(name, field.get("default")), field.get("description", "")
         holders = (field, *field.get("oneOf", ()), *field.get("anyOf", ()))

@@ -8,7 +8,7 @@ ARGUMENTS = (FOLDER,)
 
 
 def run(options: Options) -> None:
-    from bench.runs.rescore import rescore
+    from bench.studies.rescore import rescore
 
     rescored, lost = rescore(options.folder)
     console.print(f"{rescored} runs rescored" + (f", {lost} without readable items left as they were" if lost else ""))

@@ -1,0 +1,57 @@
+"""A gate threshold by what it lets through: how many prompts that are to be kept may open a gate."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import cast
+
+import torch
+
+from grun.adapters import AdapterConfig
+from grun.adapters.grun import set_gate_threshold
+from grun.data import Example, length_sorted_batches
+from grun.engine.edited import EditedModel
+from grun.errors import UserError
+from grun.model.forward import Adapted
+
+BATCH = 64
+
+
+def check_thresholds(config: AdapterConfig, gate_thresholds: Sequence[float]) -> None:
+    """Raises UserError where gate thresholds are given, and one is to be chosen."""
+    if gate_thresholds and config.is_gated and config.max_false_openings is not None:
+        raise UserError("adapter.max_false_openings", "chooses the gate threshold; leave that out, or this")
+
+
+def at_chosen_threshold(
+    config: AdapterConfig, adapted: Adapted, held_back: Sequence[Example]
+) -> tuple[AdapterConfig, dict[str, float]]:
+    """The config and what it trained at the threshold that its `max_false_openings` asks for, where it has one.
+
+    held_back: see `choose_threshold`. Returns what was chosen too, as columns of a run.
+    """
+    if not config.is_gated or config.max_false_openings is None:
+        return config, {}
+    threshold, share = choose_threshold(cast(EditedModel, adapted), held_back, config.max_false_openings)
+    return replace(config, gate_threshold=threshold), {"gate_threshold": threshold, "false_openings": share}
+
+
+def choose_threshold(
+    adapted: EditedModel, held_back: Sequence[Example], max_false_openings: float
+) -> tuple[float, float]:
+    """Set the least threshold of all gates at which no larger a share of prompts opens any of them.
+
+    held_back: kept items, at least one, that nothing was trained on. Returns the threshold and the share it comes to. A
+    gate that reads what others may have edited counts as it is while they are shut: the first to open finds it so.
+    """
+    set_gate_threshold(adapted, math.inf)
+    prompts = [example.prompt_ids for example in held_back]
+    most_open: list[float] = []
+    for rows in length_sorted_batches([len(prompt) for prompt in prompts], BATCH):
+        logit_BK = adapted.prompt_gates([prompts[row] for row in rows])
+        assert logit_BK is not None, "only gated adapters choose a threshold"
+        most_open += torch.sigmoid(logit_BK).amax(dim=1).tolist()
+    shut = sorted(most_open, reverse=True)[int(max_false_openings * len(prompts))]
+    threshold = torch.nextafter(torch.tensor(shut), torch.tensor(math.inf)).item()  # as the gates compare
+    set_gate_threshold(adapted, threshold)
+    return threshold, sum(value > shut for value in most_open) / len(prompts)
