@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
@@ -24,9 +25,9 @@ from grun.engine.prefix_builder import check_same_nll
 from grun.engine.prefix_cache import PrefixCache, PrefixCaching, open_or_build, weights_hash
 from grun.engine.prefix_layout import CannotServe
 from grun.errors import UserError
-from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, eos_ids, in_groups
+from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, eos_ids, in_groups, read_off
 from grun.model.layers import Layer
-from grun.model.reading import head_at, hidden_layer_index, layer_output, model_inputs, prompt_inputs, through_hooks
+from grun.model.reading import hidden_layer_index, model_inputs, prompt_inputs, through_hooks
 from pyvene_custom.editing import Editing, Edits
 from pyvene_custom.edits import load_edits, save_edits
 
@@ -133,20 +134,10 @@ class EditedModel:
     def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
         batch = collate(examples, device=self.device)
         editing = self.editing([example.prompt_ids for example in examples], batch.edited_position_B, hidden_layer)
-        with (
-            head_at(self.model, batch.predicts_answer_BL) as head_inputs,
-            layer_output(self.model, hidden_layer) as hidden,
-        ):
-            outputs = self.through_pyvene(batch, editing)
-        if editing.kept_BLD is not None:
-            hidden = [editing.kept_BLD]  # pyvene edits what the layer gave
-        return AnswerOutput(
-            examples=examples,
-            logits_NV=outputs.logits[0],
-            head_input_ND=head_inputs[0],
-            hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
-            gate_logit_BK=editing.gate_logit_BK(),
-        )
+        output = read_off(self.model, examples, batch, hidden_layer, partial(self.through_pyvene, batch, editing))
+        if editing.kept_BLD is not None:  # pyvene edits what the layer gave
+            output = replace(output, hidden_ND=editing.kept_BLD[batch.predicts_answer_BL])
+        return replace(output, gate_logit_BK=editing.gate_logit_BK())
 
     def editing(
         self, prompts: Sequence[tuple[int, ...]], prompt_end_B: Tensor | None, kept_layer: int | None = None

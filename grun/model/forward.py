@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from grun.data import Example, collate, padding_groups
+from grun.data import Batch, Example, collate, padding_groups
 from grun.losses import AnswerScores
 from grun.model.greedy import decode
 from grun.model.kv_cache import new_cache
@@ -125,18 +125,8 @@ class PlainModel:
     def one_pass(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
         """All the examples in one padded batch, in their order. hidden_layer: its index."""
         batch = collate(examples, device=self.device)
-        with (
-            head_at(self.model, batch.predicts_answer_BL) as head_inputs,
-            layer_output(self.model, hidden_layer) as hidden,
-            mixed_precision(self.device),
-        ):
-            outputs = self.model(**model_inputs(batch))
-        return AnswerOutput(
-            examples=examples,
-            logits_NV=outputs.logits[0],
-            head_input_ND=head_inputs[0],
-            hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
-        )
+        with mixed_precision(self.device):
+            return read_off(self.model, examples, batch, hidden_layer, lambda: self.model(**model_inputs(batch)))
 
     @torch.no_grad()
     def generate(
@@ -157,6 +147,20 @@ class PlainModel:
     def checkpoint_gradients(self) -> None:
         """Keep no activations between the layers' ends; compute them again on the way back."""
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def read_off(
+    model: CausalLM, examples: Sequence[Example], batch: Batch, hidden_layer: int | None, run: Callable[[], Any]
+) -> AnswerOutput:
+    """What a pass of the model over the examples' batch says. run: the pass; it returns the model's own output."""
+    with head_at(model, batch.predicts_answer_BL) as head_inputs, layer_output(model, hidden_layer) as hidden:
+        outputs = run()
+    return AnswerOutput(
+        examples=examples,
+        logits_NV=outputs.logits[0],
+        head_input_ND=head_inputs[0],
+        hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
+    )
 
 
 def in_groups(
