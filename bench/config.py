@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 from bench.benchmarks import BenchmarkConfig, LocalBenchmark
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.tofu import TofuConfig
-from bench.content import DIGEST, by_content, digest, files_digest, local_model, model_digest
+from bench.content import DIGEST, by_content, digest, file_digest, files_digest, local_model, model_digest
 from bench.evaluation.asking import EvaluationConfig
 from bench.models.external import ExternalConfig
 from bench.models.known import with_known_prompt, with_known_retain_model
@@ -26,7 +26,7 @@ from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.retain_losses import RETAIN_LOSSES, RetainLossConfig
 from grun.retain_losses.ce import CeConfig
 from grun.settings import LATER, plain_data
-from grun.training.openings import check_thresholds
+from grun.training.openings import check_gates
 from grun.training.recipe import Recipe, TrainingConfig
 
 COMPONENTS = (ADAPTERS, FORGET_LOSSES, RETAIN_LOSSES)
@@ -181,10 +181,11 @@ def _local_content(config: RunConfig) -> Iterator[tuple[str, str, str, str | Non
         yield "benchmark", "data_dir", benchmark.data_dir, found
     if config.external is not None and (place := local_model(config.external.model)):
         yield "external", "model", str(place), model_digest(place)
+    if config.adapter.is_gated and config.adapter.keep_prompts:
+        yield "adapter", "keep_prompts", config.adapter.keep_prompts, file_digest(Path(config.adapter.keep_prompts))
     if isinstance(model, PretrainedConfig):
         for name, given in (("name", model.name), ("retain_model", model.retain_model)):
-            place = local_model(given) if given else None
-            if place is not None:
+            if given and (place := local_model(given)):
                 yield "model", name, str(place), model_digest(place)
 
 
@@ -239,9 +240,7 @@ def _check_pairs(config: RunConfig) -> None:
             raise UserError(f"{part}.positions", what)
     if isinstance(config.benchmark, TofuConfig) and isinstance(config.model, PretrainedConfig):
         config.benchmark.check_retain_model(config.model.retain_model)
-    adapter = config.adapter
-    if adapter.is_gated and adapter.gate_threshold != type(adapter)().gate_threshold:
-        check_thresholds(adapter, [adapter.gate_threshold])
+    check_gates(config.adapter)
 
 
 def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def digest(data: Any) -> str:
 def files_digest(folder: Path, parts: Iterable[str]) -> str | None:
     """Of those files PART.json that are there, by their names and all they hold; None where none is."""
     files = {part: folder / f"{part}.json" for part in sorted(parts)}
-    found = [(part, _file_digest(file)) for part, file in files.items() if file.is_file()]
+    found = [(part, file_digest(file)) for part, file in files.items() if file.is_file()]
     return _joined(found) if found else None
 
 
@@ -61,9 +61,9 @@ def local_model(name: str) -> Path | None:
 def model_digest(place: Path) -> str:
     """Of a model's folder or GGUF file: weights, settings and tokenizer. A PEFT checkpoint's base counts too."""
     if place.is_file():
-        return _file_digest(place)[:16]
+        return file_digest(place)[:16]
     files = sorted(file for file in place.iterdir() if file.suffix in MODEL_FILES and file.is_file())
-    found = [(file.name, _file_digest(file)) for file in files]
+    found = [(file.name, file_digest(file)) for file in files]
     adapter = place / "adapter_config.json"
     if adapter in files:
         try:
@@ -78,7 +78,7 @@ def _joined(found: list[tuple[str, str]]) -> str:
     return xxhash.xxh3_128(json.dumps(found).encode()).hexdigest()[:16]
 
 
-def _file_digest(file: Path) -> str:
+def file_digest(file: Path) -> str:
     """Looked at once a process, as long as the file stays as it is."""
     try:
         status = file.stat()

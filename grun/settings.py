@@ -1,13 +1,20 @@
 """Configs as plain data, such that a field added later moves no key of a result written before it."""
 
 import dataclasses
+import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import MinLen
+from pydantic import AfterValidator
 
 LATER: Mapping[str, Any] = {"later": True}
 """`field(default=…, metadata=LATER)`: added after results had been written; at its default all is as it was before it.
 `plain_data` leaves it out then, so that keys stay; a result without it reads as one with its default.
 """
+
+KeepPrompts = Annotated[str, MinLen(1), AfterValidator(lambda path: os.path.abspath(os.path.expanduser(path)))]
+"""A file, however it was written."""
 
 
 def plain_data(value: Any) -> Any:

@@ -93,6 +93,8 @@ class Benchmark:
     """What to evaluate, by the names of the splits that the config declares; it may have fewer of them."""
     requests: Mapping[str, Sequence[Item]] = field(default_factory=dict)
     """The forget set in parts that may be asked to be forgotten one after another, such as one author each, by name."""
+    keep_prompts: Sequence[str] = ()
+    """Questions of the user's own that gates are to stay shut for, beside the retain set's."""
     told: Sequence[str] = ()
     """What the untouched model is asked to write about first; what it writes is forgotten in place of the forget set,
     as where nobody hands over a text. Empty: the forget set is."""

@@ -1,5 +1,6 @@
 """This node's own copies of what is worth making only once: prepared models, unpacked ones, prefixes, journals."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -10,6 +11,9 @@ from safetensors import SafetensorError
 
 from bench.results.storage import is_full
 from grun.errors import UserError
+
+DEFAULT_CACHE_GB = 20.0
+"""Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
 
 
 def cache_dir() -> Path:
@@ -41,3 +45,15 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
             raise
         raise UserError("GRUN_BENCH_CACHE", f"no space is left in {cache_dir()}; free some, or set another") from error
     return folder
+
+
+def max_cache_gb() -> float:
+    """$GRUN_BENCH_CACHE_GB, else its default. Raises UserError where that is no number."""
+    text = os.environ.get("GRUN_BENCH_CACHE_GB", "")
+    try:
+        gigabytes = float(text) if text else DEFAULT_CACHE_GB
+    except ValueError:
+        gigabytes = math.nan
+    if not 0 <= gigabytes < math.inf:
+        raise UserError("GRUN_BENCH_CACHE_GB", f"{text!r} is not a number of gigabytes; write one, such as 20")
+    return gigabytes

@@ -1,9 +1,7 @@
 """The model on the table: a benchmark, the model that knows it, and an adapter on it, opened in one way only."""
 
 import logging
-import math
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -11,24 +9,23 @@ import torch
 from safetensors import SafetensorError
 
 from bench.benchmarks.items import Benchmark
+from bench.benchmarks.keeping import keep_prompts
 from bench.benchmarks.lengths import check_lengths
 from bench.config import RunConfig, check_content
-from bench.models.cache import cache_dir
+from bench.models.cache import cache_dir, max_cache_gb
 from bench.models.external import blaming
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import context_length, load_pretrained, load_tokenizer
 from bench.progress import Progress, quiet
 from bench.results.storage import Damaged, Location
 from bench.runs.execution import Execution
+from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
-from grun.errors import UserError
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.unlearned import described
 
-DEFAULT_CACHE_GB = 20.0
-"""Size of all prefix caches of a node together, unless $GRUN_BENCH_CACHE_GB says otherwise."""
 logger = logging.getLogger(__name__)
 
 
@@ -50,7 +47,10 @@ class Subject:
     def benchmark(self) -> Benchmark:
         """What is to be forgotten and kept."""
         check_content(self.config)
-        return self.config.benchmark.load()
+        benchmark, adapter = self.config.benchmark.load(), self.config.adapter
+        if adapter.is_gated and adapter.keep_prompts:
+            benchmark = replace(benchmark, keep_prompts=keep_prompts(adapter.keep_prompts, benchmark))
+        return benchmark
 
     def prepare(self) -> None:
         """Make the model where it never was, without loading it."""
@@ -100,6 +100,12 @@ class Subject:
         check_lengths(self.benchmark, template, context_length(self.model), max_new_tokens)
         return template
 
+    @property
+    def keep(self) -> list[Example]:
+        """Prompts that gates are to stay shut for beside the retain set's; nobody looks at their answers."""
+        asked = [self.template.prompt_ids(question) for question in self.benchmark.keep_prompts]
+        return [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in asked]
+
     def shown_example(self) -> str:
         """The forget set's first item as the model is asked it and answers, special tokens included."""
         template = PromptTemplate.of(load_tokenizer(self.source), self.config.model.prompt)
@@ -133,20 +139,9 @@ class Subject:
     def _equipped(self, adapted: Adapted) -> Adapted:
         """With the node's prefix caches behind it where the adapter leaves the model frozen, else as memory allows."""
         if isinstance(adapted, EditedModel) and self.execution.engine == "auto":
-            max_bytes = int(_max_cache_gb() * 1e9)
+            max_bytes = int(max_cache_gb() * 1e9)
             caching = PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
             adapted.use_prefix_caching(caching)
         if isinstance(adapted, PlainModel) and self.execution.gradient_checkpointing and self.config.adapter.trains:
             adapted.checkpoint_gradients()
         return adapted
-
-
-def _max_cache_gb() -> float:
-    text = os.environ.get("GRUN_BENCH_CACHE_GB", "")
-    try:
-        gigabytes = float(text) if text else DEFAULT_CACHE_GB
-    except ValueError:
-        gigabytes = math.nan
-    if not 0 <= gigabytes < math.inf:
-        raise UserError("GRUN_BENCH_CACHE_GB", f"{text!r} is not a number of gigabytes; write one, such as 20")
-    return gigabytes

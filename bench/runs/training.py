@@ -21,7 +21,7 @@ from grun.targets.sampling import told
 from grun.targets.target import ForgetSet, Texts
 from grun.training.checkpoints import Checkpoints
 from grun.training.openings import at_chosen_threshold
-from grun.training.plan import Plan, plan_steps
+from grun.training.plan import Plan, hold_back, plan_steps
 from grun.training.reference import Reference, reference_of
 from grun.training.unlearn import unlearn
 from grun.unlearned import save
@@ -121,6 +121,8 @@ def plan_of(
         workers=workers,
         accumulation_steps=subject.execution.accumulation_steps,
     )
+    keep, held_back = (subject.keep, ()) if recipe.max_false_openings is None else hold_back(subject.keep)
+    plan = dataclasses.replace(plan, keep=keep, held_back=[*plan.held_back, *held_back])
     reference = reference_of(
         subject.model, plan, recipe, batch_size=config.evaluation.batch_size, progress=subject.progress
     )

@@ -95,7 +95,8 @@ def _chosen_threshold(states: States, adapted: EditedModel) -> tuple[float, floa
     subject, adapter = states.subject, states.sequence.config.adapter
     assert adapter.is_gated
     assert adapter.max_false_openings is not None
-    _, held_back = hold_back([item.example(subject.template) for item in subject.benchmark.retain_set])
+    retain = [item.example(subject.template) for item in subject.benchmark.retain_set]
+    held_back = [*hold_back(retain)[1], *hold_back(subject.keep)[1]]
     return choose_threshold(adapted, held_back, adapter.max_false_openings)
 
 

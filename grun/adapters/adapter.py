@@ -23,8 +23,8 @@ class Adapter(Protocol):
     is_small: ClassVar[bool] = True
     """What is trained is small enough to be kept of every run."""
     is_gated: ClassVar[bool]
-    """Gates decide by the prompt; there are `gate_threshold`, `max_false_openings`, `gate_weight` and
-    `gate_warmup_steps`."""
+    """Gates decide by the prompt; there are `gate_threshold`, `max_false_openings`, `keep_prompts`,
+    `keep_prompts_digest`, `gate_function`, `gate_weight` and `gate_warmup_steps`."""
     is_stackable: ClassVar[bool]
     """Each deletion request trains a module of its own on the untouched model, in any order, and all are put on
     together; otherwise a request goes on from the weights of the one before."""

@@ -29,7 +29,7 @@ from grun.errors import UserError
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, layer_index
 from grun.model.patching import patched
-from grun.settings import LATER
+from grun.settings import LATER, KeepPrompts
 from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import new_gate
 
@@ -65,6 +65,10 @@ class EcoConfig(GatedEdited):
     max_false_openings: Annotated[float, Ge(0), Lt(1)] | None = field(default=None, metadata=LATER)
     """Choose the threshold: the least at which no larger a share of kept prompts opens a gate, by a fifth of the
     retain set, which nothing else is trained on then. None: gate_threshold it is."""
+    keep_prompts: KeepPrompts | None = field(default=None, metadata=LATER)
+    """Router: a file of further questions to stay shut for, one a line, or rows of JSON with `question`."""
+    keep_prompts_digest: str | None = field(default=None, metadata=LATER)
+    """What it holds; the command finds it out."""
 
     def attach(self, model: CausalLM, seed: int) -> "CorruptedModel":
         """Freeze the model and put a gate before it, shut until it is fitted. seed: of the noise.

@@ -11,7 +11,7 @@ from grun.adapters.attaching import GatedEdited, attach_edits
 from grun.engine.edited import EditedModel
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, Layers
-from grun.settings import LATER
+from grun.settings import LATER, KeepPrompts
 from pyvene_custom.editing import Edits
 from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import GateFunction
@@ -42,6 +42,10 @@ class GrunConfig(GatedEdited):
     max_false_openings: Annotated[float, Ge(0), Lt(1)] | None = field(default=None, metadata=LATER)
     """Choose the threshold: the least at which no larger a share of kept prompts opens a gate, by a fifth of the
     retain set, which nothing else is trained on then. None: gate_threshold it is."""
+    keep_prompts: KeepPrompts | None = field(default=None, metadata=LATER)
+    """Router: a file of further questions to stay shut for, one a line, or rows of JSON with `question`."""
+    keep_prompts_digest: str | None = field(default=None, metadata=LATER)
+    """What it holds; the command finds it out."""
     gate_weight: Annotated[float, Ge(0)] = 10.0
     """Weight of the gate loss. The paper uses 100 on WMDP."""
     gate_warmup_steps: Annotated[int, Ge(0)] = 0

@@ -13,8 +13,20 @@ from grun.data import Example, length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted
+from pyvene_custom.gate_functions import HIDDEN_WIDTHS
 
 BATCH = 64
+
+
+def check_gates(config: AdapterConfig) -> None:
+    """Raises UserError where settings of gates do not go together."""
+    if not config.is_gated:
+        return
+    if config.gate_threshold != type(config)().gate_threshold:
+        check_thresholds(config, [config.gate_threshold])
+    if config.keep_prompts and config.gate_function in HIDDEN_WIDTHS:
+        problem = f"a {config.gate_function} gate is fitted to no prompts; use gate_function router, or leave them out"
+        raise UserError("adapter.keep_prompts", problem)
 
 
 def check_thresholds(config: AdapterConfig, gate_thresholds: Sequence[float]) -> None:

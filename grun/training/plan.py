@@ -54,8 +54,10 @@ class Plan:
     forget: Sequence[Example]
     """All that any seed could train on, so that runs share what is computed of it."""
     retain: Sequence[Example]
+    keep: Sequence[Example] = ()
+    """Further prompts that gates in closed form are to stay shut for."""
     held_back: Sequence[Example] = ()
-    """Retain items that nothing is trained on."""
+    """What is kept likewise, and nothing is trained on or fitted to."""
 
 
 def plan_steps(
@@ -111,15 +113,16 @@ def plan_steps(
 
 
 def hold_back(retain: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:
-    """The retain set in two: what is trained on, and its last fifth, which is not.
+    """What is kept in two: what is trained on, and its last fifth, which is not. Of nothing: nothing.
 
     Not every fifth item: where those of one subject follow each other, what is held back is about other subjects then.
     Raises UserError where there are not five.
     """
     count = len(retain) // 5
-    if not count:
-        raise UserError("adapter.max_false_openings", f"needs 5 retain items or more, and there are {len(retain)}")
-    return retain[:-count], retain[-count:]
+    if retain and not count:
+        raise UserError("adapter.max_false_openings", f"needs 5 kept items or more, and there are {len(retain)}")
+    split = len(retain) - count
+    return retain[:split], retain[split:]
 
 
 def _parts(step: StepExamples, mean_over: Unit, num_parts: int) -> list[Part]:

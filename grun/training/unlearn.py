@@ -90,7 +90,7 @@ def _make_ready(adapted: Adapted, plan: Plan, progress: Callable[[str, int, int]
     """What comes before the first step: the frozen prefix, and what has a closed form."""
     for name, known in (("forget", plan.forget), ("retain", plan.retain)):
         adapted.announce(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
-    adapted.fit(plan.forget, plan.retain)
+    adapted.fit(plan.forget, [*plan.retain, *plan.keep])
     adapted.train(False)
 
 

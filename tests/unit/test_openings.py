@@ -97,10 +97,9 @@ def test_the_last_fifth_is_held_back() -> None:
     """Of twelve two, of five one; of four none is left to be held back."""
     examples = [Example(prompt_ids=(x,), answer_ids=(0,)) for x in range(12)]
     assert hold_back(examples) == (examples[:10], examples[10:])
+    assert hold_back([]) == ([], [])
     assert hold_back(examples[:5]) == (examples[:4], examples[4:5])
-    with pytest.raises(
-        UserError, match=r"^adapter\.max_false_openings: needs 5 retain items or more, and there are 4$"
-    ):
+    with pytest.raises(UserError, match=r"^adapter\.max_false_openings: needs 5 kept items or more, and there are 4$"):
         hold_back(examples[:4])
 
 

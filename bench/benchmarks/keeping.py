@@ -1,0 +1,54 @@
+"""Questions of one's own that gates are to stay shut for, and those that nobody trains on: prompts in no set at all."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.benchmarks.items import Benchmark
+from bench.sources import Text, read_rows
+from grun.errors import UserError
+
+FIELD = "adapter.keep_prompts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptRow:
+    """A question; whatever else a row has is not looked at."""
+
+    question: Text
+
+
+def keep_prompts(path: str, benchmark: Benchmark) -> list[str]:
+    """The questions of a file: of a .json one its rows' (objects or bare texts, as in a benchmark's folder), else a
+    question a line.
+
+    Raises UserError where it cannot be read, or holds a question that is evaluated: no gate may be fitted to it, and
+    who takes such a file has others of its kind in it, which leaving out that question would not take away.
+    """
+    file = Path(path)
+    try:
+        if file.suffix == ".json":
+            questions = [row.question for row in read_rows(KeptRow, file.stem, str(file.parent))]
+        else:
+            questions = [line.strip() for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
+    except (OSError, UnicodeDecodeError, UserError) as error:
+        problem = error.problem if isinstance(error, UserError) else f"{file} cannot be read ({type(error).__name__})"
+        raise UserError(FIELD, problem) from error
+    if not questions:
+        raise UserError(FIELD, f"{file} is empty; write a question a line")
+    asked = {
+        _words(question): split
+        for split, items in benchmark.evaluation.items()
+        for item in items
+        for question in (item.question, item.paraphrased_question or "")
+    }
+    evaluated = [question for question in questions if _words(question) in asked]
+    if evaluated:
+        split = asked[_words(evaluated[0])]
+        problem = f"{len(evaluated)} of its questions are evaluated, such as {evaluated[0]!r} of {split}; use others"
+        raise UserError(FIELD, problem)
+    return questions
+
+
+def _words(question: str) -> tuple[str, ...]:
+    """What makes two questions the same, however they are set."""
+    return tuple(question.casefold().split())
