@@ -1,4 +1,4 @@
-"""Putting fresh edits on a model: what the adapters that edit hidden states share."""
+"""What the adapters that edit hidden states share: putting fresh edits on a model, and keeping them."""
 
 from pathlib import Path
 from typing import ClassVar, Literal, Protocol
@@ -11,12 +11,12 @@ from grun.errors import UserError
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, Layers, layer_index, layer_indices
 from pyvene_custom.editing import Edits
-from pyvene_custom.edits import LoReFT
+from pyvene_custom.edits import LoReFT, load_edits, save_edits
 from pyvene_custom.gate_functions import GateFunction
 
 
 class Edited(Adapter, Protocol):
-    """An adapter whose model is an EditedModel, which knows how it is kept."""
+    """An adapter whose model is an EditedModel, of which the edits are kept."""
 
     trains_in_place: ClassVar[Literal[False]] = False
 
@@ -25,11 +25,14 @@ class Edited(Adapter, Protocol):
 
     def save(self, adapted: EditedModel, folder: Path) -> None:
         """Write gates and edits (safetensors)."""
-        adapted.save(folder)
+        save_edits(folder, adapted.edits)
 
     def load(self, model: CausalLM, folder: Path) -> EditedModel:
         """The model with the gates and edits saved in `folder`, bit for bit, at this config's threshold."""
-        return self.attach(model, seed=0).loaded(folder)
+        adapted = self.attach(model, seed=0)
+        load_edits(folder, adapted.edits)
+        adapted.train(False)
+        return adapted
 
 
 class GatedEdited(Edited, Protocol):

@@ -1,4 +1,4 @@
-"""A frozen causal LM with ReFT or GRUN edits, on the last prompt token or from there on: forward, generate, save, load.
+"""A frozen causal LM with ReFT or GRUN edits, on the last prompt token or from there on: forward and generate.
 
 Two paths, equal to float rounding: the plain one runs the whole model through pyvene; the engine runs only what the
 edits can change (`grun.engine.later_layers`), for the examples and prompts that `announce` has been told of.
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import takewhile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -29,7 +28,6 @@ from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Ta
 from grun.model.layers import Layer
 from grun.model.reading import hidden_layer_index, model_inputs, prompt_inputs, through_hooks
 from pyvene_custom.editing import Editing, Edits
-from pyvene_custom.edits import load_edits, save_edits
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
@@ -213,16 +211,6 @@ class EditedModel:
         if cache is not None:
             return later_layers.gate_logits(self.model, self.editing(prompts, None), cache, prompts)
         return self.answer_output([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts]).gate_logit_BK
-
-    def save(self, folder: Path) -> None:
-        """Write gates and edits (safetensors)."""
-        save_edits(folder, self.edits)
-
-    def loaded(self, folder: Path) -> Self:
-        """This very model with the gates and edits saved in `folder`, bit for bit, in evaluation mode."""
-        load_edits(folder, self.edits)
-        self.train(False)
-        return self
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """See `grun.model.forward.Adapted`."""
