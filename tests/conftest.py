@@ -67,16 +67,19 @@ QUICK_GRUN = {
 LONGEST = (
     "integration/test_pretrained.py",
     "integration/test_faults.py",
-    "integration/test_sweep.py",
-    "integration/test_workers.py",
     "integration/test_sequential.py",
-    "integration/test_shipped_spaces.py",
-    "integration/test_speed.py",
-    "integration/test_robustness.py",
-    "integration/test_prefix_cache.py",
-    "integration/test_lm_eval.py",
-    "integration/test_storage.py",
+    "integration/test_workers.py",
+    "integration/test_sweep.py",
     "contract/test_methods.py",
+    "integration/test_shipped_spaces.py",
+    "integration/test_prefix_cache.py",
+    "integration/test_engine.py",
+    "integration/test_robustness.py",
+    "integration/test_storage.py",
+    "integration/test_run.py",
+    "integration/test_speed.py",
+    "integration/test_lm_eval.py",
+    "integration/test_wmdp.py",
 )
 
 

@@ -19,7 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCau
 from bench.config import RunConfig
 from bench.results import store
 from bench.runs.execution import Execution
-from bench.runs.run import run
+from bench.runs.run import run, run_prerequisites
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import Example
 from grun.engine import later_layers, prefix_cache
@@ -237,7 +237,6 @@ def test_greedy_answers_are_the_librarys(fresh_target: Callable[[], tuple[Any, P
 def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
     settings: dict[str, Any],
     small_config: RunConfig,
-    small_prerequisites: Path,
     tmp_path: Path,
     assert_same_metrics: Callable[[dict[str, Any], dict[str, Any]], None],
 ) -> None:
@@ -247,9 +246,10 @@ def test_a_curve_of_thresholds_is_what_each_threshold_gives_alone(
         "auto": Execution(results=tmp_path / "auto"),
         "plain": Execution(results=tmp_path / "plain", engine="plain"),
     }
-    for name in executions:
-        shutil.copytree(small_prerequisites, tmp_path / name)
-    config = replace(small_config, adapter=replace(small_config.adapter, **settings))
+    evaluation = replace(small_config.evaluation, max_items_per_split=10, max_new_tokens=12)
+    config = replace(small_config, adapter=replace(small_config.adapter, **settings), evaluation=evaluation)
+    run_prerequisites(config, executions["auto"])
+    shutil.copytree(tmp_path / "auto", tmp_path / "plain")
     rows = {name: run(config, each, gate_thresholds=thresholds) for name, each in executions.items()}
     assert [row["engine"] for row in rows["auto"]] == ["prefix_cache"] * 4
     assert [row["engine"] for row in rows["plain"]] == ["plain"] * 4
