@@ -56,21 +56,21 @@ def print_methods(comparison: Comparison) -> None:
     """A line a method, and what its columns mean."""
     table = Table("method", title="Methods", box=SIMPLE_HEAD, padding=0)
     counted, own = ("runs", "failed", "hyper-\nvolume"), "its\nutility"
-    for heading in (*counted, "least forget\nROUGE-L", own, "best log10\nquality", own, "its train-\nable", "train\ns"):
+    for heading in (*counted, "best log10\nquality", own, "least forget\nROUGE-L", own, "its train-\nable", "train\ns"):
         table.add_column(heading, justify="right")
-    by_rouge, by_quality = ("forget_rouge_l_recall", comparison.utility), ("log10_forget_quality", comparison.utility)
+    by_quality, by_rouge = ("log10_forget_quality", comparison.utility), ("forget_rouge_l_recall", comparison.utility)
     for summary in comparison.methods:
         best, quality = summary.best, summary.best_quality
         cells = ["none keeps it" if comparison.says_best else "", "", "", "", "", ""]
         if best is not None:
-            cells = [number(best[name]) for name in by_rouge]
-            cells += [number(quality[name]) if quality else "" for name in by_quality]
+            cells = [number(quality[name]) if quality else "" for name in by_quality]
+            cells += [number(best[name]) for name in by_rouge]
             chosen = quality or best
             cells += [f"{chosen['trainable_parameters']:,}", f"{chosen['train_seconds']:.1f}"]
         counts = [str(summary.num_runs), str(summary.num_failed), number(summary.hypervolume)]
         table.add_row(summary.method, *counts, *cells)
     for row in _references(comparison):
-        table.add_row(row["method"], "", "", "", *(number(row[name]) for name in (*by_rouge, *by_quality)), "", "")
+        table.add_row(row["method"], "", "", "", *(number(row[name]) for name in (*by_quality, *by_rouge)), "", "")
     console.print(table)
     worst, ideal = comparison.corners.worst, comparison.corners.best
     corner = ", ".join(f"{name} {number(low) or None}" for name, low in zip(comparison.objectives, worst, strict=True))
