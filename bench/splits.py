@@ -115,5 +115,6 @@ COSTS: Mapping[str, Metric] = {
     "eval_seconds": Metric(heading="eval s", high=None, better="min"),
     "peak_memory_gb": Metric(heading="peak GB", high=None, better="min"),
     "false_openings": Metric(heading="false openings", better="min"),
+    "no_set_openings": Metric(heading="openings in no set", better="min"),
 }
 """What a run takes; and the share of held-back kept prompts that open a gate, where they chose its gate threshold."""

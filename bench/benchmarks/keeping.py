@@ -1,6 +1,9 @@
 """Questions of one's own that gates are to stay shut for, and those that nobody trains on: prompts in no set at all."""
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from bench.benchmarks.items import Benchmark
@@ -8,6 +11,8 @@ from bench.sources import Text, read_rows
 from grun.errors import UserError
 
 FIELD = "adapter.keep_prompts"
+NO_SET: Sequence[str] = json.loads(resources.files("bench.benchmarks").joinpath("no_set.json").read_text("utf-8"))
+"""General questions of this project's own, in no set of any benchmark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +46,7 @@ def keep_prompts(path: str, benchmark: Benchmark) -> list[str]:
         for item in items
         for question in (item.question, item.paraphrased_question or "")
     }
+    asked |= {_words(question): "what is in no set" for question in NO_SET}
     evaluated = [question for question in questions if _words(question) in asked]
     if evaluated:
         split = asked[_words(evaluated[0])]

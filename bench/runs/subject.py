@@ -3,13 +3,13 @@
 import logging
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 
 from bench.benchmarks.items import Benchmark
-from bench.benchmarks.keeping import keep_prompts
+from bench.benchmarks.keeping import NO_SET, keep_prompts
 from bench.benchmarks.lengths import check_lengths
 from bench.config import RunConfig, check_content
 from bench.models.cache import cache_dir, max_cache_gb
@@ -24,6 +24,7 @@ from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
+from grun.training.openings import open_share
 from grun.unlearned import described
 
 logger = logging.getLogger(__name__)
@@ -105,6 +106,11 @@ class Subject:
         """Prompts that gates are to stay shut for beside the retain set's; nobody looks at their answers."""
         asked = [self.template.prompt_ids(question) for question in self.benchmark.keep_prompts]
         return [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in asked]
+
+    def in_no_set(self, adapted: Adapted, gate_threshold: float) -> dict[str, float]:
+        """The column of a gated model that says how many prompts in no set at all open a gate."""
+        prompts = [self.template.prompt_ids(question) for question in NO_SET]
+        return {"no_set_openings": open_share(cast(EditedModel, adapted), prompts, gate_threshold)}
 
     def shown_example(self) -> str:
         """The forget set's first item as the model is asked it and answers, special tokens included."""

@@ -59,8 +59,9 @@ def work(
         if not workers.is_first:
             return []
         rows = []
-        for each, items in zip(configs, measured, strict=True):
-            row = finished_row(each, adapted, items, known.get("retain_model"), cost, study)
+        for each, at, items in zip(configs, as_trained, measured, strict=True):
+            more = subject.in_no_set(adapted, at.adapter.gate_threshold) if at.adapter.is_gated else {}
+            row = finished_row(each, adapted, items, known.get("retain_model"), cost | more, study)
             store.write_run(execution.folder, row, items)
             rows.append(row)
         checkpoint_of(subject.module).remove()

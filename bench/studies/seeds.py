@@ -31,7 +31,7 @@ FOLDER = "seeds"
 COLUMNS = (
     *HEADLINES,
     *("forget_extraction_strength", "forget_fluency", "mia_min_k_auc", "forget_paraphrased_question_rouge_l_recall"),
-    *("false_openings", "trainable_parameters", "train_seconds"),
+    *("false_openings", "no_set_openings", "trainable_parameters", "train_seconds"),
 )
 """Columns of the table, where any run has them."""
 

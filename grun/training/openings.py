@@ -13,6 +13,7 @@ from grun.data import Example, length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted
+from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import HIDDEN_WIDTHS
 
 BATCH = 64
@@ -56,14 +57,28 @@ def choose_threshold(
     held_back: kept items, at least one, that nothing was trained on. Returns the threshold and the share it comes to. A
     gate that reads what others may have edited counts as it is while they are shut: the first to open finds it so.
     """
+    most_open = _most_open(adapted, [example.prompt_ids for example in held_back])
+    shut = sorted(most_open, reverse=True)[int(max_false_openings * len(most_open))]
+    threshold = torch.nextafter(torch.tensor(shut), torch.tensor(math.inf)).item()  # as the gates compare
+    set_gate_threshold(adapted, threshold)
+    return threshold, sum(value > shut for value in most_open) / len(most_open)
+
+
+def open_share(adapted: EditedModel, prompts: Sequence[tuple[int, ...]], gate_threshold: float) -> float:
+    """Share of prompts that would open any gate at a threshold."""
+    return sum(value >= gate_threshold for value in _most_open(adapted, prompts)) / len(prompts)
+
+
+def _most_open(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> list[float]:
+    """The largest gate of each prompt while all are shut, in some order: at a threshold one is open if it is."""
+    edits = [cast(Gated, edit) for edit in adapted.edits.values()]
+    before = [edit.gate_threshold for edit in edits]
     set_gate_threshold(adapted, math.inf)
-    prompts = [example.prompt_ids for example in held_back]
     most_open: list[float] = []
     for rows in length_sorted_batches([len(prompt) for prompt in prompts], BATCH):
         logit_BK = adapted.prompt_gates([prompts[row] for row in rows])
-        assert logit_BK is not None, "only gated adapters choose a threshold"
+        assert logit_BK is not None, "only what is gated is asked"
         most_open += torch.sigmoid(logit_BK).amax(dim=1).tolist()
-    shut = sorted(most_open, reverse=True)[int(max_false_openings * len(prompts))]
-    threshold = torch.nextafter(torch.tensor(shut), torch.tensor(math.inf)).item()  # as the gates compare
-    set_gate_threshold(adapted, threshold)
-    return threshold, sum(value > shut for value in most_open) / len(prompts)
+    for edit, gate_threshold in zip(edits, before, strict=True):
+        edit.gate_threshold = gate_threshold
+    return most_open

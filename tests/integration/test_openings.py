@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bench.benchmarks.keeping import NO_SET
 from bench.cli.tables import threshold
 from bench.config import RunConfig, overlay, run_config
 from bench.results import store
@@ -50,7 +51,12 @@ def test_it_is_chosen_kept_and_told(config: RunConfig, small_results: Path) -> N
     opened = [item["gate"][0] >= tau for item in items if item["split"] == "forget"]
     assert row["forget_gate_open_share"] == sum(opened) / len(opened) > 0.5
     subject = Subject(config=config, execution=execution)
-    assert _thresholds(subject.loaded(subject.module)) == {tau}
+    adapted = subject.loaded(subject.module)
+    assert _thresholds(adapted) == {tau}
+    assert isinstance(adapted, EditedModel)
+    gates = adapted.prompt_gates([subject.template.prompt_ids(question) for question in NO_SET])
+    assert gates is not None
+    assert row["no_set_openings"] == (gates.sigmoid() >= tau).sum().item() / 50 < row["forget_gate_open_share"]
     module = small_results / "modules" / config.train_key
     assert _thresholds(load(module, subject.model, subject.tokenizer).adapted) == {tau}
     (found,) = run(_in_other_batches(config), execution)  # evaluated anew, of the same module
@@ -83,6 +89,7 @@ def test_of_several_requests_it_is_chosen_for_all_together(
     assert all(state["gate_threshold"] > 0.0 for state in states)
     (last,) = last_states(scan_requests(small_results)).to_dicts()
     assert last["is_own_variant"]
+    assert 0.0 <= last["no_set_openings"] < 0.5
     assert last["gate_threshold"] == states[1]["gate_threshold"]
     assert last["mean_train_seconds"] == pytest.approx(sum(state["train_seconds"] for state in states) / 2)
     export(small_results, "s", tmp_path / "out", ())

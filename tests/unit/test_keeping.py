@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.items import Benchmark, Item
-from bench.benchmarks.keeping import keep_prompts
+from bench.benchmarks.keeping import NO_SET, keep_prompts
 from bench.config import RunConfig, overlay, run_config
 from bench.runs.execution import Execution
 from bench.runs.subject import Subject
@@ -55,7 +55,7 @@ def test_what_a_file_may_be(name: str, text: str, tmp_path: Path) -> None:
         (
             "k.txt",
             b"What is dew?\nwho  WROTE it?",
-            "1 of its questions are evaluated, such as .who WROTE it... of",
+            "1 of its questions are evaluated, such as .who WROTE it.. of",
         ),
         ("k.json", b'["By whom was it written?", "Who wrote it?"]', "2 of its questions are evaluated"),
     ],
@@ -98,6 +98,14 @@ def test_an_evaluation_splits_file_is_refused_before_anything_is_made(tmp_path: 
     (tmp_path / "own.txt").write_text("What is dew?\nWhy do cats purr?\n")
     subject = Subject(config=_config(tmp_path / "own.txt"), execution=Execution(results=str(tmp_path / "r")))
     assert subject.benchmark.keep_prompts == ["What is dew?", "Why do cats purr?"]
+
+
+def test_what_is_in_no_set_is_in_none(tmp_path: Path) -> None:
+    """Fifty questions, each once; nobody's gate may be fitted to them."""
+    assert len(NO_SET) == len(set(NO_SET)) == 50
+    (tmp_path / "k.txt").write_text(f"What is dew?\n{NO_SET[7]}\n")
+    with pytest.raises(UserError, match=r"^adapter\.keep_prompts: 1 of its questions are evaluated, .* in no set; use"):
+        keep_prompts(str(tmp_path / "k.txt"), BENCHMARK)
 
 
 def test_only_a_gate_in_closed_form_is_fitted_to_prompts(tmp_path: Path) -> None:
