@@ -42,6 +42,7 @@ class HalvingConfig:
     targets: ClassVar[Targets] = {"answer": own_answers}
     reference: ClassVar[Need | None] = None
     mean_over: ClassVar[Unit] = "tokens"
+    positions: ClassVar[str] = "answer"
     hidden_layer: ClassVar[None] = None
     name: Literal["halving"] = "halving"
     half_life: Annotated[float, Gt(0)] = 2.0

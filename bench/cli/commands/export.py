@@ -4,7 +4,7 @@ from pathlib import Path
 
 from bench.cli.options import FOLDER, Options
 from bench.cli.parser import option
-from bench.cli.tables import console
+from bench.cli.tables import log
 
 EXAMPLE = "grun-bench export results/sequential --study sequential-grun --output deployed --without 003"
 ARGUMENTS = (
@@ -19,4 +19,4 @@ def run(options: Options) -> None:
     from bench.sequential.deployment import export
 
     names = export(options.folder, options.study, options.output, options.without)
-    console.print(f"wrote {options.output}: the base model, and the modules of requests {', '.join(names)}")
+    log(f"wrote {options.output}: the base model, and the modules of requests {', '.join(names)}")
