@@ -10,7 +10,7 @@ from bench.benchmarks.authors import AuthorsConfig
 from bench.cluster.connect import DRIVER
 from bench.config import RunConfig, overlay, run_config
 from bench.models import prepare
-from bench.models.cache import made_once
+from bench.models.cache import made_once, max_cache_gb
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import TinyConfig
 from bench.results.columns import SCORES, Row
@@ -121,7 +121,7 @@ def test_a_model_is_always_opened_in_the_dtype_it_is_trained_in(
 def test_a_cache_of_no_size_is_refused(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRUN_BENCH_CACHE_GB", size)
     with pytest.raises(UserError, match=f"GRUN_BENCH_CACHE_GB: '{size}' is not a number of gigabytes"):
-        subject._max_cache_gb()
+        max_cache_gb()
 
 
 def test_a_full_cache_is_one_line_and_nothing_half_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
