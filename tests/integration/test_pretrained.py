@@ -46,7 +46,7 @@ def test_grun_on_smollm2(questions_dir: Path, tmp_path: Path) -> None:
                 "forget_loss": "npo",
                 "training.num_epochs": 1,
                 "training.batch_size": 2,
-                "evaluation.max_items_per_split": 1,
+                "evaluation.max_items_per_split": 2,
                 "evaluation.max_new_tokens": 4,
             },
         )
@@ -60,7 +60,7 @@ def test_grun_on_smollm2(questions_dir: Path, tmp_path: Path) -> None:
     assert row["forget_quality"] is None, "no retain model was named, and none was made"
     assert row["retain_probability"] > 0
     items = store.scan_items(tmp_path, [row["run_key"]])
-    assert items.height == 2
+    assert items.height == 4
     assert items["gate"].list.len().unique().to_list() == [3]
 
 
@@ -139,7 +139,9 @@ def test_fine_tuning_a_local_model_makes_target_and_retain_model(
 
 def test_a_pretrained_model_without_retain_model_says_so(small_config: RunConfig, small_benchmark: Any) -> None:
     model = run_config(overlay(small_config.to_dict(), {"model": "gpt2", "model.fine_tuning.num_epochs": 0})).model
-    with pytest.raises(UserError, match=r"model\.retain_model: is needed where"):
+    with pytest.raises(
+        UserError, match=r"model\.retain_model: is taught here, and model\.fine_tuning\.num_epochs is 0; name a model"
+    ):
         prepared_model(model, small_benchmark, "retain_model", lambda done, total: None)
 
 
