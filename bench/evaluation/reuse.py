@@ -5,7 +5,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TypeVar
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from bench.benchmarks.items import Item
@@ -13,8 +12,7 @@ from bench.evaluation.asking import Asking
 from bench.evaluation.evaluate import Question, in_order, measure, own_questions
 from bench.results.columns import ItemRow
 from grun.adapters.grun import gates_forced
-from grun.data import length_sorted_batches
-from grun.engine.edited import EditedModel
+from grun.engine.edited import EditedModel, gates_of
 from grun.sequential import combined_edits
 
 Pattern = tuple[bool, ...]
@@ -103,12 +101,7 @@ def _edited(asking: Asking) -> EditedModel:
 
 def _gates(asking: Asking, questions: Sequence[Question]) -> Tensor:
     """Every gate of the questions' prompts as the model now is: [questions, gates]."""
-    found: dict[int, Tensor] = {}
-    for batch in length_sorted_batches([len(question.prompt_ids) for question in questions], asking.config.batch_size):
-        logits = _edited(asking).prompt_gates([questions[at].prompt_ids for at in batch])
-        assert logits is not None, "these edits have gates"
-        found |= dict(zip(batch, torch.sigmoid(logits), strict=True))
-    return torch.stack([found[at] for at in range(len(questions))])
+    return gates_of(_edited(asking), [question.prompt_ids for question in questions], asking.config.batch_size)
 
 
 def _applied(asking: Asking, questions: Sequence[Question]) -> list[tuple[Applied, list[float]]]:

@@ -1,6 +1,7 @@
 """The model on the table: a benchmark, the model that knows it, and an adapter on it, opened in one way only."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, cast
@@ -24,7 +25,7 @@ from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
-from grun.training.openings import open_share
+from grun.training.openings import open_shares
 from grun.unlearned import described
 
 logger = logging.getLogger(__name__)
@@ -104,13 +105,20 @@ class Subject:
     @property
     def keep(self) -> list[Example]:
         """Prompts that gates are to stay shut for beside the retain set's; nobody looks at their answers."""
-        asked = [self.template.prompt_ids(question) for question in self.benchmark.keep_prompts]
-        return [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in asked]
+        return self._prompts(self.benchmark.keep_prompts)
 
-    def in_no_set(self, adapted: Adapted, gate_threshold: float) -> dict[str, float]:
-        """The column of a gated model that says how many prompts in no set at all open a gate."""
-        prompts = [self.template.prompt_ids(question) for question in NO_SET]
-        return {"no_set_openings": open_share(cast(EditedModel, adapted), prompts, gate_threshold)}
+    def in_no_set(self, adapted: Adapted, gate_thresholds: Sequence[float]) -> list[dict[str, float]]:
+        """At each threshold, the column of a gated model that says how many prompts in no set at all open a gate."""
+        asked = self._prompts(NO_SET)
+        # One prefix for every trial; else each would run all of them through pyvene, and import it for that.
+        adapted.announce(asked, generate=False, progress=partial(self.progress, "prefix cache, prompts in no set"))
+        prompts = [example.prompt_ids for example in asked]
+        shares = open_shares(cast(EditedModel, adapted), prompts, gate_thresholds)
+        return [{"no_set_openings": share} for share in shares]
+
+    def _prompts(self, questions: Sequence[str]) -> list[Example]:
+        prompts = [self.template.prompt_ids(question) for question in questions]
+        return [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts]
 
     def shown_example(self) -> str:
         """The forget set's first item as the model is asked it and answers, special tokens included."""

@@ -59,9 +59,10 @@ def work(
         if not workers.is_first:
             return []
         rows = []
-        for each, at, items in zip(configs, as_trained, measured, strict=True):
-            more = subject.in_no_set(adapted, at.adapter.gate_threshold) if at.adapter.is_gated else {}
-            row = finished_row(each, adapted, items, known.get("retain_model"), cost | more, study)
+        thresholds = [at.adapter.gate_threshold for at in as_trained if at.adapter.is_gated]
+        more = subject.in_no_set(adapted, thresholds) if thresholds else [{} for _ in configs]
+        for each, items, column in zip(configs, measured, more, strict=True):
+            row = finished_row(each, adapted, items, known.get("retain_model"), cost | column, study)
             store.write_run(execution.folder, row, items)
             rows.append(row)
         checkpoint_of(subject.module).remove()

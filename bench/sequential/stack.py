@@ -79,7 +79,7 @@ def run_stack(states: States) -> None:
         cost = {
             "gate_threshold": threshold,
             "false_openings": share,
-            **subject.in_no_set(adapted, threshold or SOFT_GATE_IS_SHUT),
+            **subject.in_no_set(adapted, [threshold or SOFT_GATE_IS_SHUT])[0],
             "train_seconds": states.train_seconds(states.module(requests[size - 1])),
             "eval_seconds": time.perf_counter() - started,
             "added_parameters": size * sum(p.numel() for p in base.trainable_parameters()),

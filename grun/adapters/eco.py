@@ -137,6 +137,8 @@ class CorruptedModel(SwitchedModel):
         embed, rows_to_come = embeddings.forward, (weight_BK > 0).any(dim=1).nonzero()[:, 0].tolist()
 
         def corrupt(input_ids_BL: Tensor) -> Tensor:
+            if not rows_to_come:
+                return embed(input_ids_BL)
             embedding_BLD = list(embed(input_ids_BL))
             while rows_to_come:
                 row = rows_to_come.pop()

@@ -36,6 +36,16 @@ if TYPE_CHECKING:
 GATE_BATCH = 64
 
 
+def gates_of(adapted: EditedModel, prompts: Sequence[tuple[int, ...]], batch_size: int) -> Tensor:
+    """How open every gate is to some prompts as the model now is: [prompts, gates], in their order."""
+    found: dict[int, Tensor] = {}
+    for rows in length_sorted_batches([len(prompt) for prompt in prompts], batch_size):
+        logit_BK = adapted.prompt_gates([prompts[row] for row in rows])
+        assert logit_BK is not None, "these edits have gates"
+        found |= dict(zip(rows, torch.sigmoid(logit_BK), strict=True))
+    return torch.stack([found[row] for row in range(len(prompts))])
+
+
 class EditedModel:
     """A frozen model and its edits, one a layer."""
 

@@ -9,8 +9,8 @@ import torch
 
 from grun.adapters import AdapterConfig
 from grun.adapters.grun import set_gate_threshold
-from grun.data import Example, length_sorted_batches
-from grun.engine.edited import EditedModel
+from grun.data import Example
+from grun.engine.edited import EditedModel, gates_of
 from grun.errors import UserError
 from grun.model.forward import Adapted
 from pyvene_custom.edits import Gated
@@ -64,21 +64,20 @@ def choose_threshold(
     return threshold, sum(value > shut for value in most_open) / len(most_open)
 
 
-def open_share(adapted: EditedModel, prompts: Sequence[tuple[int, ...]], gate_threshold: float) -> float:
-    """Share of prompts that would open any gate at a threshold."""
-    return sum(value >= gate_threshold for value in _most_open(adapted, prompts)) / len(prompts)
+def open_shares(
+    adapted: EditedModel, prompts: Sequence[tuple[int, ...]], gate_thresholds: Sequence[float]
+) -> list[float]:
+    """Share of prompts that would open any gate, at each threshold."""
+    most_open = _most_open(adapted, prompts)
+    return [sum(value >= threshold for value in most_open) / len(prompts) for threshold in gate_thresholds]
 
 
 def _most_open(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> list[float]:
-    """The largest gate of each prompt while all are shut, in some order: at a threshold one is open if it is."""
+    """The largest gate of each prompt while all are shut: at a threshold one is open if it is."""
     edits = [cast(Gated, edit) for edit in adapted.edits.values()]
     before = [edit.gate_threshold for edit in edits]
     set_gate_threshold(adapted, math.inf)
-    most_open: list[float] = []
-    for rows in length_sorted_batches([len(prompt) for prompt in prompts], BATCH):
-        logit_BK = adapted.prompt_gates([prompts[row] for row in rows])
-        assert logit_BK is not None, "only what is gated is asked"
-        most_open += torch.sigmoid(logit_BK).amax(dim=1).tolist()
+    most_open: list[float] = gates_of(adapted, prompts, BATCH).amax(dim=1).tolist()
     for edit, gate_threshold in zip(edits, before, strict=True):
         edit.gate_threshold = gate_threshold
     return most_open

@@ -21,6 +21,7 @@ from bench.sequential.run import run_sequence
 from bench.studies.rescore import rescore
 from grun.adapters.grun import GrunConfig
 from grun.engine.edited import EditedModel
+from grun.training import openings
 from grun.unlearned import load
 
 RATE = 0.05
@@ -105,3 +106,18 @@ def test_a_trained_gate_has_one_too(small_config: RunConfig, small_results: Path
     assert row["gate_threshold"] > 0.0
     assert row["forget_gate_open_share"] > 0.5
     assert row["forget_rouge_l_recall"] < 0.6
+
+
+def test_prompts_in_no_set_are_read_once_and_by_the_engine(
+    small_config: RunConfig, small_results: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Three thresholds of one module: one pass over the fifty prompts, and nothing that pyvene is imported for."""
+    asked: list[int] = []
+    most_open = openings._most_open
+    monkeypatch.setattr(openings, "_most_open", lambda *given: asked.append(len(given[1])) or most_open(*given))
+    monkeypatch.setattr(EditedModel, "_plain", lambda *given: pytest.fail("pyvene has no part in a run"))
+    rows = run(small_config, Execution(results=small_results), gate_thresholds=(0.3, 0.6))
+    assert asked == [len(NO_SET)]
+    shares = {row["gate_threshold"]: row["no_set_openings"] for row in rows}
+    assert sorted(shares.values(), reverse=True) == [shares[threshold] for threshold in sorted(shares)]
+    assert len(rows) == 3

@@ -21,7 +21,7 @@ from grun.errors import UserError
 from grun.forget_losses.grad_ascent import GradAscentConfig
 from grun.retain_losses.ce import CeConfig
 from grun.testing.small import FORGET, RETAIN, SmallModels
-from grun.training.openings import choose_threshold, open_share
+from grun.training.openings import choose_threshold, open_shares
 from grun.training.plan import hold_back, plan_steps
 from grun.training.recipe import Recipe, TrainingConfig
 
@@ -63,7 +63,7 @@ def test_the_least_threshold_by_hand(rate: float, below: float, above: float, sh
 def test_the_share_at_a_threshold_by_hand() -> None:
     """Largest of two gates each: 3/4, 7/8, 1/2, 1/4; at 0.6 and above: two of four. What is in force stays so."""
     gates = Gates([[0.75, 0.125], [0.25, 0.875], [0.5, 0.5], [0.25, 0.125]])
-    assert open_share(cast(Any, gates), [(0,), (1,), (2,), (3,)], 0.6) == 0.5
+    assert open_shares(cast(Any, gates), [(0,), (1,), (2,), (3,)], [0.6]) == [0.5]
     assert [edit.gate_threshold for edit in gates.edits.values()] == [0.5, 0.5]
 
 
