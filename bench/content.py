@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -12,6 +11,7 @@ from typing import Any
 import xxhash
 
 from grun.errors import UserError
+from grun.settings import absolute
 
 DIGEST = "_digest"
 """`data_dir_digest` stands beside `data_dir`: what was found there, once it was read."""
@@ -23,11 +23,6 @@ WHOLE_BYTES = 64 * 2**20
 SAMPLE_BYTES, NUM_SAMPLES = 4096, 1024
 SETTLED_SECONDS = 2.0
 """A file changed this recently may change again within the same tick of its clock: it is read anew each time."""
-
-
-def absolute(path: str) -> str:
-    """A path as it is written from anywhere; links are not followed, as another node may have others."""
-    return os.path.abspath(os.path.expanduser(path))
 
 
 def by_content(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from annotated_types import MinLen
 from pydantic import AfterValidator, BeforeValidator, Strict
 from pydantic_core import PydanticCustomError
 
-from bench.content import absolute
 from bench.validation import unknown_key, validated
 from grun.errors import UserError
+from grun.settings import LocalPath, absolute
 
 FIELD = "benchmark.data_dir"
 Kind = TypeVar("Kind")
@@ -57,8 +57,7 @@ Text = Annotated[AnyText, AfterValidator(_not_blank)]
 Texts = Annotated[list[Text], MinLen(1)]
 MaybeText = Annotated[Text | None, BeforeValidator(_not_null)]
 """With the default None. Left out, not null: half a column of nulls is a slip more often than it is meant."""
-DataDir = Annotated[str, MinLen(1), AfterValidator(absolute)]
-"""A folder of data, however it was written."""
+DataDir = LocalPath
 MaybeTexts = Annotated[Texts | None, BeforeValidator(_not_null)]
 
 

@@ -13,8 +13,14 @@ LATER: Mapping[str, Any] = {"later": True}
 `plain_data` leaves it out then, so that keys stay; a result without it reads as one with its default.
 """
 
-KeepPrompts = Annotated[str, MinLen(1), AfterValidator(lambda path: os.path.abspath(os.path.expanduser(path)))]
-"""A file, however it was written."""
+
+def absolute(path: str) -> str:
+    """A path as it is written from anywhere; links are not followed, as another node may have others."""
+    return os.path.abspath(os.path.expanduser(path))
+
+
+LocalPath = Annotated[str, MinLen(1), AfterValidator(absolute)]
+"""A file or folder, however it was written."""
 
 
 def plain_data(value: Any) -> Any:

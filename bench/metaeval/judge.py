@@ -12,7 +12,7 @@ from bench.cluster.connect import connected
 from bench.config import RunConfig
 from bench.evaluation.score import score
 from bench.metaeval.models import AFTER, Models, after_attack, models_of
-from bench.reports.comparison import Comparison
+from bench.reports.comparison import Comparison, utility_of
 from bench.reports.judged import UTILITY_KEPT, Measured, Verdict, judge
 from bench.results import store
 from bench.results.columns import METRICS
@@ -22,10 +22,9 @@ from bench.runs.related import prerequisite
 from bench.runs.rows import failed_row
 from bench.runs.run import run
 from bench.studies.pool import Pool, place, study_locks
-from bench.studies.seeds import best_of
+from bench.studies.seeds import best_runs
 from bench.studies.sweep import headlines_of, make_prerequisites
 from bench.studies.tasks import Log, Tasks
-from grun.errors import UserError
 
 FOLDER = "metrics"
 """Folder under RESULTS that holds these runs: of other recipes than the ones compared."""
@@ -38,11 +37,8 @@ def judge_metrics(comparison: Comparison, num_models: int, execution: Execution,
     in each of the two groups.
     Raises UserError where no method has a run, or the model cannot be taught here.
     """
-    chosen = [row for row in map(best_of, comparison.methods) if row]
-    if not chosen:
-        raise UserError("RESULTS", f"{execution.folder} holds no finished run of a method; run a sweep first")
     there = replace(execution, results=execution.folder / FOLDER)
-    models = models_of(chosen, num_models)
+    models = models_of(best_runs(comparison, execution.folder), num_models)
     store.create(there.folder)
     with study_locks([FOLDER], there.folder), connected(log):
         at_once, worker = place(pool, there)
@@ -87,7 +83,7 @@ def _judged(models: Models, folder: Location) -> list[Verdict]:
     retain, *unlearned = models.references
     target = store.read_run(folder, prerequisite(retain, "target_model").run_key)
     assert target is not None, "it was measured first"
-    utility = "partial_model_utility" if target["model_utility"] is None else "model_utility"
+    utility = utility_of(target)
     kept = []
     for config in unlearned:
         found = measured(config)

@@ -113,7 +113,7 @@ def compare(
     finished = [row for row in rows if row["status"] == "ok"]
     references = {row["method"]: row for row in finished if row["adapter"] == "none"}
     target = references.get("target_model")
-    utility = "partial_model_utility" if target and target["model_utility"] is None else "model_utility"
+    utility = utility_of(target)
     scored = [row for row in finished if row["adapter"] != "none" and _is_scored(row, objectives)]
     floor = _log10_floor(results_folder, [*scored, *references.values()])
     corners = _corners(objectives, floor, target, references.get("retain_model"))
@@ -134,6 +134,11 @@ def compare(
         utility_kept=utility_kept,
         num_damaged=len(store.damaged_files(results_folder)),
     )
+
+
+def utility_of(target: Row | None) -> str:
+    """Which column is the utility, by the target model's row: its benchmark may lack splits."""
+    return "partial_model_utility" if target and target["model_utility"] is None else "model_utility"
 
 
 def _chosen_rows(results_folder: Folder, where: Mapping[str, str]) -> list[Row]:

@@ -11,7 +11,7 @@ from annotated_types import Ge, MinLen
 from bench.cluster.connect import connected
 from bench.config import RunConfig
 from bench.progress import Progress, spoken
-from bench.reports.comparison import UTILITY_KEPT
+from bench.reports.comparison import UTILITY_KEPT, utility_of
 from bench.results import store
 from bench.results.requests import read_requests, write_choice
 from bench.runs.execution import Execution
@@ -171,7 +171,7 @@ def _best(study: SequentialConfig, configs: Sequence[RunConfig], execution: Exec
         raise UserError("search_space", f"every trial of {study.study} failed; see the lines above")
     target = store.read_run(execution.folder, prerequisite(configs[0], "target_model").run_key)
     assert target is not None, "it was evaluated before anything was tuned"
-    name = "partial_model_utility" if target["model_utility"] is None else "model_utility"
+    name = utility_of(target)
     keeping = [found for found in candidates if found[2][name] >= UTILITY_KEPT * target[name]]
     if keeping:
         config, variant, _ = min(keeping, key=lambda found: (found[2]["requested_rouge_l_recall"], -found[2][name]))

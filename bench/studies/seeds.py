@@ -10,7 +10,7 @@ from typing import Any, Literal
 from bench.benchmarks import HEADLINES
 from bench.config import overlay, run_config
 from bench.metrics.rows import grouped
-from bench.reports.comparison import Comparison, MethodSummary
+from bench.reports.comparison import Comparison
 from bench.results import store
 from bench.results.columns import SCORES
 from bench.results.settings import setting
@@ -45,11 +45,7 @@ def repeat_best(
     references: what an earlier command chose otherwise lies in the same folder.
     Raises UserError where no method has one.
     """
-    studies = [
-        _study(row, comparison, num_seeds) for row in (best_of(each, best) for each in comparison.methods) if row
-    ]
-    if not studies:
-        raise UserError("RESULTS", f"{execution.folder} holds no finished run of a method; run a sweep first")
+    studies = [_study(row, comparison, num_seeds) for row in best_runs(comparison, execution.folder, best)]
     there = replace(execution, results=execution.folder / FOLDER)
     sweep(studies, there, pool, log)
     repeated = {study.run(point).run_key for study in studies for point in study.initial_points}
@@ -62,10 +58,15 @@ def repeat_best(
     ]
 
 
-def best_of(summary: MethodSummary, best: Best = "rouge_l") -> Row | None:
-    """The run that stands for a method."""
-    by_quality = summary.best_quality if best == "quality" else None
-    return by_quality or summary.best or summary.recommended
+def best_runs(comparison: Comparison, folder: Location, best: Best = "rouge_l") -> list[Row]:
+    """The run that stands for each method of the folder that was compared. Raises UserError where no method has one."""
+    chosen = [
+        (summary.best_quality if best == "quality" else None) or summary.best or summary.recommended
+        for summary in comparison.methods
+    ]
+    if not any(chosen):
+        raise UserError("RESULTS", f"{folder} holds no finished run of a method; run a sweep first")
+    return [row for row in chosen if row]
 
 
 def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:

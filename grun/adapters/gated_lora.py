@@ -24,7 +24,7 @@ from grun.adapters.switched import Prompts, SwitchedModel
 from grun.model.forward import CausalLM
 from grun.model.layers import Layer, layer_index
 from grun.model.patching import patched
-from grun.settings import LATER, KeepPrompts
+from grun.settings import LATER, LocalPath
 from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import GateFunction, new_gate
 
@@ -53,7 +53,7 @@ class GatedLoraConfig(GatedEdited):
     max_false_openings: Annotated[float, Ge(0), Lt(1)] | None = field(default=None, metadata=LATER)
     """Choose the threshold: the least at which no larger a share of kept prompts opens a gate, by a fifth of the
     retain set, which nothing else is trained on then. None: gate_threshold it is."""
-    keep_prompts: KeepPrompts | None = field(default=None, metadata=LATER)
+    keep_prompts: LocalPath | None = field(default=None, metadata=LATER)
     """Router: a file of further questions to stay shut for, one a line, or rows of JSON with `question`."""
     keep_prompts_digest: str | None = field(default=None, metadata=LATER)
     """What it holds; the command finds it out."""
