@@ -476,3 +476,27 @@ def check_whole() -> Callable[[Path, str, int], None]:
         assert len({t.user_attrs["run_key"] for t in counted}) == len(counted) == num_trials
 
     return check
+
+
+@pytest.fixture(params=["llama", "gpt2"])
+def drawn_model(request: pytest.FixtureRequest) -> Callable[..., Any]:
+    """Makes a model of three layers whose drawn weights are so many times as large; ends: tokens that end an answer."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+    def make(scale: float, ends: int | list[int]) -> Any:
+        torch.manual_seed(0)
+        tokens: Any = {"vocab_size": 31, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+        if request.param == "llama":
+            sizes = {"hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 3, "num_attention_heads": 2}
+            made: Any = LlamaForCausalLM(LlamaConfig(**tokens, **sizes))
+        else:
+            made = GPT2LMHeadModel(GPT2Config(**tokens, n_embd=8, n_layer=3, n_head=2, n_positions=32))
+        with torch.no_grad():
+            for parameter in made.eval().parameters():
+                if parameter.ndim > 1:
+                    parameter.mul_(scale)
+        made.generation_config.eos_token_id, made.generation_config.pad_token_id = ends, 0
+        return made
+
+    return make

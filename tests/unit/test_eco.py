@@ -10,7 +10,6 @@ from typing import Any, cast
 import pytest
 import torch
 from torch import Tensor
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from bench.config import RunConfig, run_config
 from bench.runs.rows import config_columns
@@ -21,31 +20,16 @@ from grun.errors import UserError
 from grun.model.forward import PlainModel
 from grun.sequential import combine
 
-TOKENS = {"vocab_size": 31, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(**TOKENS, hidden_size=8, intermediate_size=12, num_hidden_layers=3, num_attention_heads=2)
-    ),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**TOKENS, n_embd=8, n_layer=3, n_head=2, n_positions=32)),
-}
 PROMPTS = [(3, 4, 5, 6, 7), (8,), (9, 10, 11), (12, 13), (14, 15, 16, 17), (18, 19, 20)]
 EXAMPLES = [Example(prompt_ids=prompt, answer_ids=prompt[::-1][: 1 + at % 3]) for at, prompt in enumerate(PROMPTS)]
 ECO = EcoConfig()
 FORGET, RETAIN = EXAMPLES[:3], EXAMPLES[3:]
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture
+def model(drawn_model: Callable[..., Any]) -> Any:
     """Weights large enough for answers to differ."""
-    torch.manual_seed(0)
-    made = FAMILIES[request.param]().eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(25.0)
-    made.generation_config.eos_token_id = 1
-    made.generation_config.pad_token_id = 0
-    return made
+    return drawn_model(25.0, 1)
 
 
 def _fitted(model: Any, config: EcoConfig = ECO, seed: int = 0) -> CorruptedModel:

@@ -11,7 +11,6 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from bench.sequential.scores import PREFILL_REPEATS, prefill_seconds
 from grun.adapters.gated_lora import GatedLoraConfig, LowRankUpdates, UpdatedModel
@@ -22,30 +21,15 @@ from grun.model import forward
 from grun.model.forward import PlainModel
 from grun.sequential import combine, load_deployment, save_deployment
 
-TOKENS = {"vocab_size": 31, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-FAMILIES: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaForCausalLM(
-        LlamaConfig(**TOKENS, hidden_size=8, intermediate_size=12, num_hidden_layers=3, num_attention_heads=2)
-    ),
-    "gpt2": lambda: GPT2LMHeadModel(GPT2Config(**TOKENS, n_embd=8, n_layer=3, n_head=2, n_positions=32)),
-}
 CONFIG = GatedLoraConfig(r=2, alpha=4.0, gate_function="linear", gate_threshold=0.5)
 PROMPTS = [(3, 4, 5, 6, 7), (8,), (9, 10, 11), (12, 13), (14, 15, 16, 17), (18, 19, 20)]
 EXAMPLES = [Example(prompt_ids=prompt, answer_ids=prompt[::-1][: 1 + at % 3]) for at, prompt in enumerate(PROMPTS)]
 
 
-@pytest.fixture(params=FAMILIES)
-def model(request: pytest.FixtureRequest) -> Any:
+@pytest.fixture
+def model(drawn_model: Callable[..., Any]) -> Any:
     """Weights large enough for answers to differ; a third of all tokens ends an answer, so that they end apart."""
-    torch.manual_seed(0)
-    made = FAMILIES[request.param]().eval()
-    with torch.no_grad():
-        for parameter in made.parameters():
-            if parameter.ndim > 1:
-                parameter.mul_(8.0)
-    made.generation_config.eos_token_id = [1, *range(20, 30)]
-    made.generation_config.pad_token_id = 0
-    return made
+    return drawn_model(8.0, [1, *range(20, 30)])
 
 
 def _trained(model: Any, seed: int = 0, config: GatedLoraConfig = CONFIG) -> UpdatedModel:
