@@ -61,8 +61,11 @@ def test_a_folder_scores_as_the_run_that_made_it(
     assert methods["theirs"].hypervolume == pytest.approx(methods[own["method"]].hypervolume)
 
 
-def test_what_is_missing_is_one_line(small_config: RunConfig, small_prerequisites: Path, tmp_path: Path) -> None:
-    """No tokenizer; another vocabulary; an update whose base is gone; the name of a reference; an adapter on top."""
+def test_what_is_missing_is_one_line(
+    small_config: RunConfig, small_prerequisites: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No tokenizer; another vocabulary; an update whose base is gone; the name of a reference; an adapter on top;
+    --results without a name."""
     execution = Execution(results=small_prerequisites)
     target = next(iter((cache_dir() / "models").glob("*/model.safetensors"))).parent
 
@@ -85,6 +88,9 @@ def test_what_is_missing_is_one_line(small_config: RunConfig, small_prerequisite
     assert "has another vocabulary than the target model" in problem("vocabulary", tokenizer=json.dumps(tokenizer))
     update = json.dumps({"base_model_name_or_path": "/nowhere/base", "peft_type": "LORA"})
     assert "external.model: " in problem("no-base", adapter_config=update)
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(target), "--results", str(tmp_path)])
+    assert "grun-bench: --results: goes with --name" in capsys.readouterr().err
     with pytest.raises(UserError, match=r"external\.method: retain_model is what it is compared with"):
         run_config({"adapter": "none", "external": {"method": "retain_model", "model": str(target)}})
     with pytest.raises(UserError, match="external: is what another tool trained, and lora trains; use adapter none"):

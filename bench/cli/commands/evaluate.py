@@ -19,7 +19,7 @@ EXAMPLE = "grun-bench evaluate results/mine/modules/<train_key> --gate-threshold
 ARGUMENTS = (
     option("module", metavar="MODULE", help="a folder under RESULTS/modules; with --name any model"),
     option("--name", metavar="METHOD", help="MODULE was unlearned elsewhere: a hub id, a folder, PEFT, GGUF"),
-    option("--results", metavar="RESULTS", default="results/default", help="with --name: where its row goes"),
+    option("--results", metavar="RESULTS", help="with --name: where its row goes (default: results/default)"),
     settings,
     GATE_THRESHOLDS,
     ROBUSTNESS,
@@ -45,6 +45,8 @@ def _own(options: Options) -> "tuple[RunConfig, Execution]":
     """The run that trained the module, and where it lies."""
     from bench.results.storage import location
 
+    if options.results is not None:
+        raise UserError("--results", "goes with --name; the row of a module is written where the module lies")
     module = location(options.module)
     execution = options.execution(module.parent.parent)
     from bench.config import overlay, run_config, stored_config
@@ -65,7 +67,7 @@ def _own(options: Options) -> "tuple[RunConfig, Execution]":
 
 def _elsewhere(options: Options) -> "tuple[RunConfig, Execution]":
     """The run that only evaluates a model unlearned elsewhere."""
-    execution = options.execution()
+    execution = options.execution(options.results or "results/default")
     from bench.config import overlay, run_config
 
     external = {"adapter": "none", "external.method": options.name, "external.model": options.module}
