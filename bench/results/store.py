@@ -3,6 +3,7 @@
     RESULTS/runs/<run_key>.parquet     one row: config, metrics, costs
     RESULTS/items/<run_key>.parquet    one row an evaluated item: raw values
     RESULTS/requests/<run_key>.parquet one row an evaluated request: a state of a sequence of requests
+    RESULTS/losses/<train_key>.parquet one row a training: its losses, step by step
     RESULTS/sequences/<study>.json     the configuration that a sequence of requests was tuned to
     RESULTS/{runs,items,…}/compact-*   many of them in one, made by `compact`
     RESULTS/modules/<train_key>/       what was trained, where it is small
@@ -53,11 +54,32 @@ def write_run(results: Folder, run: Row, items: Sequence[ItemRow] = ()) -> None:
     write_rows(folder, "runs", run["run_key"], [run])
 
 
-def write_rows(folder: Location, table: str, run_key: str, rows: Sequence[Row]) -> None:
-    """Write one run's rows of a table, where there are any, under its own run_key."""
+def write_losses(results: Folder, train_key: str, losses: Sequence[Sequence[float]]) -> None:
+    """Write a training's losses, where it had steps: (total, forget, retain, gate) of each."""
+    parts = TABLES["losses"].names[1:]
+    rows = [dict(zip(parts, zip(*losses, strict=True), strict=True))] if losses else []
+    write_rows(location(results), "losses", train_key, rows)
+
+
+def scan_losses(results: Folder) -> pl.DataFrame:
+    """What each training lost, step by step; without rows where the results are older than that.
+
+    One row a `train_key`: that of `runs`; of a sequence's module or weights, its folder's name. Columns of lists, a
+    float for each optimizer step from the first on: `total`, what was minimised, and `forget`, `retain` and `gate`
+    without their weights (0 where there are no gates). A training that diverged has none.
+    """
+    folder = location(results)
+    if not (folder / "losses").files(".parquet"):
+        return frame_of("losses", [])
+    return scan(folder, "losses", "`grun-bench train`").unique("train_key", keep="last", maintain_order=True)
+
+
+def write_rows(folder: Location, table: str, key: str, rows: Sequence[Row]) -> None:
+    """Write the rows of a table that share a key, where there are any: its first column, and the file's name."""
     if rows:
-        named = [{**row, "run_key": run_key} for row in rows]
-        (folder / table / f"{run_key}.parquet").write(_parquet(named, TABLES[table]))
+        schema = TABLES[table]
+        named = [{**row, schema.names[0]: key} for row in rows]
+        (folder / table / f"{key}.parquet").write(_parquet(named, schema))
 
 
 def read_run(results: Folder, run_key: str) -> dict[str, Any] | None:

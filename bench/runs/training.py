@@ -12,6 +12,7 @@ from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig
 from bench.content import by_content, digest
 from bench.files import write_yaml
+from bench.results import store
 from bench.results.storage import Damaged, Location
 from bench.runs.subject import Subject
 from grun.errors import UserError
@@ -88,6 +89,8 @@ def train(
         progress=progress,
         checkpoints=None if execution.shard else checkpoints,
     )
+    if workers.is_first:  # before the module: where that is, they are
+        store.write_losses(execution.folder, folder.name, done.losses)
     trained = {
         "trainable_parameters": sum(p.numel() for p in adapted.trainable_parameters()),
         "train_seconds": done.seconds,

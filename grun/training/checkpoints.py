@@ -18,10 +18,17 @@ STATE = ("step", "exp_avg", "exp_avg_sq")
 class Trained:
     """How far a training came."""
 
-    steps: int
+    losses: Sequence[Sequence[float]]
+    """Of each step so far: all of it, which was minimised, and the forget, retain and gate loss without their weights;
+    all workers together."""
     seconds: float
     retain_weight: float
     """Of the retain loss in the next step."""
+
+    @property
+    def steps(self) -> int:
+        """How many there were."""
+        return len(self.losses)
 
 
 class File(Protocol):
@@ -51,7 +58,7 @@ class Checkpoints:
             return None
         try:
             tensors = load(self.file.read())
-            steps, seconds, retain_weight = tensors["trained"].tolist()
+            losses, (seconds, retain_weight) = tensors["losses"].tolist(), tensors["trained"].tolist()
             values = [tensors[f"parameter.{place}"] for place in range(len(parameters))]
             states = [{name: tensors[f"{name}.{place}"] for name in STATE} for place in range(len(parameters))]
             if [value.shape for value in values] != [parameter.shape for parameter in parameters]:
@@ -65,16 +72,16 @@ class Checkpoints:
                 optimizer.state[parameter] = {
                     name: tensor if name == "step" else tensor.to(parameter.device) for name, tensor in state.items()
                 }
-        self.log(f"training goes on after step {steps:.0f}")
-        return Trained(steps=int(steps), seconds=seconds, retain_weight=retain_weight)
+        self.log(f"training goes on after step {len(losses)}")
+        return Trained(losses=losses, seconds=seconds, retain_weight=retain_weight)
 
     def offer(self, parameters: Sequence[nn.Parameter], optimizer: torch.optim.Optimizer, trained: Trained) -> None:
         """Write a checkpoint where the last one is old enough."""
         if not self.writes or time.perf_counter() - self._last < self.every_seconds:
             return
         self._last = time.perf_counter()
-        numbers = [trained.steps, trained.seconds, trained.retain_weight]
-        tensors = {"trained": torch.tensor(numbers, dtype=torch.float64)}
+        numbers = {"losses": trained.losses, "trained": [trained.seconds, trained.retain_weight]}
+        tensors = {name: torch.tensor(some, dtype=torch.float64) for name, some in numbers.items()}
         for place, parameter in enumerate(parameters):
             tensors[f"parameter.{place}"] = parameter.detach()
             tensors |= {f"{name}.{place}": optimizer.state[parameter][name] for name in STATE}

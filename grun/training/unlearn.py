@@ -55,12 +55,14 @@ def unlearn(
     started = time.perf_counter()
     _make_ready(adapted, plan, progress)
     if not (parameters := adapted.trainable_parameters()):  # what was fitted is all there is
-        return Trained(steps=0, seconds=time.perf_counter() - started, retain_weight=recipe.retain_weight)
+        return Trained(losses=(), seconds=time.perf_counter() - started, retain_weight=recipe.retain_weight)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.training.weight_decay)
     found = checkpoints.load(parameters, optimizer) if checkpoints else None
-    done = found or Trained(steps=0, seconds=0.0, retain_weight=recipe.retain_weight)
+    done = found or Trained(losses=(), seconds=0.0, retain_weight=recipe.retain_weight)
     started -= done.seconds
-    num_steps, retain_losses = len(plan.steps), []
+    num_steps, history = len(plan.steps), [*done.losses]
+    steps_per_epoch = num_steps // recipe.training.num_epochs
+    max_retain_loss = recipe.training.max_retain_loss or math.inf
     adapted.train(True)
     for number, parts in enumerate(plan.steps[done.steps :], start=done.steps + 1):
         torch.manual_seed(zlib.crc32(f"{recipe.seed}/{number}/{plan.workers.rank}".encode()))  # LoRA's dropout
@@ -72,14 +74,13 @@ def unlearn(
         if not torch.isfinite(clip_grad_norm_(parameters, recipe.training.max_grad_norm)):
             raise UserError("adapter.learning_rate", f"training diverged at step {number}; use a smaller one")
         optimizer.step()
-        report(step := Step(number, num_steps, *plan.workers.sum(losses).tolist()))
-        retain_losses.append(step.retain_loss)
+        history.append(plan.workers.sum(losses).tolist())
+        report(step := Step(number, num_steps, *history[-1]))
         weight = recipe.retain_loss.next_weight(done.retain_weight, step.retain_loss)
-        done = Trained(steps=number, seconds=time.perf_counter() - started, retain_weight=weight)
-        if number % (num_steps // recipe.training.num_epochs) == 0:
-            if mean(retain_losses) > (recipe.training.max_retain_loss or math.inf):
+        done = Trained(losses=history, seconds=time.perf_counter() - started, retain_weight=weight)
+        if number % steps_per_epoch == 0:
+            if mean(retain for _, _, retain, _ in history[-steps_per_epoch:]) > max_retain_loss:
                 break
-            retain_losses.clear()
             if checkpoints:
                 checkpoints.offer(parameters, optimizer, done)
     adapted.train(False)

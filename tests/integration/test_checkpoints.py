@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from bench.config import RunConfig, overlay, run_config
+from bench.results import store
 from bench.runs import training
 from bench.runs.execution import Execution
 from bench.runs.run import run
@@ -55,7 +56,7 @@ def test_training_goes_on_after_the_last_epoch(
     monkeypatch: pytest.MonkeyPatch,
     assert_same_metrics: Any,
 ) -> None:
-    """Cut off in step 11 of 18, it goes on with step 10; the row is the uncut run's, and the checkpoint is gone."""
+    """Cut off in step 11 of 18, it goes on with step 10; row and losses are the uncut run's."""
     monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     for name in ("cut", "whole"):
         shutil.copytree(small_prerequisites, tmp_path / name)
@@ -70,6 +71,10 @@ def test_training_goes_on_after_the_last_epoch(
     assert_same_metrics(row, whole)
     assert row["num_steps"] == whole["num_steps"] == 18
     assert not list((tmp_path / "cut" / "checkpoints").iterdir())
+    (cut_losses,), (losses,) = (store.scan_losses(tmp_path / name).to_dicts() for name in ("cut", "whole"))
+    assert cut_losses == losses, "those of the steps before the cut are kept in the checkpoint"
+    assert losses["train_key"] == row["train_key"]
+    assert [len(losses[part]) for part in ("total", "forget", "retain", "gate")] == [18] * 4
 
 
 @pytest.mark.parametrize("damage", ["truncated", "garbage", "of another module"])

@@ -229,7 +229,8 @@ def test_nothing_is_done_twice(stacked: tuple[Execution, RequestSequence]) -> No
     assert "request 2 of 5" in lines[0]
     after = {file: file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
     changed = {file for file in before if before[file] != after[file]}
-    assert changed <= {state, *module.iterdir()}
+    assert changed <= {state, *module.iterdir(), folder / "losses" / f"{module.name}.parquet"}
+    assert set(store.scan_losses(folder)["train_key"]) == {sequence.module_key(request) for request in requests}
     assert (module / "edits.safetensors").read_bytes() == weights
     again = read_requests(folder, state.stem)
     assert [row["forget_rouge_l_recall"] for row in again] == [row["forget_rouge_l_recall"] for row in rows]

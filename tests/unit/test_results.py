@@ -66,6 +66,20 @@ def test_files_carry_the_schema(tmp_path: Path) -> None:
     assert pq.read_schema(tmp_path / "items" / "a.parquet").equals(ITEMS_SCHEMA)
 
 
+def test_losses_are_one_row_a_training(tmp_path: Path) -> None:
+    """Two steps of (total, forget, retain, gate), as lists of each; written again and compacted, still one row."""
+    assert store.scan_losses(tmp_path).height == 0, "a folder of before"
+    store.write_losses(tmp_path, "nothing-to-train", ())
+    store.write_losses(tmp_path, "a", [(9.0, 9.0, 9.0, 9.0)])
+    store.compact(tmp_path)
+    store.write_losses(tmp_path, "a", [(4.5, 1.0, 2.0, 0.5), (3.5, 0.5, 1.5, 0.25)])
+    expected = {"train_key": "a", "total": [4.5, 3.5], "forget": [1.0, 0.5], "retain": [2.0, 1.5], "gate": [0.5, 0.25]}
+    assert store.scan_losses(tmp_path).to_dicts() == [expected]
+    store.compact(tmp_path)
+    assert store.scan_losses(tmp_path).to_dicts() == [expected]
+    assert len(list((tmp_path / "losses").iterdir())) == 2
+
+
 def test_a_folder_without_runs_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds no runs"):
         store.scan_runs(tmp_path / "nowhere")
