@@ -120,6 +120,18 @@ def test_each_place_names_some() -> None:
     assert len(set(_blocks((ROOT / "README.md").read_text()))) > 20
 
 
+def test_under_each_figure_stands_the_command_that_draws_it() -> None:
+    """A new one among docs/ needs that too: it is shown somewhere, and what follows it begins with a command."""
+    named, shown = set(_named()), set()
+    for file in PROSE:
+        for figure, below in re.findall(r"!\[[^]]*\]\(([^)]+)\)\n\n(.*?)(?:\n\n|\Z)", file.read_text(), re.DOTALL):
+            shown.add((file.parent / figure).resolve())
+            drawn = re.match(rf"(?:Drawn by )?`({NAME} [^`]+)`", below)
+            assert drawn is not None, f"{file.name}: no command under {figure}"
+            assert " ".join(drawn[1].split()) in named, "so that it is parsed, too"
+    assert shown == {file for kind in ("png", "svg") for file in (ROOT / "docs").glob(f"*.{kind}")}
+
+
 def test_an_option_that_is_named_is_one(capsys: pytest.CaptureFixture[str]) -> None:
     """Alone in backticks: `--shard`, `--adapter lora --adapter.r 8`."""
     helps = []
