@@ -94,7 +94,12 @@ ONE_RUN = (FILE, settings)
 COMPARED_RUNS = (FOLDER, compared)
 WHERE_IT_RUNS = fields_of("where and how it runs", Execution, ("results", "save_module"))
 POOL = (fields_of("how many at once, and how long", Pool), WHERE_IT_RUNS)
-STUDIES = (option("files", nargs="+", metavar="FILE", help="files of search_spaces/"), settings, RESULTS, *POOL)
+STUDIES = (
+    option("files", nargs="+", metavar="FILE", help="of search_spaces/, or a name that `spaces` lists"),
+    settings,
+    RESULTS,
+    *POOL,
+)
 GATE_THRESHOLDS = option(
     "--gate-thresholds", type=share, nargs="+", metavar="X", default=[], help="evaluate the module at these too"
 )
@@ -125,6 +130,12 @@ class Options(argparse.Namespace):
         from bench.files import read_yaml
 
         return run_config(overlay(read_yaml(self.file) if self.file else {}, self.settings))
+
+    def spaces(self) -> list[str]:
+        """Of STUDIES: the files that are meant."""
+        from bench.spaces.shipped import space_file
+
+        return [space_file(word) for word in self.files]
 
     def comparison(self) -> "Comparison":
         """Of COMPARED_RUNS."""

@@ -84,7 +84,7 @@ def test_words_reach_the_heads_shell_whole() -> None:
         (("c.yaml", SPACE), "--results: results/default is not seen by every node"),
         (("c.yaml", SPACE, "--results", "ftp://b/r"), "--results: ftp:// is not known"),
         (("c.yaml", SPACE, "--results", "/r", "--training.num_epochs", "0"), "training.num_epochs: "),
-        (("c.yaml", "none.yaml", "--results", "/r"), "none.yaml: cannot be read"),
+        (("c.yaml", "none.yaml", "--results", "/r"), "none.yaml: is no file and no shipped search space"),
         (("none.yaml", SPACE, "--results", "/r"), "none.yaml: cannot be read"),
     ],
 )

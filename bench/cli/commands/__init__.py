@@ -28,7 +28,7 @@ class Command(Protocol):
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "one run": ("prepare", "train", "evaluate", "keys"),
-    "many runs": ("sweep", "submit", "seeds", "sequential"),
+    "many runs": ("spaces", "init", "sweep", "submit", "seeds", "sequential"),
     "what they found": ("pareto", "report", "metrics", "export"),
     "upkeep": ("rescore", "compact", "benchmark"),
 }

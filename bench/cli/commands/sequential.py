@@ -16,7 +16,7 @@ def run(options: Options) -> None:
     from bench.results.requests import last_states, scan_requests
     from bench.sequential.studies import read_sequential, run_studies
 
-    studies = [read_sequential(file, options.settings, options.num_requests) for file in options.files]
+    studies = [read_sequential(file, options.settings, options.num_requests) for file in options.spaces()]
     run_studies(studies, execution, pool, log)
     asked = [study.run({}).to_json() for study in studies]
     print_sequences(last_states(scan_requests(execution.folder, asked)).to_dicts())

@@ -28,7 +28,7 @@ def run(options: Options) -> None:
             "--results", f"{options.results} is not seen by every node; name s3://, gs:// or a shared /folder"
         )
     spaces = {}
-    for number, file in enumerate(options.files):
+    for number, file in enumerate(options.spaces()):
         read_studies(file, options.settings, options.num_trials)
         space = read_space(file, options.settings, options.num_trials)
         spaces[f"{number}-{Path(file).name}"] = plain_data(space)

@@ -16,7 +16,7 @@ def run(options: Options) -> None:
     from bench.reports.comparison import compare
     from bench.spaces.search_space import read_studies
 
-    studies = [study for file in options.files for study in read_studies(file, options.settings, options.num_trials)]
+    studies = [study for file in options.spaces() for study in read_studies(file, options.settings, options.num_trials)]
     from bench.studies.sweep import sweep  # Ray, and seconds of imports: only once the files are known to be good
 
     sweep(studies, execution, pool, log)
