@@ -30,7 +30,7 @@ GROUPS: Mapping[str, Sequence[str]] = {
     "one run": ("prepare", "train", "evaluate", "keys"),
     "many runs": ("spaces", "init", "sweep", "submit", "seeds", "sequential"),
     "what they found": ("pareto", "report", "metrics", "export"),
-    "upkeep": ("rescore", "compact", "benchmark"),
+    "upkeep": ("rescore", "compact", "benchmark", "completion"),
 }
 """As `grun-bench --help` lists them."""
 COMMANDS: Mapping[str, Command] = {

@@ -12,6 +12,8 @@ from bench.cli.tables import console
 
 EXAMPLE = "grun-bench keys --adapter lora --forget-loss npo"
 ARGUMENTS = ONE_RUN
+OTHER = "any other name"
+"""In place of the name of a config that has many, such as a model of the hub."""
 
 
 def run(options: Options) -> None:
@@ -34,6 +36,13 @@ def run(options: Options) -> None:
     console.print(table, markup=False)
 
 
+def configs_of(kinds: Mapping[str, Any], field: Mapping[str, Any]) -> dict[str, str]:
+    """The configs that a field of a JSON schema may hold: what a setting calls it → its own schema's name."""
+    holders = (field, *field.get("oneOf", ()), *field.get("anyOf", ()))
+    inner = [each["$ref"].rpartition("/")[2] for each in holders if "$ref" in each]
+    return {kinds[each]["properties"].get("name", {}).get("const", OTHER): each for each in inner}
+
+
 def _lines(
     kinds: Mapping[str, Any], kind: str, chosen: Mapping[str, Any], above: str
 ) -> Iterator[tuple[str, str, str, str]]:
@@ -45,14 +54,15 @@ def _lines(
         if name == "name":  # said by whoever holds it
             continue
         key, value, meaning = above + name, chosen.get(name, field.get("default")), field.get("description", "")
-        holders = (field, *field.get("oneOf", ()), *field.get("anyOf", ()))
-        inner = [each["$ref"].rpartition("/")[2] for each in holders if "$ref" in each]
+        by_name = configs_of(kinds, field)
+        inner = list(by_name.values())
         if not inner:
             yield key, value if isinstance(value, str) else json.dumps(value), allowed(field), " ".join(meaning.split())
             continue
-        by_name = {kinds[each]["properties"].get("name", {}).get("const", "any other name"): each for each in inner}
         settings = {"name": value} if isinstance(value, str) else value or {}
-        config = settings["name"] if settings.get("name") in kinds else by_name.get(settings.get("name"), inner[-1])
+        config = (
+            settings["name"] if settings.get("name") in kinds else by_name.get(settings.get("name", OTHER), inner[-1])
+        )
         if len(inner) > 1:
             yield key, settings["name"], " or ".join(by_name), f"{meaning} {kinds[config]['description']}"
         elif value is None:
