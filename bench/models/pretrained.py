@@ -123,16 +123,12 @@ def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, 
 def load_pretrained(
     name: str, device: torch.device | str, *, trained_in_place: bool = False, prompt: PromptConfig | None = None
 ) -> tuple[CausalLM, Any]:
-    """Model and tokenizer, ready for answers, on the device.
-
-    float32 on a CPU and for weights that will be trained themselves, whose small updates bfloat16 would lose;
-    bfloat16 for weights that stay frozen on a GPU.
+    """Model and tokenizer, ready for answers, on the device; see `dtype_of`.
 
     name: as in `PretrainedConfig.name`. prompt: how it will be asked; None: as its tokenizer says.
     Raises UserError where there is no such model, or it cannot be read.
     """
-    frozen_on_gpu = torch.device(device).type == "cuda" and not trained_in_place
-    dtype = torch.bfloat16 if frozen_on_gpu else torch.float32
+    dtype = dtype_of(on_gpu=torch.device(device).type == "cuda", trained_in_place=trained_in_place)
     try:
         with quiet_transformers():
             model = _weights(_readable(name), dtype)
@@ -146,12 +142,29 @@ def load_pretrained(
     return model.to(device).eval(), tokenizer
 
 
+def dtype_of(*, on_gpu: bool, trained_in_place: bool) -> torch.dtype:
+    """float32 on a CPU and for weights that will be trained themselves, whose small updates bfloat16 would lose;
+    bfloat16 for weights that stay frozen on a GPU."""
+    return torch.bfloat16 if on_gpu and not trained_in_place else torch.float32
+
+
 def context_length(model: CausalLM) -> int | None:
     """Tokens that the model was made to read at most; None where its positions have no end (ALiBi, state spaces)."""
     try:
         return int(model.config.get_text_config().max_position_embeddings)
     except AttributeError:
         return None
+
+
+def load_model_config(name: str) -> Any:
+    """The `transformers` config alone of what `load_pretrained` takes. Raises UserError where there is none."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(_readable(name))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError("model.name", f"{name!r} has no config that can be read ({reason})") from error
 
 
 def load_tokenizer(name: str) -> Any:

@@ -22,7 +22,7 @@ from bench.results.storage import Damaged, Location
 from bench.runs.execution import Execution
 from grun.data import Example
 from grun.engine.edited import EditedModel
-from grun.engine.prefix_cache import PrefixCaching
+from grun.engine.prefix_cache import OnDisk
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.training.openings import open_shares
@@ -154,7 +154,7 @@ class Subject:
         """With the node's prefix caches behind it where the adapter leaves the model frozen, else as memory allows."""
         if isinstance(adapted, EditedModel) and self.execution.engine == "auto":
             max_bytes = int(max_cache_gb() * 1e9)
-            caching = PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
+            caching = OnDisk(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
             adapted.use_prefix_caching(caching)
         if isinstance(adapted, PlainModel) and self.execution.gradient_checkpointing and self.config.adapter.trains:
             adapted.checkpoint_gradients()

@@ -21,7 +21,7 @@ from transformers import GenerationConfig
 from grun.data import Batch, Example, collate, length_sorted_batches
 from grun.engine import later_layers
 from grun.engine.prefix_builder import check_same_nll
-from grun.engine.prefix_cache import PrefixCache, PrefixCaching, open_or_build, weights_hash
+from grun.engine.prefix_cache import PrefixCache, PrefixCaching, weights_hash
 from grun.engine.prefix_layout import CannotServe
 from grun.errors import UserError
 from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, eos_ids, in_groups, read_off
@@ -82,14 +82,12 @@ class EditedModel:
         if self._caching is None or all(self._home(example) for example in examples):
             return
         try:
-            self._weights = self._weights or weights_hash(self.model)
-            cache = open_or_build(
+            cache = self._caching.cache_of(
                 self.model,
                 examples,
                 first_layer=self.layers[0],
                 whole_prompts=generate,
-                weights=self._weights,
-                caching=self._caching,
+                weights=self._weights_hash,
                 progress=progress,
             )
             self._check(cache, examples)
@@ -230,6 +228,10 @@ class EditedModel:
         """Training only concerns the edits: the frozen model stays in evaluation mode."""
         self.model.eval()
         self.edits.train(mode)
+
+    def _weights_hash(self) -> str:
+        self._weights = self._weights or weights_hash(self.model)
+        return self._weights
 
     def _edits(self) -> dict[int, Any]:
         return {layer: self.edits[str(layer)] for layer in self.layers}

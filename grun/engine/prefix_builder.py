@@ -27,20 +27,17 @@ class Builder:
     model: Any
     layout: Layout
     first_layer: int
-    folder: Path
-    max_bytes: int
 
-    @torch.no_grad()
-    def build(self, progress: Tally) -> None:
-        """Write shards and index."""
+    def build(self, folder: Path, max_bytes: int, progress: Tally) -> None:
+        """Write shards and index. Raises CannotServe where they will take more than max_bytes."""
         entries: list[dict[str, Any]] = []
         for shard in self.layout.shards:
-            kept = self._kept(shard)
+            kept = self.kept(shard)
             if not entries:
-                self._check_size(sum(tensor.nbytes for tensor in kept.values()))
-            entries.append(write_shard(self.folder / f"{len(entries):05d}.safetensors", kept))
+                self._check_size(sum(tensor.nbytes for tensor in kept.values()), max_bytes)
+            entries.append(write_shard(folder / f"{len(entries):05d}.safetensors", kept))
             progress(shard.stop, len(self.layout.prompts))
-        (self.folder / INDEX).write_text(json.dumps({"shards": entries}))
+        (folder / INDEX).write_text(json.dumps({"shards": entries}))
 
     def _prefix(self, prompts: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Keys and values of every prompt's tokens but the last, at all layers: [P, 2, M, H, d] each."""
@@ -55,7 +52,8 @@ class Builder:
         kv_BP2MHd = self._keys_and_values(cache)
         return [kv_BP2MHd[row, : len(prompt) - 1] for row, prompt in enumerate(prompts)]
 
-    def _kept(self, shard: slice) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def kept(self, shard: slice) -> dict[str, Tensor]:
         """Keys and values of a shard's prompts, and hidden states and nll of what follows them."""
         prefix, examples = self._prefix(self.layout.prompts[shard]), self.layout.examples_of(shard)
         hidden: list[Tensor] = [torch.empty(0)] * len(examples)
@@ -114,11 +112,11 @@ class Builder:
         plain = float(token_nll(logits_LV[-len(labels) :], labels).sum())
         check_same_nll(self.model, nll, plain)
 
-    def _check_size(self, first_bytes: int) -> None:
+    def _check_size(self, first_bytes: int, max_bytes: int) -> None:
         expected = first_bytes / self.layout.shards[0].stop * len(self.layout.prompts)
-        if expected > self.max_bytes:
+        if expected > max_bytes:
             raise CannotServe(
-                f"the prefix cache would take about {expected / 1e9:.1f} GB of the {self.max_bytes / 1e9:.1f} GB "
+                f"the prefix cache would take about {expected / 1e9:.1f} GB of the {max_bytes / 1e9:.1f} GB "
                 "allowed; set GRUN_BENCH_CACHE_GB higher"
             )
 

@@ -12,10 +12,10 @@ under a lock, named by a hash of all they follow from, checked when opened, evic
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, Self
 
 import torch
 import xxhash
@@ -32,37 +32,29 @@ VERSION = 2
 """Raise it when a change here changes what is stored."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrefixCaching:
-    """Where the engine may keep what never changes."""
-
-    root: Path
-    """Folder of all prefix caches of this node."""
-    max_bytes: int
-    """Size of all of them together; the least recently used ones make room."""
-    log: Callable[[str], None]
-    """Gets one line where the engine cannot be used."""
-
-
 class PrefixCache:
     """An opened cache of some examples."""
 
-    def __init__(self, folder: Path, layout: Layout, first_layer: int) -> None:
-        """Map the shards of a finished cache into memory. Raises where a file is missing or damaged."""
-        index = json.loads((folder / INDEX).read_text())
-        for shard in index["shards"]:
-            check_shard(folder / shard["file"], shard)
-        os.utime(folder / INDEX)  # last used now
+    def __init__(self, layout: Layout, first_layer: int, shards: Iterable[Mapping[str, Tensor]]) -> None:
+        """shards: what `Builder.kept` made of each of the layout's."""
         self.first_layer = first_layer
         self._layout = layout
         self._kv: list[Tensor] = []
         self._hidden: list[Tensor] = []
         self._nll: list[float] = []
-        for entry, shard in zip(index["shards"], layout.shards, strict=True):
-            tensors = load_file(folder / entry["file"])
+        for tensors, shard in zip(shards, layout.shards, strict=True):
             self._kv += tensors["kv"].split(layout.kv_lengths[shard])
             self._hidden += tensors["hidden"].split([len(each.answer_ids) for each in layout.examples_of(shard)])
             self._nll += tensors["nll"].tolist()
+
+    @classmethod
+    def opened(cls, folder: Path, layout: Layout, first_layer: int) -> Self:
+        """A finished cache, its shards mapped into memory. Raises where a file is missing or damaged."""
+        index = json.loads((folder / INDEX).read_text())
+        for shard in index["shards"]:
+            check_shard(folder / shard["file"], shard)
+        os.utime(folder / INDEX)  # last used now
+        return cls(layout, first_layer, (load_file(folder / entry["file"]) for entry in index["shards"]))
 
     def __contains__(self, example: Example) -> bool:
         return example in self._layout.example_row
@@ -93,46 +85,76 @@ class PrefixCache:
         return self._hidden[self._layout.example_row[example]]
 
 
-def open_or_build(
-    model: Any,
-    examples: Sequence[Example],
-    *,
-    first_layer: int,
-    whole_prompts: bool,
-    weights: str,
-    caching: PrefixCaching,
-    progress: Tally,
-) -> PrefixCache:
-    """The cache of these examples; built if it is not there, or is damaged.
+class PrefixCaching(Protocol):
+    """Where the engine may keep what never changes."""
 
-    first_layer: the first edited layer. whole_prompts: keep keys and values of every layer and prompt token, which
-    decoding needs, and not only of what training needs. weights: `weights_hash(model)`.
-    Raises CannotServe where the model does not fit the scheme, or the cache the disk.
-    """
-    layout = Layout(examples, whole_prompts)
-    key = _key(model, weights, layout, first_layer, whole_prompts)
-    root = caching.root
-    folder = root / key
-    root.mkdir(parents=True, exist_ok=True)
-    with FileLock(root / f"{key}.lock"):
-        try:
-            return PrefixCache(folder, layout, first_layer)
-        except (FileNotFoundError, ValueError, KeyError):  # not there, or not what was written
-            shutil.rmtree(folder, ignore_errors=True)
-        except OSError as error:
-            raise CannotServe(f"the prefix cache cannot be read from {root} ({error.strerror})") from error
-        scratch = folder.with_name(f".tmp-{os.getpid()}-{key}")
-        shutil.rmtree(scratch, ignore_errors=True)
-        scratch.mkdir()
-        try:
-            Builder(model, layout, first_layer, scratch, caching.max_bytes).build(progress)
-            os.replace(scratch, folder)
-        except OSError as error:
-            raise CannotServe(f"the prefix cache cannot be written to {root} ({error.strerror})") from error
-        finally:
+    @property
+    def log(self) -> Callable[[str], None]:
+        """Gets one line where the engine cannot be used."""
+
+    def cache_of(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        *,
+        first_layer: int,
+        whole_prompts: bool,
+        weights: Callable[[], str],
+        progress: Tally,
+    ) -> PrefixCache:
+        """The cache of these examples; built if it is not there.
+
+        first_layer: the first edited layer. whole_prompts: keep keys and values of every layer and prompt token, which
+        decoding needs, and not only of what training needs. weights: gives `weights_hash(model)`.
+        Raises CannotServe where the model does not fit the scheme, or the cache the place.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDisk:
+    """In files of this node, for all its processes."""
+
+    root: Path
+    """Folder of all prefix caches of this node."""
+    max_bytes: int
+    """Size of all of them together; the least recently used ones make room."""
+    log: Callable[[str], None]
+    """See `PrefixCaching`."""
+
+    def cache_of(
+        self,
+        model: Any,
+        examples: Sequence[Example],
+        *,
+        first_layer: int,
+        whole_prompts: bool,
+        weights: Callable[[], str],
+        progress: Tally,
+    ) -> PrefixCache:
+        """See `PrefixCaching`. Built anew too where it is damaged."""
+        layout, root = Layout(examples, whole_prompts), self.root
+        key = _key(model, weights(), layout, first_layer, whole_prompts)
+        folder = root / key
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{key}.lock"):
+            try:
+                return PrefixCache.opened(folder, layout, first_layer)
+            except (FileNotFoundError, ValueError, KeyError):  # not there, or not what was written
+                shutil.rmtree(folder, ignore_errors=True)
+            except OSError as error:
+                raise CannotServe(f"the prefix cache cannot be read from {root} ({error.strerror})") from error
+            scratch = folder.with_name(f".tmp-{os.getpid()}-{key}")
             shutil.rmtree(scratch, ignore_errors=True)
-        _evict(root, keep=key, max_bytes=caching.max_bytes)
-        return PrefixCache(folder, layout, first_layer)
+            scratch.mkdir()
+            try:
+                Builder(model, layout, first_layer).build(scratch, self.max_bytes, progress)
+                os.replace(scratch, folder)
+            except OSError as error:
+                raise CannotServe(f"the prefix cache cannot be written to {root} ({error.strerror})") from error
+            finally:
+                shutil.rmtree(scratch, ignore_errors=True)
+            _evict(root, keep=key, max_bytes=self.max_bytes)
+            return PrefixCache.opened(folder, layout, first_layer)
 
 
 def weights_hash(model: Any) -> str:

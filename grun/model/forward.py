@@ -1,6 +1,7 @@
 """A causal LM as training and evaluation see it: answer logits, greedy answers, what is trainable."""
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -53,8 +54,21 @@ class Generated:
     """Gates before the sigmoid, where the adapter has gates."""
 
 
-GROUP_OVERHEAD_TOKENS = {"cpu": 128}
-"""What a forward and backward pass costs before its first token, in tokens; elsewhere so much that none is split."""
+GROUP_OVERHEAD_TOKENS = 128
+"""What a forward and backward pass costs on a CPU before its first token, in tokens; elsewhere so much that none is
+split."""
+_GPUS = {"cuda"}
+"""Kinds of devices that are computed on as on a GPU."""
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Inside, the CPU is taken for a GPU: for planning, with tensors that hold nothing, where there is none."""
+    _GPUS.add("cpu")
+    try:
+        yield
+    finally:
+        _GPUS.remove("cpu")
 
 
 class Adapted(Protocol):
@@ -97,7 +111,7 @@ class Adapted(Protocol):
 def mixed_precision(device: torch.device) -> torch.autocast:
     """Inside, on a GPU: matrix products in bfloat16, for models whose weights are float32 to be trained. Elsewhere no
     change."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda")
+    return torch.autocast(device.type, torch.bfloat16, enabled=device.type in _GPUS)
 
 
 class PlainModel:
@@ -173,8 +187,8 @@ def in_groups(
 
     length: tokens of an example that cost something.
     """
-    overhead = GROUP_OVERHEAD_TOKENS.get(device.type)
-    if overhead is None or len(groups := padding_groups([length(example) for example in examples], overhead)) == 1:
+    lengths = [length(example) for example in examples]
+    if device.type in _GPUS or len(groups := padding_groups(lengths, GROUP_OVERHEAD_TOKENS)) == 1:
         return run(examples)
     outputs = [run([examples[row] for row in group]) for group in groups]
     num_tokens = [len(example.answer_ids) for example in examples]
