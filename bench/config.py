@@ -223,8 +223,9 @@ def _check_pairs(config: RunConfig) -> None:
         )
     if config.external is not None and config.adapter.trains:
         raise UserError("external", f"is what another tool trained, and {config.adapter.name} trains; use adapter none")
-    if config.external is not None and config.external.method in get_args(StartFrom):
-        raise UserError("external.method", f"{config.external.method} is what it is compared with; use another name")
+    named = config.external is not None and config.external.tool is None and config.external.method
+    if named in get_args(StartFrom):
+        raise UserError("external.method", f"{named} is what it is compared with; use another name")
     if (
         "logits" in (forget_loss.reference, retain_loss.reference)
         and config.adapter.trains_in_place

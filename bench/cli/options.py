@@ -137,6 +137,15 @@ class Options(argparse.Namespace):
 
         return [space_file(word) for word in self.files]
 
+    def setting(self, results: Location) -> dict[str, Any]:
+        """Data of a config for what is to stand beside a folder's runs: of their benchmark, model and evaluation, but
+        for what is said otherwise; where a benchmark or a model is named, of what is said alone."""
+        from bench.config import overlay
+        from bench.results.settings import setting_of
+
+        is_named = any(key.split(".")[0] in ("benchmark", "model") for key in self.settings)
+        return overlay({} if is_named else setting_of(results), self.settings)
+
     def comparison(self) -> "Comparison":
         """Of COMPARED_RUNS."""
         objectives = None if self.objectives is None else dict(self.objectives)

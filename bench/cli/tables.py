@@ -66,7 +66,8 @@ def print_methods(comparison: Comparison) -> None:
             cells = [number(quality[name]) if quality else "" for name in by_quality]
             cells += [number(best[name]) for name in by_rouge]
             chosen = quality or best
-            cells += [f"{chosen['trainable_parameters']:,}", f"{chosen['train_seconds']:.1f}"]
+            costs = (("trainable_parameters", ",.0f"), ("train_seconds", ".1f"))
+            cells += ["" if chosen[name] is None else format(chosen[name], how) for name, how in costs]
         counts = [str(summary.num_runs), str(summary.num_failed), number(summary.hypervolume)]
         table.add_row(summary.method, *counts, *cells)
     for row in _references(comparison):

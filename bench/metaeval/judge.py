@@ -16,6 +16,7 @@ from bench.reports.comparison import Comparison, utility_of
 from bench.reports.judged import UTILITY_KEPT, Measured, Verdict, judge
 from bench.results import store
 from bench.results.columns import METRICS
+from bench.results.settings import is_log
 from bench.results.storage import Location
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisite
@@ -25,6 +26,7 @@ from bench.studies.pool import Pool, place, study_locks
 from bench.studies.seeds import best_runs
 from bench.studies.sweep import headlines_of, make_prerequisites
 from bench.studies.tasks import Log, Tasks
+from grun.errors import UserError
 
 FOLDER = "metrics"
 """Folder under RESULTS that holds these runs: of other recipes than the ones compared."""
@@ -38,7 +40,10 @@ def judge_metrics(comparison: Comparison, num_models: int, execution: Execution,
     Raises UserError where no method has a run, or the model cannot be taught here.
     """
     there = replace(execution, results=execution.folder / FOLDER)
-    models = models_of(best_runs(comparison, execution.folder), num_models)
+    chosen = [row for row in best_runs(comparison, execution.folder) if not is_log(row["config_json"])]
+    if not chosen:
+        raise UserError("RESULTS", f"{execution.folder} holds logs of other tools alone, which cannot be attacked")
+    models = models_of(chosen, num_models)
     store.create(there.folder)
     with study_locks([FOLDER], there.folder), connected(log):
         at_once, worker = place(pool, there)

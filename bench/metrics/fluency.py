@@ -72,4 +72,4 @@ def _of_rows(rows: Rows, about: About) -> float:
 
 
 _language = lru_cache(maxsize=4)(Language.of)  # the splits of a run share their texts
-FLUENCY = Metric(heading="fluency", turns=False, of=_of_rows)
+FLUENCY = Metric(heading="fluency", turns=False, needs="generation", of=_of_rows)

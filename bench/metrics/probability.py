@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from bench.metrics import Floats
-from bench.metrics.rows import column, lists
+from bench.metrics.rows import column, counts, have, lists
 from bench.splits import About, Metric, Rows
 
 
@@ -25,12 +25,14 @@ def multiple_choice_probability(answer: Floats, wrong: Sequence[Floats]) -> Floa
     return np.where(total > 0, answer / np.where(total > 0, total, 1.0), chance)
 
 
-def _of_rows(rows: Rows, about: About) -> float:
-    right = probability(column(rows, "answer_nll"), column(rows, "answer_tokens"))
+def _of_rows(rows: Rows, about: About) -> float | None:
+    right = probability(column(rows, "answer_nll"), np.array(counts(rows, "answer")))
     if about.split.among_answers:
-        wrong = map(probability, lists(rows, "wrong_nll"), lists(rows, "wrong_tokens"))
+        if not have(rows, "wrong_nll"):
+            return None
+        wrong = map(probability, lists(rows, "wrong_nll"), counts(rows, "wrong"))
         right = multiple_choice_probability(right, list(wrong))
     return float(right.mean())
 
 
-PROBABILITY = Metric(heading="probability", of=_of_rows)
+PROBABILITY = Metric(heading="probability", needs="answer_nll", of=_of_rows)

@@ -76,5 +76,5 @@ def _f1(rows: Rows, about: About) -> float:
     return float(np.mean([rouge_l(row["answer"], row["generation"]).f1 for row in rows]))
 
 
-ROUGE_L_RECALL = Metric(heading="ROUGE-L", of=_recall)
-ROUGE_L_F1 = Metric(heading="ROUGE-L F1", of=_f1)
+ROUGE_L_RECALL = Metric(heading="ROUGE-L", needs="generation", of=_recall)
+ROUGE_L_F1 = Metric(heading="ROUGE-L F1", needs="generation", of=_f1)

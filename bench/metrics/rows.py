@@ -30,6 +30,15 @@ def lists(rows: Rows, name: str) -> list[Floats]:
     return [np.array(row[name], dtype=np.float64) for row in rows]
 
 
+def counts(rows: Rows, answer: str) -> list[Floats]:
+    """Tokens behind each nll of an item's `answer`, `paraphrase` or `wrong` ones; 1 where nobody counted them.
+
+    So it is in what another tool logged: its nll is a mean over tokens already.
+    """
+    counted = [(row[f"{answer}_nll"], row[f"{answer}_tokens"]) for row in rows]
+    return [np.array(np.ones_like(nll) if number is None else number, dtype=np.float64) for nll, number in counted]
+
+
 def have(rows: Rows, name: str) -> bool:
     """Whether every row has that value, or list of at least one."""
     return all(row[name] is not None and row[name] != [] for row in rows)

@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from bench.metrics import Floats
-from bench.metrics.rows import column, lists
+from bench.metrics.rows import column, counts, lists
 from bench.splits import About, Metric, Rows
 
 
@@ -58,8 +58,8 @@ Definition = Callable[[Floats, Floats, Sequence[Floats], Sequence[Floats]], Floa
 def of_rows(rows: Rows, definition: Definition = log_truth_ratio) -> Floats:
     """log R of each row, which has wrong answers: [items]."""
     right = "answer" if rows[0]["paraphrase_nll"] is None else "paraphrase"
-    nll, num_tokens = column(rows, f"{right}_nll"), column(rows, f"{right}_tokens")
-    return definition(nll, num_tokens, lists(rows, "wrong_nll"), lists(rows, "wrong_tokens"))
+    nll, num_tokens = column(rows, f"{right}_nll"), np.array(counts(rows, right))
+    return definition(nll, num_tokens, lists(rows, "wrong_nll"), counts(rows, "wrong"))
 
 
 def _tofu(definition: Definition, rows: Rows, about: About) -> float:

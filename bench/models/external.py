@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
@@ -19,12 +19,19 @@ class ExternalConfig:
     method: Annotated[str, MinLen(1)]
     """What its method is called in tables."""
     model: Annotated[str, MinLen(1)]
-    """Hub id, local folder or .gguf file, of the target's vocabulary. A PEFT checkpoint is merged into its base."""
+    """Hub id, local folder or .gguf file, of the target's vocabulary. A PEFT checkpoint is merged into its base.
+    Or an evaluation log, where `tool` says whose."""
     model_digest: str | None = field(default=None, metadata=LATER)
     """What a folder or file of that name holds; the command finds it out."""
+    tool: Literal["open-unlearning"] | None = field(default=None, metadata=LATER)
+    """What made the log that stands in place of the model: nothing can be asked anew. None: it is a model."""
 
     def check(self, target: str) -> None:
-        """Raises UserError where the model is of another vocabulary than the target model, or has no tokenizer."""
+        """Raises UserError where it is of another vocabulary than the target model, has no tokenizer, or is a log."""
+        if self.tool is not None:
+            raise UserError(
+                "external.model", f"{self.model} is a log, and cannot be asked; `grun-bench import` reads it"
+            )
         with blaming(self):
             same = load_tokenizer(self.model).get_vocab() == load_tokenizer(target).get_vocab()
         if not same:

@@ -17,7 +17,7 @@ from bench.metrics.rows import grouped
 from bench.pareto import Floats
 from bench.results import store
 from bench.results.columns import SCORES, check_objectives
-from bench.results.settings import as_text, check_one_setting, leaves, setting
+from bench.results.settings import as_text, check_one_setting, is_log, leaves, setting
 from bench.results.storage import Folder, Location
 from bench.splits import COSTS, Direction
 from grun.errors import UserError
@@ -226,13 +226,15 @@ def _hypervolume(rows: Sequence[Row], objectives: Mapping[str, Direction], corne
 def write_front_configs(comparison: Comparison, folder: Location) -> dict[str, Location]:
     """One RunConfig YAML for each point of each method's front, ready for `grun-bench train`; by run_key.
 
-    Those of an earlier front are taken away: nobody could tell them from these.
+    None of another tool's log, which nobody can run. Those of an earlier front are taken away: nobody could tell them
+    from these.
     """
     for file in folder.files(".yaml"):
         file.remove()
     written = {}
     for summary in comparison.methods:
-        for number, row in enumerate(summary.front, start=1):
+        runs = [row for row in summary.front if not is_log(row["config_json"])]
+        for number, row in enumerate(runs, start=1):
             path = folder / f"{summary.method}-{number:02d}.yaml"
             path.write(yaml_text(json.loads(row["config_json"])).encode())
             written[row["run_key"]] = path

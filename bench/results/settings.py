@@ -5,6 +5,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bench.content import by_content
+from bench.results import store
+from bench.results.storage import Location
 from grun.errors import UserError
 
 
@@ -39,6 +41,24 @@ def check_one_setting(config_jsons: Iterable[str]) -> None:
         f"holds runs of {len(settings)} benchmark, model or evaluation settings, which do not compare "
         f"({', '.join(differing[:3])}); choose with --where KEY=VALUE, or use one folder each",
     )
+
+
+def setting_of(results: Location) -> dict[str, Any]:
+    """Benchmark, model and evaluation of a folder's runs, as data of a config; nothing where it holds none.
+
+    Raises UserError where there are several such settings.
+    """
+    if not (results / "runs").files(".parquet"):
+        return {}
+    configs = store.scan_runs(results).filter(status="ok")["config_json"].to_list()
+    check_one_setting(configs)
+    found = {key: json.loads(config)[key] for config in configs for key in ("benchmark", "model", "evaluation")}
+    return {key: {k: v for k, v in section.items() if k != "robustness"} for key, section in found.items()}
+
+
+def is_log(config_json: str) -> bool:
+    """Whether a run is what another tool logged, so that nothing of it can be run again."""
+    return (json.loads(config_json).get("external") or {}).get("tool") is not None
 
 
 def as_text(value: Any) -> str:

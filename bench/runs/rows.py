@@ -62,7 +62,7 @@ def config_columns(config: RunConfig) -> Row:
         "benchmark": config.benchmark.name,
         "forget_split": config.benchmark.forget_split,
         "model": config.model.name,
-        "adapter": "external" if config.external else adapter.name,
+        "adapter": "external" if config.external and config.method != config.start_from else adapter.name,
         "seed": config.seed,
         "config_json": config.to_json(),
     }

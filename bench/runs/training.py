@@ -56,7 +56,7 @@ def train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str
         config.adapter.attach(subject.model, config.seed)  # settles what is trained
         shard(subject.model, subject.device, workers)
     if not config.adapter.trains:
-        return subject.attached(), {"trainable_parameters": 0, "train_seconds": 0.0}
+        return subject.attached(), {} if config.external else {"trainable_parameters": 0, "train_seconds": 0.0}
     planned = plan_of(config, subject, subject.benchmark, workers)
     adapted = subject.attached()
     return adapted, train(config, subject, adapted, planned, module, workers)

@@ -13,7 +13,7 @@ from bench.metrics.rows import grouped
 from bench.reports.comparison import Comparison
 from bench.results import store
 from bench.results.columns import SCORES
-from bench.results.settings import setting
+from bench.results.settings import is_log, setting
 from bench.results.storage import Location
 from bench.runs.execution import Execution
 from bench.spaces.parameters import Categorical
@@ -41,21 +41,23 @@ def repeat_best(
 ) -> list[Row]:
     """Train each method's best run (its balanced one where none keeps the utility) with num_seeds seeds, attacks on.
 
+    What another tool logged stands as it is: nothing of it can be run again.
     best: by which score. execution.results: the folder that was compared. Returns the rows of these runs and of their
     references: what an earlier command chose otherwise lies in the same folder.
     Raises UserError where no method has one.
     """
-    studies = [_study(row, comparison, num_seeds) for row in best_runs(comparison, execution.folder, best)]
+    chosen = best_runs(comparison, execution.folder, best)
+    logged = [row for row in chosen if is_log(row["config_json"])]
+    studies = [_study(row, comparison, num_seeds) for row in chosen if row not in logged]
+    if not studies:
+        return [row for row in (comparison.target_model, comparison.retain_model) if row] + logged
     there = replace(execution, results=execution.folder / FOLDER)
     sweep(studies, there, pool, log)
     repeated = {study.run(point).run_key for study in studies for point in study.initial_points}
     rows = store.scan_runs(there.results).filter(status="ok").to_dicts()
     same = setting(studies[0].run({}).to_json())
-    return [
-        row
-        for row in rows
-        if row["run_key"] in repeated or (row["adapter"] == "none" and setting(row["config_json"]) == same)
-    ]
+    references = [row for row in rows if row["adapter"] == "none" and setting(row["config_json"]) == same]
+    return [*references, *(row for row in rows if row["run_key"] in repeated), *logged]
 
 
 def best_runs(comparison: Comparison, folder: Location, best: Best = "rouge_l") -> list[Row]:

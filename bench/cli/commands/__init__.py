@@ -27,7 +27,7 @@ class Command(Protocol):
 
 
 GROUPS: Mapping[str, Sequence[str]] = {
-    "one run": ("prepare", "train", "evaluate", "keys"),
+    "one run": ("prepare", "train", "evaluate", "import", "keys"),
     "many runs": ("spaces", "init", "sweep", "submit", "seeds", "sequential"),
     "what they found": ("pareto", "report", "metrics", "export"),
     "upkeep": ("rescore", "compact", "benchmark", "completion"),

@@ -71,7 +71,7 @@ def _elsewhere(options: Options) -> "tuple[RunConfig, Execution]":
     from bench.config import overlay, run_config
 
     external = {"adapter": "none", "external.method": options.name, "external.model": options.module}
-    return run_config(overlay({}, {**options.settings, **external})), execution
+    return run_config(overlay(options.setting(execution.folder), external)), execution
 
 
 def _lm_eval(options: Options, config: "RunConfig", execution: "Execution") -> None:
