@@ -16,13 +16,13 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: demo bench results test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
 
 demo: $(READY)
-	@echo "== sweeping GRUN, LoRA and full fine-tuning over the embedded benchmark, into $(RESULTS)"
-	$(BIN)/grun-bench sweep search_spaces/demo_grun.yaml search_spaces/demo_lora.yaml search_spaces/demo_full.yaml \
-		--results $(RESULTS)
-	@echo "== the front, and a config for each of its points"
-	$(BIN)/grun-bench pareto $(RESULTS)
-	@echo "== the page"
+	@echo "== three adapters unlearn a tiny model, by three losses, a few trials each: rows and modules into $(RESULTS)"
+	$(BIN)/grun-bench sweep search_spaces/demo_*.yaml --results $(RESULTS)
+	@echo "== the points of the fronts, and for each a config that makes it again"
+	$(BIN)/grun-bench pareto $(RESULTS) --format fronts
+	@echo "== all of it as a page"
 	$(BIN)/grun-bench report $(RESULTS)
+	@echo "== open it in a browser: file://$(abspath $(RESULTS))/report.html"
 
 # Tens of minutes with SmolLM2: leave the machine alone while it runs. With TOFU=DIR on the real TOFU's JSON files.
 BENCH := --output docs/benchmarks.md --adapter.learning_rate 0.01
@@ -67,18 +67,21 @@ check: $(READY)
 
 setup: $(READY)
 
-# A venv with pinned versions. Without a GPU torch comes from its CPU index, where that can be reached.
+# A venv with pinned versions. Without a GPU torch comes from its CPU index, which is asked once whether it answers.
+TORCH_CPU := https://download.pytorch.org/whl/cpu
+ANSWERS := import urllib.request; urllib.request.urlopen('$(TORCH_CPU)/torch/', timeout=5)
 $(READY): pyproject.toml constraints.txt
 	@echo "== setting up $(VENV) (a few minutes the first time)"
 	$(PYTHON) -m venv $(VENV)
 	@if command -v nvidia-smi >/dev/null && nvidia-smi -L >/dev/null 2>&1; then \
 		echo "== torch for the GPU found here"; \
-		$(PIP) install $(QUIET) -c constraints.txt torch; \
-	else \
+	elif $(BIN)/python -c "$(ANSWERS)" 2>/dev/null; then \
 		echo "== torch for the CPU: no GPU found"; \
-		$(PIP) install $(QUIET) -c constraints.txt torch \
-			--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu; \
-	fi
+		set -- --extra-index-url $(TORCH_CPU); \
+	else \
+		echo "== torch from your package index: no GPU found, and $(TORCH_CPU) does not answer"; \
+	fi; \
+	$(PIP) install $(QUIET) -c constraints.txt torch "$$@"
 	@echo "== everything else"
 	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,gguf,lm-eval]'
 	@touch $@

@@ -5,9 +5,10 @@ from bench.cli.parser import option
 from bench.cli.tables import console, print_front, print_methods
 
 EXAMPLE = "grun-bench pareto results/mine --objectives forget_rouge_l_recall:min model_utility:max"
+_SAYS = "fronts: without the line a method that `sweep` ends with; json: for other programs"
 ARGUMENTS = (
     *COMPARED_RUNS,
-    option("--format", choices=["table", "json"], default="table", help="json: for other programs"),
+    option("--format", choices=["table", "fronts", "json"], default="table", help=_SAYS),
 )
 
 
@@ -21,6 +22,7 @@ def run(options: Options) -> None:
     if options.format == "json":
         print(as_json(comparison))
         return
+    if options.format == "table":
+        print_methods(comparison)
     print_front(comparison)
-    print_methods(comparison)
     console.print(f"{len(configs)} ready-to-run configs in {front}; grun-bench train FILE runs one")
