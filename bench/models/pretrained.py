@@ -135,8 +135,7 @@ def load_pretrained(
     except UserError:
         raise
     except Exception as error:  # transformers raises many kinds for an unreadable model
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError("model.name", f"{name!r} cannot be read ({reason})") from error
+        raise _unreadable(name, error) from error
     tokenizer = load_tokenizer(name)
     set_answer_ends(model, PromptTemplate.of(tokenizer, prompt))
     return model.to(device).eval(), tokenizer
@@ -170,27 +169,50 @@ def load_model_config(name: str) -> Any:
 def load_tokenizer(name: str) -> Any:
     """The tokenizer alone of what `load_pretrained` takes. Raises UserError where there is none."""
     from transformers import AutoTokenizer
-    from transformers.utils import find_adapter_config_file
 
     source = _readable(name)
-    if find_adapter_config_file(source) is not None and not (Path(source) / "tokenizer_config.json").exists():
-        from peft import PeftConfig
-
-        source = str(PeftConfig.from_pretrained(source).base_model_name_or_path)
+    if not (Path(source) / "tokenizer_config.json").exists():
+        source = _base_of(source) or source
     try:
-        return AutoTokenizer.from_pretrained(source)
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
-        raise UserError(
-            "model.name", f"{name!r} has weights and no tokenizer; put its tokenizer files there"
-        ) from error
+        if (Path(source) / "config.json").exists():
+            problem = f"{source!r} has weights and no tokenizer; put its tokenizer files there"
+            raise UserError("model.name", problem) from error
+        raise _unreadable(name, error) from error
+
+
+def _unreadable(name: str, error: Exception) -> UserError:
+    """What transformers said, in a line; of an update what is missing, which PEFT would look for on the hub."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    source = Path(_readable(name))
+    base = _base_of(str(source))
+    if base is None:
+        return UserError("model.name", f"{name!r} cannot be read ({reason})")
+    if base.startswith((".", "/", "~")) and not Path(base).is_dir():
+        reason = f"there is no {base}; put the base there, or name where it is in adapter_config.json"
+    elif source.is_dir() and not any(source.glob("adapter_model.*")):
+        reason = f"there is no {source / 'adapter_model.safetensors'}"
+    return UserError("model.name", f"{name!r}, an update of {base!r}, cannot be read ({reason})")
+
+
+def _base_of(source: str) -> str | None:
+    """The model that a PEFT checkpoint is an update of; None where the source is no such."""
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(source) is None:
+        return None
+    from peft import PeftConfig
+
+    return str(PeftConfig.from_pretrained(source).base_model_name_or_path)
 
 
 def _weights(source: str, dtype: torch.dtype) -> CausalLM:
     """What PEFT trained is added to its base's weights, for good."""
     from transformers import AutoModelForCausalLM
-    from transformers.utils import find_adapter_config_file
 
-    if find_adapter_config_file(source) is None:
+    if _base_of(source) is None:
         return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     from peft import AutoPeftModelForCausalLM
 

@@ -52,12 +52,15 @@ def test_a_folder_scores_as_the_run_that_made_it(
 
 
 def test_what_is_missing_is_one_line(
-    small_config: RunConfig, small_prerequisites: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    small_config: RunConfig,
+    small_prerequisites: Path,
+    target_folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """No tokenizer; another vocabulary; an update whose base is gone; the name of a reference; an adapter on top;
-    --results without a name."""
-    execution = Execution(results=small_prerequisites)
-    target = next(iter((cache_dir() / "models").glob("*/model.safetensors"))).parent
+    """No tokenizer; another vocabulary; an update whose base is gone, or without its own weights; an empty folder; the
+    name of a reference; an adapter on top; --results without a name."""
+    execution, target = Execution(results=small_prerequisites), Path(target_folder)
 
     def problem(name: str, **files: str | None) -> str:
         """Of a copy of a prepared model with other files in it; None: without that file."""
@@ -74,10 +77,17 @@ def test_what_is_missing_is_one_line(
     tokenizer = json.loads((target / "tokenizer.json").read_text())
     tokenizer["model"]["vocab"] = {f"{token}!": at for token, at in tokenizer["model"]["vocab"].items()}
     tokenizer["model"]["merges"] = []
-    assert "external.model: " in problem("no-tokenizer", tokenizer=None, tokenizer_config=None)
+    bare: dict[str, str | None] = {"tokenizer": None, "tokenizer_config": None}
+    assert "has weights and no tokenizer" in problem("no-tokenizer", **bare)
     assert "has another vocabulary than the target model" in problem("vocabulary", tokenizer=json.dumps(tokenizer))
-    update = json.dumps({"base_model_name_or_path": "/nowhere/base", "peft_type": "LORA"})
-    assert "external.model: " in problem("no-base", adapter_config=update)
+    lora = {"base_model_name_or_path": "/nowhere/base", "peft_type": "LORA", "task_type": "CAUSAL_LM"}
+    for own in ({}, bare):
+        name = f"no-base-{len(own)}"
+        said = problem(name, adapter_config=json.dumps(lora), **own)
+        assert f"external.model: '{tmp_path / name}', an update of '/nowhere/base', cannot be read (there is no" in said
+    on_target = json.dumps(lora | {"base_model_name_or_path": str(target)})
+    assert "adapter_model.safetensors)" in problem("no-update", adapter_config=on_target)
+    assert "cannot be read (" in problem("nothing", config=None, **bare)
     with pytest.raises(SystemExit):
         main(["evaluate", str(target), "--results", str(tmp_path)])
     assert "grun-bench: --results: goes with --name" in capsys.readouterr().err
