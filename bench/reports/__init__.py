@@ -1,1 +1,1 @@
-"""What was found: fronts, tables, pictures, pages. Imports no model code."""
+"""What was found: fronts, tables, pictures. Imports no model code."""

@@ -8,6 +8,7 @@
     RESULTS/{runs,items,…}/compact-*   many of them in one, made by `compact`
     RESULTS/modules/<train_key>/       what was trained, where it is small
     RESULTS/studies.journal            Optuna's storage
+    RESULTS/seeds/                     a results folder of its own: methods' best runs again, with other seeds
 
 A file's name is the hash of the config, so writing a row again replaces it and never doubles it: many writers need no
 lock. Readers may come at any time; where a run stands in several files, its own counts, then the latest compacted one.
@@ -27,6 +28,8 @@ from bench.results.columns import TABLES, ItemRow, Row
 from bench.results.storage import Folder, Location, Unreachable, location
 from grun.errors import UserError
 
+SEEDS = "seeds"
+"""Folder under RESULTS: repeated runs are no trials, and must not be counted as such."""
 COMPACT = "compact-"
 COMPACT_BYTES = 256 * 2**20
 COMPACT_RUNS = 1000
@@ -118,18 +121,31 @@ def scan_runs(results: Folder) -> pl.DataFrame:
 
 def scan(folder: Location, table: str, maker: str) -> pl.DataFrame:
     """All rows of a table, those of a run's own file after those of compacted ones. maker: the command to name."""
-    schema = TABLES[table]
+    empty = frame_of(table, [])
     for _ in range(3):  # a compaction may take files away while they are read
         files = (folder / table).files(".parquet")
         if not files:
             raise UserError("RESULTS", f"{folder} holds no {table}; run {maker} first")
         try:
-            tables = [_read(file, schema) for file in sorted(files, key=_is_single)]
+            frames = [empty, *each_frame(files)]
         except FileNotFoundError:
             continue
-        whole = pa.concat_tables([schema.empty_table(), *(each for each in tables if each is not None)])
-        return pl.DataFrame(pl.from_arrow(whole.combine_chunks()))  # a chunk a file costs more than the file
+        # A chunk a file costs more than the file.
+        return pl.concat(frames, how="diagonal_relaxed", rechunk=True).select(empty.columns).cast(empty.schema)
     raise UserError("RESULTS", f"{folder} changes faster than it can be read; try again")
+
+
+def each_frame(files: Sequence[Location], columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
+    """What each undamaged file holds, those of runs of their own last: they count. Raises FileNotFoundError.
+
+    Through polars: a row of many columns takes pyarrow six times as long. columns: only these, which all files have.
+    """
+    for file in sorted(files, key=_is_single):
+        content = file.read()
+        try:
+            yield pl.read_parquet(content, columns=columns, parallel="none")
+        except (OSError, pl.exceptions.PolarsError):
+            continue
 
 
 def frame_of(table: str, rows: Sequence[Row]) -> pl.DataFrame:
@@ -141,6 +157,14 @@ def scan_items(results: Folder, run_keys: Sequence[str]) -> pl.DataFrame:
     """Items of some runs."""
     rows = [row for key in run_keys for row in rows_of(location(results), "items", key)]
     return frame_of("items", rows)
+
+
+def item_frames(results: Folder, run_keys: Sequence[str], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
+    """These columns of the items of many runs, run_key among them: a frame a file, a later one of a run counts."""
+    files = (location(results) / "items").files(".parquet")
+    wanted = [f for f in files if f.name.removesuffix(".parquet") in set(run_keys) or not _is_single(f)]
+    for frame in each_frame(wanted, ["run_key", *columns]):
+        yield frame.filter(pl.col("run_key").is_in(run_keys))
 
 
 def damaged_files(results: Folder) -> list[Location]:

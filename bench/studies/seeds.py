@@ -26,8 +26,6 @@ from grun.errors import UserError
 Row = dict[str, Any]
 Best = Literal["rouge_l", "quality"]
 """Which of a method's runs that keep the utility stands for it: that of the least forget ROUGE-L, or best quality."""
-FOLDER = "seeds"
-"""Folder under RESULTS that holds the repeated runs: they are no trials, and must not be counted as such."""
 COLUMNS = (
     *HEADLINES,
     *("forget_extraction_strength", "forget_fluency", "mia_min_k_auc", "forget_paraphrased_question_rouge_l_recall"),
@@ -51,7 +49,7 @@ def repeat_best(
     studies = [_study(row, comparison, num_seeds) for row in chosen if row not in logged]
     if not studies:
         return [row for row in (comparison.target_model, comparison.retain_model) if row] + logged
-    there = replace(execution, results=execution.folder / FOLDER)
+    there = replace(execution, results=execution.folder / store.SEEDS)
     sweep(studies, there, pool, log)
     repeated = {study.run(point).run_key for study in studies for point in study.initial_points}
     rows = store.scan_runs(there.results).filter(status="ok").to_dicts()

@@ -91,15 +91,14 @@ def test_evaluate_a_module_at_another_threshold(folder: Path, tmp_path: Path, ca
 def test_page_is_self_contained(folder: Path, capsys: Captured) -> None:
     main(["report", str(folder)])
     page = (folder / "report.html").read_text()
-    for word in ("grun+grad_ascent", "lora+grad_ascent", "Gates", "Before and after", "vegaEmbed"):
+    for word in ("GRUN + GradDiff", "LoRA + GradDiff", "gates", "said"):
         assert word in page
-    own_markup = re.sub(r"<script>.*?</script>", "", page, flags=re.DOTALL)
-    assert not re.search(r"(src|href)\s*=", own_markup), "nothing is fetched"
+    assert re.findall(r"(?:src|href)\s*=\s*\S+", page) == ['href="data:,">'], "nothing is fetched"
     assert (folder / "fronts.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_page_escapes_what_a_model_generated(folder: Path, tmp_path: Path) -> None:
-    """A generation is untrusted text: markup in it is shown, not run."""
+    """A generation is untrusted text: no markup of it gets into the page; a browser shows it in test_page.py."""
     copy = shutil.copytree(folder, tmp_path / "copy")
     for row in store.scan_runs(copy).to_dicts():
         items = store.read_items(copy, row["run_key"])
@@ -110,7 +109,7 @@ def test_page_escapes_what_a_model_generated(folder: Path, tmp_path: Path) -> No
     main(["report", str(copy)])
     page = (copy / "report.html").read_text()
     assert "<script>alert(1)</script>" not in page
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert r"\u003cscript>alert(1)\u003c/script>" in page
 
 
 def test_damaged_rows_are_left_out_and_counted(folder: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -369,8 +369,8 @@ def test_the_command(
     rows = scan_requests(folder)
     assert rows.filter(study="lora")["request_index"].unique().sort().to_list() == [1, 2]
     main(["report", str(folder)])
-    page = (folder / "requests.html").read_text()
-    assert "confusion" in page
+    page = (folder / "report.html").read_text()
+    assert '"triangle":[[' in page
     assert (folder / "requests.png").read_bytes().startswith(b"\x89PNG")
     assert "<script" in page
     deployment = tmp_path / "deployment"

@@ -184,7 +184,7 @@ def test_the_shipped_sequences(
     rows = scan_requests(tmp_path)
     assert set(rows["study"]) == {file.replace("_", "-") for file in files}
     main(["report", str(tmp_path)])
-    assert "001" in (tmp_path / "requests.html").read_text()
+    assert "001" in (tmp_path / "report.html").read_text()
     study = files[0].replace("_", "-")
     without = ["--without", "001"] if len(set(rows["evaluated_request"])) > 1 else []
     main(["export", str(tmp_path), "--study", study, "--output", str(tmp_path / "out"), *without])

@@ -203,7 +203,7 @@ def test_what_reads_results_imports_no_model_code(many_rows: Path) -> None:
 
 def test_the_page_imports_no_model_code() -> None:
     """All that `report` imports; what it draws takes ten seconds, and imports nothing more."""
-    code = "import sys, bench.reports.report, bench.reports.comparison, bench.cli.main; print(*sys.modules)"
+    code = "import sys, bench.page.report, bench.reports.comparison, bench.cli.main; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert {name.partition(".")[0] for name in done.stdout.split()} & set(HEAVY) == set()
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from bench.page.report import write_report
 from bench.reports.comparison import as_json, compare, write_front_configs
-from bench.reports.report import write_report
 from bench.results import store
 from bench.results.storage import location
 from grun.errors import UserError
@@ -258,7 +258,7 @@ def test_any_folder_has_a_page(benchmark: str, what: str, tmp_path: Path) -> Non
         _write(tmp_path, "target", benchmark, **SCORED[benchmark], **role)
     comparison = compare(tmp_path)
     assert len(comparison.runs) == (what == "finished")
-    page, picture = location(tmp_path / "report.html"), location(tmp_path / "fronts.png")
-    write_report(comparison, tmp_path, page, picture)
+    picture = location(tmp_path / "fronts.png")
+    page, *_ = write_report(comparison, tmp_path, picture)
     assert f"{benchmark} {SETTINGS[benchmark]}, tiny" in page.read().decode()
     assert picture.read().startswith(b"\x89PNG")

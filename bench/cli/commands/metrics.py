@@ -21,8 +21,8 @@ def run(options: Options) -> None:
     execution, pool = options.execution(options.folder), options.pool()
     comparison = options.comparison()
     from bench.metaeval.judge import judge_metrics
+    from bench.reports.charts import write_picture
     from bench.reports.judged import as_json, chart
-    from bench.reports.report import write_picture
 
     as_table = options.format == "table"
     say = log if as_table else lambda line: print(line, file=sys.stderr)
