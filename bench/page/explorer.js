@@ -382,8 +382,9 @@ function gatesOf(run, threshold) {
 
 function settingsOf(run) {
   const file = `${run.key}.yaml`;
-  return [html("h3", {}, "Configuration"), html("p", { class: "note" }, `As a file, ${file}; the command makes the same row from it.`),
-    copied(yaml({ ...data.shared[run.method], ...run.settings })), copied(`grun-bench train ${file} --results ${data.results}`)];
+  const says = run.again ? `As a file, ${file}; the command makes the same row from it.` : "As another tool logged it.";
+  return [html("h3", {}, "Configuration"), html("p", { class: "note" }, says), copied(yaml({ ...data.shared[run.method], ...run.settings })),
+    run.again ? copied(`grun-bench train ${file} --results ${data.results}`) : null];
 }
 
 // Dotted keys as nested YAML; values are YAML already.

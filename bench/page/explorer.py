@@ -15,7 +15,7 @@ from bench.reports.comparison import Comparison, Row
 from bench.reports.names import name_of, parts, rank
 from bench.results import store
 from bench.results.columns import SCORES
-from bench.results.settings import leaves, setting
+from bench.results.settings import is_log, leaves, setting
 from bench.results.storage import Folder, location
 from bench.splits import ATTACKS, COSTS
 
@@ -61,6 +61,7 @@ def page_data(comparison: Comparison, folder: Folder) -> dict[str, Any]:
             {
                 "key": row["run_key"],
                 "method": row["method"],
+                "again": not is_log(row["config_json"]),
                 "settings": own[row["run_key"]],
                 "gates": gates.get(row["run_key"]),
                 "said": generations.get(row["run_key"]),

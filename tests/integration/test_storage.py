@@ -216,7 +216,7 @@ def test_readers_and_writers_do_not_mind_each_other(folder: Location) -> None:
 
 
 def test_compacting_costs_no_more_than_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of each run by itself, however many there are: what is taken up for a file must not look at all those before it."""
+    """Of each run by itself, however many there are: what is taken up for a file must not look at those before it."""
     monkeypatch.setattr(store, "COMPACT_RUNS", 120)
     store.create(tmp_path)
     for number in range(200):
