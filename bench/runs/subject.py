@@ -152,7 +152,9 @@ class Subject:
 
     def _equipped(self, adapted: Adapted) -> Adapted:
         """With the node's prefix caches behind it where the adapter leaves the model frozen, else as memory allows."""
-        if isinstance(adapted, EditedModel) and self.execution.engine == "auto":
+        if isinstance(adapted, EditedModel):
+            if self.execution.engine == "plain":
+                return adapted.on_plain_path()
             max_bytes = int(max_cache_gb() * 1e9)
             caching = OnDisk(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
             adapted.use_prefix_caching(caching)

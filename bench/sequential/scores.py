@@ -9,15 +9,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from bench.benchmarks import SPLITS
 from bench.evaluation.score import score
 from bench.results.columns import REQUEST_METRICS, STATE_METRICS, ItemRow
 from bench.sequential.request import Request
-from grun.data import Example, collate
 from grun.engine.edited import EditedModel
-from grun.model.reading import model_inputs
+from grun.model.forward import Adapted, PlainModel
 
 SOFT_GATE_IS_SHUT = 0.5
 """At gate threshold 0 no gate is ever quite shut: below this one it is called so."""
@@ -90,22 +88,16 @@ def _open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: floa
     return [float(share) for share in (gates_BEK >= gate_threshold).any(axis=1).mean(axis=0)]
 
 
-@torch.no_grad()
 def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
-    """Medians of one pass over a batch of prompts (with the edits at their last tokens, without), taken in turn."""
-    batch = collate([Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts], device=adapted.device)
-    adapted = adapted.on_plain_path()  # it keeps nothing of a prompt: gates that read a pass of their own read it anew
+    """Medians of a batch of prompts' first tokens (with the modules, without them), taken in turn.
 
-    def edited() -> Any:
-        return adapted.whole_pass(batch, prompts)
-
-    def bare() -> Any:
-        return adapted.model(**model_inputs(batch))
-
+    adapted: that knows none of the prompts.
+    """
+    asked_in_turn: tuple[Adapted, Adapted] = adapted, PlainModel(adapted.model)
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(PREFILL_REPEATS):
-        for taken, run in zip(seconds, (edited, bare), strict=True):
+        for taken, asked in zip(seconds, asked_in_turn, strict=True):
             started = time.perf_counter()
-            run().logits.sum().item()  # waits for a GPU
+            asked.generate(prompts, max_new_tokens=1)  # as token ids: waits for a GPU
             taken.append(time.perf_counter() - started)
     return statistics.median(seconds[0]), statistics.median(seconds[1])

@@ -87,7 +87,8 @@ def run_stack(states: States) -> None:
         if size == len(requests):
             asked = [item for request in requests for item in request.items][:PREFILL_PROMPTS]
             prompts = [item.example(subject.template).prompt_ids for item in asked]
-            cost["prefill_seconds"], cost["bare_prefill_seconds"] = prefill_seconds(adapted, prompts)
+            unasked = combine(_edited(subject.attached()), present, variant.combination, threshold or 0.0)
+            cost["prefill_seconds"], cost["bare_prefill_seconds"] = prefill_seconds(unasked, prompts)
         states.write(variant, size, rows, cost)
 
 

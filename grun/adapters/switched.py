@@ -8,16 +8,15 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from grun.data import Batch, Example
+from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
-from grun.model.forward import AnswerOutput, Generated, PlainModel, generate, mixed_precision
-from grun.model.reading import model_inputs
+from grun.model.forward import AnswerOutput, Generated, PlainModel, mixed_precision
+from grun.model.prompted import read_prompts
 
 Prompts = Sequence[tuple[int, ...]]
 
@@ -40,12 +39,6 @@ class SwitchedModel(EditedModel):
     def take_hold(self) -> None:
         """pyvene has no part in it."""
 
-    def whole_pass(self, batch: Batch, prompts: Prompts) -> Any:
-        """The whole model's own output on a batch."""
-        weight_BK, _ = self._read(prompts)
-        with self.changed(prompts, weight_BK, [0] * len(prompts)):
-            return self.model(**model_inputs(batch))
-
     def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
         prompts = [example.prompt_ids for example in examples]
         weight_BK, logit_BK = self._read(prompts)
@@ -55,11 +48,17 @@ class SwitchedModel(EditedModel):
 
     @torch.no_grad()
     def generate(self, prompts: Prompts, max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()) -> Generated:
-        """See `grun.model.forward.Adapted`. The gates are read once, and hold for the whole answer."""
-        weight_BK, logit_BK = self._read(prompts)
-        padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
-        with self.changed(prompts, weight_BK, padding) as keep, mixed_precision(self.device):
-            answers = generate(self.model, prompts, max_new_tokens, drafts, keep)
+        """See `grun.model.forward.Adapted`. The gates are read once, and hold for the whole answer; where all are shut,
+        the pass that they read begins the answers, too."""
+        assert self.gate_layer is not None
+        with mixed_precision(self.device):
+            read = read_prompts(self.model, prompts, (self.gate_layer,))
+            weight_BK, logit_BK = self._edits()[0].read(read.hidden_BD[0].float())
+            if not weight_BK.any():
+                return Generated(answers=read.answers(max_new_tokens, drafts), gate_logit_BK=logit_BK)
+            padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+            with self.changed(prompts, weight_BK, padding) as keep:
+                answers = read_prompts(self.model, prompts).answers(max_new_tokens, drafts, keep)
         return Generated(answers=answers, gate_logit_BK=logit_BK)
 
     def _read(self, prompts: Prompts) -> tuple[Tensor, Tensor]:

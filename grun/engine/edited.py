@@ -1,7 +1,8 @@
 """A frozen causal LM with ReFT or GRUN edits, on the last prompt token or from there on: forward and generate.
 
 Two paths, equal to float rounding: the plain one runs the whole model through pyvene; the engine runs only what the
-edits can change (`grun.engine.later_layers`), for the examples and prompts that `announce` has been told of.
+edits can change (`grun.engine.later_layers`), for the examples and prompts that `announce` has been told of. Prompts
+that it has not been told of are read in one pass, edited on the way.
 """
 
 from __future__ import annotations
@@ -23,10 +24,14 @@ from grun.engine import later_layers
 from grun.engine.prefix_builder import check_same_nll
 from grun.engine.prefix_cache import PrefixCache, PrefixCaching, weights_hash
 from grun.engine.prefix_layout import CannotServe
+from grun.engine.read_once import ReadOnce
 from grun.errors import UserError
-from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, eos_ids, in_groups, read_off
+from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, in_groups, read_off
+from grun.model.kv_cache import keys_and_values
 from grun.model.layers import Layer
-from grun.model.reading import hidden_layer_index, model_inputs, prompt_inputs, through_hooks
+from grun.model.patching import decoder_layers
+from grun.model.prompted import read_prompts
+from grun.model.reading import eos_ids, hidden_layer_index, model_inputs, prompt_inputs
 from pyvene_custom.editing import Editing, Edits
 
 if TYPE_CHECKING:
@@ -34,6 +39,11 @@ if TYPE_CHECKING:
 
 
 GATE_BATCH = 64
+
+
+def _last_column(prompts: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    """Where prompts that are padded on the left end: [B]."""
+    return torch.full((len(prompts),), max(map(len, prompts)) - 1, device=device)
 
 
 def gates_of(adapted: EditedModel, prompts: Sequence[tuple[int, ...]], batch_size: int) -> Tensor:
@@ -55,7 +65,7 @@ class EditedModel:
         self.where = where
         self.gate_layer = gate_layer
         self._gate_hiddens: dict[tuple[int, ...], Tensor] | None = {}
-        """What the gates read of each prompt so far; None: the model changes, nothing may be kept."""
+        """What the gates read of each prompt so far; None: on the plain path, where nothing is kept."""
         self.edits = nn.ModuleDict({str(layer): edits[layer] for layer in sorted(edits)}).to(model.device)
         self.layers = tuple(sorted(edits))
         self._caching: PrefixCaching | None = None
@@ -174,10 +184,6 @@ class EditedModel:
             known |= zip([example.prompt_ids for example in batch], hidden_BD.float(), strict=True)
         return torch.stack([known[prompt] for prompt in prompts])
 
-    def whole_pass(self, batch: Batch, prompts: Sequence[tuple[int, ...]]) -> Any:
-        """The whole model's own output on a batch, the edits put in by torch's own hooks."""
-        return through_hooks(self.model, batch, self.editing(prompts, batch.edited_position_B))
-
     def through_pyvene(self, batch: Batch, editing: Editing) -> Any:
         """The whole model on a batch: its own output."""
         return self._plain()(model_inputs(batch), editing)
@@ -187,15 +193,45 @@ class EditedModel:
     def generate(
         self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()
     ) -> Generated:
-        """See `grun.model.forward.Adapted`. pyvene's own decoding, the plain path, looks at no draft."""
+        """See `grun.model.forward.Adapted`."""
         cache = self._cache_of(prompts)
         if cache is not None:
             editing = self.editing(prompts, None)
             return later_layers.generate(self.model, editing, cache, prompts, max_new_tokens, drafts)
+        if self._gate_hiddens is None:
+            return self._generate_through_pyvene(prompts, max_new_tokens)
+        if self.gate_layer is not None:
+            return self._generate_behind_late_gates(prompts, max_new_tokens, drafts)
+        editing = self.editing(prompts, _last_column(prompts, self.device))
+        with later_layers.editing_on(self.model, editing, editing.layers):
+            answers = read_prompts(self.model, prompts).answers(max_new_tokens, drafts, editing.keep)
+        return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())
+
+    def _generate_behind_late_gates(
+        self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]]
+    ) -> Generated:
+        """The pass that the gates read begins the answers, too: only where one opens, the prompts' last tokens go
+        through the later layers once more."""
+        assert self.gate_layer is not None
+        read = read_prompts(self.model, prompts, (self.layers[0], self.gate_layer))
+        hidden_BD, gate_hidden_BD = read.hidden_BD
+        gates = [edit.read(gate_hidden_BD.float()) for edit in self._edits().values()]
+        if not any(weight_BK.any() for weight_BK, _ in gates):
+            logit_BK = torch.cat([logit_BK for _, logit_BK in gates], dim=1)
+            return Generated(answers=read.answers(max_new_tokens, drafts), gate_logit_BK=logit_BK)
+        kv_BP2MHd = keys_and_values(read.cache, len(decoder_layers(self.model)))
+        if kv_BP2MHd is None:  # a family that keeps something else
+            return self._generate_through_pyvene(prompts, max_new_tokens)
+        editing = Editing(self._edits(), self.where, gate_hidden_BD=gate_hidden_BD.float())
+        just_read = ReadOnce(prompts, kv_BP2MHd, hidden_BD, first_layer=self.layers[0])
+        return later_layers.generate(self.model, editing, just_read, prompts, max_new_tokens, drafts)
+
+    def _generate_through_pyvene(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
+        """The plain path: pyvene's own decoding, which looks at no draft."""
         inputs = prompt_inputs(prompts, self.model)
         length = inputs["input_ids"].shape[1]
         ends = eos_ids(self.model)
-        editing = self.editing(prompts, torch.full((len(prompts),), length - 1, device=self.device))
+        editing = self.editing(prompts, _last_column(prompts, self.device))
         sequences_BL = self._plain().generate(
             inputs,
             editing,

@@ -5,7 +5,8 @@ below the first edit are skipped, and the edits are put in at the position that 
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +14,27 @@ from torch import Tensor, nn
 from grun.data import Example
 from grun.engine.prefix_batch import PrefixBatch, assemble
 from grun.engine.prefix_cache import PrefixCache
-from grun.model.forward import AnswerOutput, Generated, eos_ids
+from grun.model.forward import AnswerOutput, Generated
 from grun.model.greedy import decode
 from grun.model.kv_cache import aligned, fill_below, filled_cache
 from grun.model.patching import decoder_layers, output_tensor, patched, with_output_tensor
-from grun.model.reading import head_at
+from grun.model.reading import eos_ids, head_at
 from pyvene_custom.editing import Editing
+
+
+class Prompts(Protocol):
+    """Where prompts' keys and values are kept whole: a prefix cache, or what read them just now."""
+
+    first_layer: int
+
+    def kv(self, prompt_ids: tuple[int, ...]) -> Tensor:
+        """See `PrefixCache`."""
+
+    def prefix_kv(self, prompt_ids: tuple[int, ...]) -> Tensor:
+        """See `PrefixCache`."""
+
+    def hidden_at_edit(self, prompt_ids: tuple[int, ...]) -> Tensor:
+        """See `PrefixCache`."""
 
 
 def answer_output(
@@ -58,19 +74,18 @@ def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Seque
 def generate(
     model: Any,
     editing: Editing,
-    cache: PrefixCache,
+    cache: Prompts,
     prompts: Sequence[tuple[int, ...]],
     max_new_tokens: int,
     drafts: Sequence[Sequence[int]],
 ) -> Generated:
-    """Greedy answers. The prompts' keys and values come from the cache, which was built with `whole_prompts`."""
+    """Greedy answers. cache: of the prompts as a whole; a `PrefixCache` was built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
     logits_BV, _, kv = _run(model, editing, cache.first_layer, batch)
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
     below = [cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts]
     fill_below(kv, aligned(below).to(model.device))
-    layers = decoder_layers(model)
-    with patched(_edited(layers, editing, editing.layers_while_decoding())):
+    with editing_on(model, editing, editing.layers_while_decoding()):
         answers = decode(
             model,
             kv,
@@ -85,7 +100,12 @@ def generate(
     return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())
 
 
-def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
+def editing_on(model: Any, editing: Editing, layers: Iterable[int]) -> AbstractContextManager[None]:
+    """Inside, the output of these layers is edited."""
+    return patched(_edited(decoder_layers(model), editing, layers))
+
+
+def _prompt_batch(cache: Prompts, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
     """The prompts' last tokens alone: T = 1."""
     return assemble(
         [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts],

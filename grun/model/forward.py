@@ -11,10 +11,9 @@ from torch import Tensor, nn
 
 from grun.data import Batch, Example, collate, padding_groups
 from grun.losses import AnswerScores
-from grun.model.greedy import decode
-from grun.model.kv_cache import new_cache
 from grun.model.layers import Layer
-from grun.model.reading import head_at, hidden_layer_index, last_position, layer_output, model_inputs, prompt_inputs
+from grun.model.prompted import read_prompts
+from grun.model.reading import eos_ids, head_at, hidden_layer_index, layer_output, model_inputs
 from grun.prompts.template import PromptTemplate
 
 CausalLM = Any
@@ -148,7 +147,7 @@ class PlainModel:
     ) -> Generated:
         """See `Adapted`."""
         with mixed_precision(self.device):
-            return Generated(answers=generate(self.model, prompts, max_new_tokens, drafts))
+            return Generated(answers=read_prompts(self.model, prompts).answers(max_new_tokens, drafts))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """See `Adapted`."""
@@ -202,36 +201,6 @@ def in_groups(
     return AnswerOutput(examples=examples, **whole)
 
 
-def generate(
-    model: CausalLM,
-    prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
-    drafts: Sequence[Sequence[int]],
-    keep: Callable[[Tensor], None] = lambda row_B: None,
-) -> list[list[int]]:
-    """Greedy answers as token ids, EOS left out: the prompts read in one pass, drafts in one, then token by token.
-
-    keep: see `decode`.
-    """
-    inputs = prompt_inputs(prompts, model)
-    mask_BL = inputs["attention_mask"]
-    position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
-    cache = new_cache()
-    with head_at(model, last_position(mask_BL)):
-        outputs = model(**inputs, position_ids=position_ids_BL, past_key_values=cache, use_cache=True)
-    return decode(
-        model,
-        cache,
-        outputs.logits[0],
-        mask_BL,
-        position_ids_BL[:, -1] + 1,
-        max_new_tokens=max_new_tokens,
-        eos_ids=set(eos_ids(model)),
-        drafts=drafts,
-        keep=keep,
-    )
-
-
 def set_answer_ends(model: CausalLM, template: PromptTemplate) -> None:
     """Make sure the model knows which tokens end an answer and which one pads; call it once after loading."""
     own, tokenizer = model.generation_config, template.tokenizer
@@ -240,9 +209,3 @@ def set_answer_ends(model: CausalLM, template: PromptTemplate) -> None:
     own.eos_token_id = sorted({*known, *eos, template.end_id})
     pads = [tokenizer.pad_token_id, tokenizer.eos_token_id, template.end_id]
     own.pad_token_id = next(token for token in pads if token is not None)
-
-
-def eos_ids(model: CausalLM) -> list[int]:
-    """Every token id that ends an answer."""
-    ids = model.generation_config.eos_token_id
-    return [ids] if isinstance(ids, int) else list(ids)

@@ -82,6 +82,12 @@ def last_position(mask_BL: Tensor) -> Tensor:
     return last_BL
 
 
+def eos_ids(model: Any) -> list[int]:
+    """Every token id that ends an answer."""
+    ids = model.generation_config.eos_token_id
+    return [ids] if isinstance(ids, int) else list(ids)
+
+
 def prompt_inputs(prompts: Sequence[Sequence[int]], model: Any) -> dict[str, Tensor]:
     """Prompts as the model's arguments: their last tokens stand in the last column."""
     read, pad = [torch.tensor(prompt) for prompt in prompts], model.generation_config.pad_token_id

@@ -32,7 +32,9 @@ from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import OnDisk
 from grun.errors import UserError
 from grun.losses import gate_bce
-from grun.model.forward import PlainModel, eos_ids, set_answer_ends
+from grun.model.forward import PlainModel, set_answer_ends
+from grun.model.patching import decoder_layers
+from grun.model.reading import eos_ids
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
 from grun.testing.adapters import assert_drafts_change_nothing
@@ -104,9 +106,9 @@ def _examples() -> list[Example]:
 
 
 def _pair(family: str, config: Any, root: Path) -> tuple[EditedModel, EditedModel, list[Example]]:
-    """The same module twice: on the plain path, and on the engine."""
+    """The same module twice: on the plain path, through pyvene, and on the engine."""
     examples = _examples()
-    plain, engine = config.attach(_model(family), 3), config.attach(_model(family), 3)
+    plain, engine = config.attach(_model(family), 3).on_plain_path(), config.attach(_model(family), 3)
     lines: list[str] = []
     engine.use_prefix_caching(OnDisk(root=root, max_bytes=10**9, log=lines.append))
     engine.announce(examples, generate=True, progress=lambda done, total: None)
@@ -115,6 +117,12 @@ def _pair(family: str, config: Any, root: Path) -> tuple[EditedModel, EditedMode
         adapted.fit(examples[:6], examples[6:])
         adapted.train(False)
     return plain, engine, examples
+
+
+def _unasked(engine: EditedModel) -> EditedModel:
+    """The same module on a model that has been told of no prompt."""
+    edits = {layer: engine.edits[str(layer)] for layer in engine.layers}
+    return EditedModel(engine.model, edits, engine.where, engine.gate_layer)
 
 
 def _loss(adapted: EditedModel, examples: list[Example]) -> torch.Tensor:
@@ -209,8 +217,8 @@ def test_likelihoods_gates_and_answers_agree(family: str, config: Any, tmp_path:
         theirs, mine = plain.answer_output(examples), engine.answer_output(examples)
     torch.testing.assert_close(mine.scores.nll_B, theirs.scores.nll_B, rtol=1e-5, atol=1e-5)
     prompts = list(dict.fromkeys(example.prompt_ids for example in examples))
-    generated = [adapted.generate(prompts, 12) for adapted in (plain, engine)]
-    assert generated[1].answers == generated[0].answers
+    generated = [adapted.generate(prompts, 12) for adapted in (plain, engine, _unasked(engine))]
+    assert generated[2].answers == generated[1].answers == generated[0].answers
     assert len({tuple(answer) for answer in generated[0].answers}) > 1
     assert_drafts_change_nothing(engine, prompts, generated[1].answers, eos_ids(engine.model)[0])
     base = PlainModel(plain.model)
@@ -219,6 +227,7 @@ def test_likelihoods_gates_and_answers_agree(family: str, config: Any, tmp_path:
         torch.testing.assert_close(mine.gate_logit_BK, theirs.gate_logit_BK, rtol=1e-5, atol=1e-5)
         gates = engine.prompt_gates(prompts)
         torch.testing.assert_close(gates, generated[0].gate_logit_BK, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gates, generated[2].gate_logit_BK, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("edits", ["prompt_end", "answer"])
@@ -250,7 +259,7 @@ def test_a_latched_answer_is_what_teacher_forcing_says(family: str, config: str,
     model's first choice, with answers dropped from the batch on the way and prompts padded on the left."""
     plain, engine, examples = _pair(family, CONFIGS[config], tmp_path)
     prompts = list(dict.fromkeys(example.prompt_ids for example in examples))
-    for adapted in (plain, engine):
+    for adapted in (plain, engine, _unasked(engine)):
         answers = adapted.generate(prompts, 12).answers
         assert_drafts_change_nothing(adapted, prompts, answers, eos_ids(engine.model)[0])
         forced = [
@@ -273,7 +282,7 @@ def test_a_shut_gate_shuts_the_whole_answer_out(tmp_path: Path) -> None:
         set_gate_threshold(adapted, 1.0)
     assert torch.equal(plain.answer_output(examples).logits_NV, base.answer_output(examples).logits_NV)
     assert not torch.allclose(plain.answer_output(examples).logits_NV, opened)
-    for adapted in (plain, engine):
+    for adapted in (plain, engine, _unasked(engine)):
         assert adapted.generate(prompts, 12).answers == base.generate(prompts, 12).answers
 
 
@@ -291,9 +300,32 @@ def test_late_gates_read_the_untouched_model(tmp_path: Path) -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("config", ["grun, gates on another layer", "grun, router"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_pass_that_late_gates_read_begins_the_answer(family: str, config: str, tmp_path: Path) -> None:
+    """All prompts are read once, padded on the left. Shut: that is all. Open: their last tokens go through the later
+    layers once more, and the answers are those through pyvene, which reads the prompts twice."""
+    plain, engine, examples = _pair(family, CONFIGS[config], tmp_path)
+    prompts = list(dict.fromkeys(example.prompt_ids for example in examples))
+    unasked = _unasked(engine)
+    first, longest, read = decoder_layers(engine.model)[0], max(map(len, prompts)), []
+    first.register_forward_pre_hook(lambda layer, args, kwargs: read.append(args[0].shape[1]), with_kwargs=True)
+    for threshold, passes in ((0.0, [longest, 1]), (1.0, [longest])):
+        set_gate_threshold(plain, threshold)  # the same edits as the other's
+        set_gate_threshold(unasked, threshold)
+        read.clear()
+        unasked.generate(prompts, 1)
+        assert read == passes
+        answers = unasked.generate(prompts, 12).answers
+        assert answers == plain.generate(prompts, 12).answers
+        assert (answers == PlainModel(engine.model).generate(prompts, 12).answers) == (threshold == 1.0)
+
+
+@torch.no_grad()
 def test_a_router_opens_for_what_is_to_be_forgotten(tmp_path: Path) -> None:
     """The first six examples, three prompts, are; the five others keep every bit of the base model's logits."""
-    for adapted in _pair("gpt2", CONFIGS["grun, router"], tmp_path)[:2]:
+    plain, engine, _ = _pair("gpt2", CONFIGS["grun, router"], tmp_path)
+    for adapted in (plain, engine, _unasked(engine)):
         forget, kept = _examples()[:6], _examples()[6:-2]
         base = PlainModel(adapted.model)
         assert torch.sigmoid(adapted.answer_output(forget).gate_logit_BK).min() > 0.5

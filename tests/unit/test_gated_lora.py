@@ -171,13 +171,17 @@ def test_a_step_moves_gate_and_updates_alone(model: Any) -> None:
 
 
 def test_what_a_prompt_costs_is_both_passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The untouched one that the gates read, and the updated one, each time; between them the bare one."""
+    """Where a gate is open, the untouched one that the gates read, and the updated one; else the former alone. Between
+    them the bare one."""
     monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", 10**9)  # one pass is one
     adapted = _trained(model)
     passes: list[int] = []
     model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
     prefill_seconds(adapted, PROMPTS)
     assert len(passes) == 3 * PREFILL_REPEATS
+    set_gate_threshold(adapted, 1.0)
+    prefill_seconds(adapted, PROMPTS)
+    assert len(passes) == (3 + 2) * PREFILL_REPEATS
 
 
 def test_several_requests(model: Any) -> None:
