@@ -111,6 +111,15 @@ class Location:
         names = sorted(info.base_name for info in found if info.is_file)
         return [self / name for name in names if name.endswith(suffix) and not name.startswith(".")]
 
+    def state(self) -> list[tuple[str, int, int]]:
+        """Name, bytes and time of each file directly in this folder: another once a file is written or taken away."""
+        from pyarrow.fs import FileSelector
+
+        with self._reached() as (store, path):
+            found = store.get_file_info(FileSelector(path, allow_not_found=True))
+        files = [info for info in found if info.is_file and not info.base_name.startswith(".")]
+        return sorted((info.base_name, info.size, info.mtime_ns or 0) for info in files)
+
     def remove(self) -> None:
         """A file, or a folder with all in it, if it is there."""
         with contextlib.suppress(FileNotFoundError), self._reached() as (store, path):

@@ -1,12 +1,17 @@
-"""The page in a real browser: what is drawn, what a click and a key open, what is fetched, what is text."""
+"""The page in a real browser: what is drawn, what clicks and keys open, what is fetched, what is text; and watched."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import signal
+import socket
 import subprocess
+import sys
 import time
+import urllib.error
+import urllib.request
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
 from bench.page.report import write_report
 from bench.reports.comparison import compare
@@ -350,3 +356,58 @@ def test_on_a_phone_by_day_and_night(browser: Browser, address: str, scheme: str
     assert (min(ground) > 200, max(ground) < 60) == (is_light, not is_light)
     browser.ask("Emulation.clearDeviceMetricsOverride")
     browser.ask("Emulation.setEmulatedMedia", features=[])
+
+
+def test_a_folder_is_watched(results: Path, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """The command serves the page; a run that arrives gives another, in a browser by itself; Ctrl-C ends it well."""
+    folder = Path(shutil.copytree(results, tmp_path / "results"))
+    words = ["-c", "from bench.cli.main import main; main()", "watch", str(folder), "--port", "0"]
+    process = subprocess.Popen([sys.executable, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" ")[0]
+        before, version = _fetched(f"{address}/"), _fetched(f"{address}/version")
+        assert f'"version":"{version}"' in before
+        seen = request.getfixturevalue("browser") if CHROMIUM else None
+        if seen:
+            seen.open(f"{address}/")
+            assert len(seen.all("#fronts .point", "each.id")) == 4
+        key = _write(folder, 9, run_config(overlay({}, {**GRUN, "adapter.rank": 2})), **_scores(-0.5, 0.85, 0.1))
+        last = time.monotonic() + SECONDS
+        while _fetched(f"{address}/version") == version and time.monotonic() < last:
+            time.sleep(0.1)
+        assert (key in before, key in _fetched(f"{address}/")) == (False, True)
+        if seen:
+            seen.wait("document.querySelectorAll('#fronts .point').length === 5")
+            asked = [event["params"]["request"]["url"] for event in seen.events if event["method"] == _REQUEST]
+            assert {url for url in asked if not url.startswith("data:")} == {f"{address}/", f"{address}/version"}
+            seen.open("about:blank")
+        with pytest.raises(urllib.error.HTTPError, match="403"):
+            _fetched(f"{address}/", Host="elsewhere.example")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=SECONDS) == 0
+        assert process.stderr is not None
+        assert process.stderr.read() == ""
+    finally:
+        process.kill()
+
+
+def _fetched(address: str, **headers: str) -> str:
+    with urllib.request.urlopen(urllib.request.Request(address, headers=headers)) as reply:
+        found: str = reply.read().decode()
+    return found
+
+
+def test_what_cannot_be_watched_is_one_line(results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder without runs; a port that somebody listens on."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        for words, says in (([str(tmp_path)], "RESULTS"), ([str(results), "--port", port], "--port")):
+            with pytest.raises(SystemExit) as ended:
+                main(["watch", *words])
+            assert ended.value.code == 2
+            error = capsys.readouterr().err
+            assert error.startswith(f"grun-bench: {says}: ")
+            assert error.count("\n") == 1
