@@ -1,4 +1,4 @@
-"""YAML files, read and written."""
+"""YAML files, read and written; folders that are to be made."""
 
 import json
 from collections.abc import Mapping
@@ -29,6 +29,12 @@ def write_yaml(path: Path, data: Mapping[str, Any]) -> None:
     """`yaml_text` as a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(yaml_text(data))
+
+
+def check_new_folder(field: str, folder: Path) -> None:
+    """Raises UserError naming the field where something is there, but for an empty folder."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(field, f"{folder} is there already, and not empty; name another folder")
 
 
 def yaml_text(data: Mapping[str, Any]) -> str:

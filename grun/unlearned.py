@@ -26,10 +26,10 @@ DESCRIPTION = "adapter.json"
 GENERATION_BATCH = 32
 
 
-def save(adapted: Adapted, config: AdapterConfig, base: str, folder: Path) -> None:
+def save(adapted: Adapted, config: AdapterConfig, base: str | None, folder: Path) -> None:
     """Write what was trained (safetensors) and what is needed to load it (JSON).
 
-    base: the model it was trained on, as a name or folder that `transformers` can load.
+    base: the model it was trained on, as a name or folder that `transformers` can load; None: it lies there too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.save(cast(Any, adapted), folder)  # the object its own `attach` returned
@@ -44,9 +44,9 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     Raises UserError where the folder or the base model cannot be read.
     """
     folder = Path(folder)
-    config, base = (None, str(folder)) if (folder / DEPLOYMENT).exists() else described(folder)
+    config, base = (None, None) if (folder / DEPLOYMENT).exists() else described(folder)
     if model is None:
-        model, tokenizer = _base(folder, base)
+        model, tokenizer = _base(folder, base or str(folder))
     template = PromptTemplate.of(tokenizer, saved_prompt(folder))
     set_answer_ends(model, template)  # it is asked as it was when it was trained
     if config is None:
@@ -59,8 +59,8 @@ def load(folder: str | Path, model: CausalLM = None, tokenizer: Any = None) -> U
     return UnlearnedModel(adapted, template)
 
 
-def described(folder: Path) -> tuple[Any, str]:
-    """The config that a module was trained with, at the gate threshold that was chosen then, and its base.
+def described(folder: Path) -> tuple[Any, str | None]:
+    """The config that a module was trained with, at the gate threshold that was chosen then; and its base, see `save`.
 
     Raises UserError where the folder holds none.
     """

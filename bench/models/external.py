@@ -3,6 +3,7 @@
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Literal
 
 from annotated_types import MinLen
@@ -10,6 +11,7 @@ from annotated_types import MinLen
 from bench.models.pretrained import load_tokenizer
 from grun.errors import UserError
 from grun.settings import LATER
+from grun.unlearned import DESCRIPTION
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,9 @@ class ExternalConfig:
             raise UserError(
                 "external.model", f"{self.model} is a log, and cannot be asked; `grun-bench import` reads it"
             )
+        if (Path(self.model) / DESCRIPTION).exists():
+            problem = "holds a module of this package, and would be measured without it"
+            raise UserError("external.model", f"{self.model} {problem}; use `grun-bench evaluate RESULTS/modules/KEY`")
         with blaming(self):
             same = load_tokenizer(self.model).get_vocab() == load_tokenizer(target).get_vocab()
         if not same:

@@ -9,6 +9,7 @@ from typing import get_args
 import polars as pl
 
 from bench.config import run_config
+from bench.files import check_new_folder
 from bench.results.requests import last_states, read_requests, scan_requests
 from bench.results.storage import Folder, location
 from bench.runs.execution import Execution
@@ -24,8 +25,7 @@ def export(results_folder: Folder, study: str, output: Path, without: Sequence[s
     without: requests to leave out, by name. Raises UserError where there is no such study or request, or something else
     where the deployment is to be.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError("--output", f"{output} is there already, and not empty; name another folder")
+    check_new_folder("--output", output)
     folder = location(results_folder)
     last = last_states(scan_requests(folder)).filter("is_own_variant", pl.col("combination").is_not_null(), study=study)
     if last.is_empty():
