@@ -308,7 +308,7 @@ function openRun(place) {
     html("header", {}, html("h2", { id: "run-title" }, methods[run.method].name), html("code", {}, run.key),
       html("button", { type: "button", click: () => dialog.close(), autofocus: true }, "Close")),
     html("section", {}, ...scoresOf(place)), html("section", {}, ...saidBy(run)),
-    html("section", {}, ...gatesOf(run, columns.gate_threshold[place])), html("section", {}, ...settingsOf(run)));
+    html("section", {}, ...gatesOf(run, columns.gate_threshold[place])), html("section", {}, ...lossesOf(run)), html("section", {}, ...settingsOf(run)));
   if (!dialog.open) dialog.showModal();
   dialog.scrollTop = 0;
 }
@@ -378,6 +378,16 @@ function gatesOf(run, threshold) {
   });
   return [html("h3", {}, "Gates"), html("p", { class: "note" },
     `How open they are, mean over layers. The dashed line is the gate threshold, ${number(threshold)}: below it a gate is shut.`), html("div", { style: `max-width:${width}px` }, ...panels)];
+}
+
+function lossesOf(run) {
+  const found = data.losses[run.module];
+  if (!found) return [];
+  const parts = Object.keys(found.parts);
+  const series = parts.map((part, n) => ({
+    mark: sequenceMark(n), points: found.parts[part].map((value, at) => [at * found.every, value, `${part} ${number(value)}`]).filter(([, value]) => value !== null) }));
+  return [html("h3", {}, "Losses"), html("div", { class: "legend" }, ...parts.map((part, n) => html("span", { class: "mark" }, icon(shape(n, 6), `c${n}`), part))),
+    html("div", { style: "max-width: 560px" }, plot(null, "optimizer step", "loss, without its weight", series, true))];
 }
 
 function settingsOf(run) {

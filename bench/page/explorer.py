@@ -19,9 +19,14 @@ from bench.results.settings import is_log, leaves, setting
 from bench.results.storage import Folder, location
 from bench.splits import ATTACKS, COSTS
 
+Said = list[str | None]
+"""What a run said to each item that is shown; None: nothing."""
+Gates = dict[str, list[int]]
+"""Role → how many prompts' gates, mean over layers, lie in each of GATE_BINS from 0 to 1."""
 CHARACTERS = 2_400_000
 """At most so many of generations on the page, all runs together."""
 LONGEST_GENERATION = 300
+LOSS_POINTS = 30
 LEAST_EXAMPLES, MOST_EXAMPLES = 6, 24
 """Generations of a run: fewer, the more runs there are."""
 GATE_BINS = 20
@@ -41,10 +46,15 @@ def page_data(comparison: Comparison, folder: Folder) -> dict[str, Any]:
     first = dict.fromkeys((*comparison.objectives, *OBJECTIVES, *HEADLINES))
     measured = {name for name in METRICS if any(row[name] is not None for row in (*rows, *references))}
     names = [name for name in dict.fromkeys((*first, *METRICS)) if name in measured]
-    asked, generations = _generations(rows, comparison.target_model, comparison.retain_model, folder)
+    asked = _asked(next(iter((*references, *rows)), None), len(rows), folder)
+    said, gates = _read([row["run_key"] for row in (*rows, *references)], asked, folder)
+    nothing: Said = [None] * len(asked)
+    before, never = (
+        said.get(row["run_key"], nothing) if row else nothing
+        for row in (comparison.target_model, comparison.retain_model)
+    )
     by_method = grouped(rows, "method")
     shared, own = _settings(by_method)
-    gates = _gates([row["run_key"] for row in rows if row["gate_threshold"] is not None], folder)
     return {
         "results": shlex.quote(str(folder)),
         "objectives": dict(comparison.objectives),
@@ -60,15 +70,17 @@ def page_data(comparison: Comparison, folder: Folder) -> dict[str, Any]:
         "runs": [
             {
                 "key": row["run_key"],
+                "module": row["train_key"],
                 "method": row["method"],
                 "again": not is_log(row["config_json"]),
                 "settings": own[row["run_key"]],
                 "gates": gates.get(row["run_key"]),
-                "said": generations.get(row["run_key"]),
+                "said": _unchanged(said.get(row["run_key"]), before),
             }
             for row in rows
         ],
-        "questions": asked,
+        "losses": _losses(rows, folder),
+        "questions": [_question(*each) for each in zip(asked, before, never, strict=True)],
         "seeds": _seeds(rows, names, folder),
     }
 
@@ -109,63 +121,57 @@ def _yaml(value: Any) -> str:
     return text.replace("e", ".0e") if isinstance(value, float) and "e" in text and "." not in text else text
 
 
-def _gates(run_keys: Sequence[str], folder: Folder) -> dict[str, dict[str, list[int]]]:
-    """run_key → role → how many prompts' gates, mean over layers, lie in each of GATE_BINS from 0 to 1."""
-    role = pl.col("split").replace_strict({name: split.role for name, split in SPLITS.items()}, default=None)
-    place = (pl.col("gate").list.mean() * GATE_BINS).floor().clip(0, GATE_BINS - 1).cast(pl.Int64)
-    found: dict[str, dict[str, list[int]]] = {}
-    for frame in store.item_frames(folder, run_keys, ["split", "gate"]):
-        gated = frame.filter(pl.col("gate").is_not_null(), ~pl.col("split").is_in(list(ATTACKS)))
-        counts = gated.group_by("run_key", role.alias("role"), place.alias("bin")).len()
-        for key in frame["run_key"].unique():
-            found.pop(key, None)
-        for key, which, at, count in counts.iter_rows():
-            found.setdefault(key, {}).setdefault(which, [0] * GATE_BINS)[at] = count
-    return found
-
-
-def _generations(
-    rows: Sequence[Row], target: Row | None, retain: Row | None, folder: Folder
-) -> tuple[list[dict[str, Any]], dict[str, list[str | int | None]]]:
-    """(questions that were asked, run_key → what it said to each: 0 for what the target model said, null for nothing).
-
-    target, retain: what these said stands with the questions.
-    """
-    source = target or next(iter(rows), None)
+def _asked(source: Row | None, num_runs: int, folder: Folder) -> list[dict[str, Any]]:
+    """The items whose generations the page has: fewer, the more runs there are. source: a run that answered them."""
     if source is None:
-        return [], {}
-    budget = CHARACTERS // LONGEST_GENERATION // max(1, len(rows))
+        return []
     answered = store.scan_items(folder, [source["run_key"]]).filter(pl.col("generation").is_not_null())
-    sample = _sample(answered, min(max(budget, LEAST_EXAMPLES), MOST_EXAMPLES))
-    places = {(row["split"], row["item_index"]): place for place, row in enumerate(sample)}
-    chosen = pl.DataFrame(list(places), schema={"split": pl.String, "item_index": pl.Int64}, orient="row")
-    chosen = chosen.with_row_index("place")
-    keys = [row["run_key"] for row in (*rows, target, retain) if row is not None]
-    said: dict[str, list[Any]] = {}
-    for frame in store.item_frames(folder, keys, ["split", "item_index", "generation"]):
-        own = frame.join(chosen, on=["split", "item_index"]).select("run_key", "place", "generation")
-        said |= {key: [None] * len(sample) for key in frame["run_key"].unique()}
+    budget = CHARACTERS // LONGEST_GENERATION // max(1, num_runs)
+    return _sample(answered, min(max(budget, LEAST_EXAMPLES), MOST_EXAMPLES))
+
+
+def _read(run_keys: Sequence[str], asked: Sequence[Row], folder: Folder) -> tuple[dict[str, Said], dict[str, Gates]]:
+    """(run_key → what it said to each of these items, run_key → its gates), in one pass over all items."""
+    rows = [(row["split"], row["item_index"]) for row in asked]
+    places = pl.DataFrame(rows, schema={"split": pl.String, "item_index": pl.Int64}, orient="row").with_row_index(
+        "place"
+    )
+    role = pl.col("split").replace_strict({name: split.role for name, split in SPLITS.items()}, default=None)
+    at = (pl.col("gate").list.mean() * GATE_BINS).floor().clip(0, GATE_BINS - 1).cast(pl.Int64)
+    said: dict[str, Said] = {}
+    gates: dict[str, Gates] = {}
+    for frame in store.item_frames(folder, run_keys, ["split", "item_index", "generation", "gate"]):
+        own = frame.join(places, on=["split", "item_index"]).select("run_key", "place", "generation")
+        said |= {key: [None] * len(asked) for key in frame["run_key"].unique()}
         for key, place, text in own.iter_rows():
-            said[key][place] = (
-                text if text is None or len(text) <= LONGEST_GENERATION else f"{text[:LONGEST_GENERATION]}…"
-            )
-    nothing = [None] * len(sample)
-    before, never = (said.pop(row["run_key"], nothing) if row else nothing for row in (target, retain))
-    questions = [
-        {
-            "split": row["split"].replace("_", " "),
-            "role": SPLITS[row["split"]].role,
-            "question": row["question"],
-            "answer": row["answer"],
-            "before": before[place],
-            "never": never[place],
-        }
-        for place, row in enumerate(sample)
-    ]
-    return questions, {
-        key: [0 if text is not None and text == before[place] else text for place, text in enumerate(texts)]
-        for key, texts in said.items()
-    }
+            said[key][place] = _clipped(text)
+        gated = frame.filter(pl.col("gate").is_not_null(), ~pl.col("split").is_in(ATTACKS))
+        gates |= {key: {} for key in gated["run_key"].unique()}
+        for key, which, place, count in gated.group_by("run_key", role.alias("role"), at.alias("at")).len().iter_rows():
+            gates[key].setdefault(which, [0] * GATE_BINS)[place] = count
+    return said, gates
+
+
+def _question(item: Row, before: str | None, never: str | None) -> dict[str, str | None]:
+    """before, never: what the target and the retain model say."""
+    what = {"split": item["split"].replace("_", " "), "role": SPLITS[item["split"]].role}
+    return what | {"question": item["question"], "answer": item["answer"], "before": before, "never": never}
+
+
+def _unchanged(said: Said | None, before: Said) -> Sequence[str | int | None] | None:
+    """0 for what the target model had said as well."""
+    return said and [0 if text and text == old else text for text, old in zip(said, before, strict=True)]
+
+
+def _losses(rows: Sequence[Row], folder: Folder) -> dict[str, dict[str, Any]]:
+    """train_key → every how many steps, and each loss that is not always 0 at those."""
+    found = {}
+    trained = {row["train_key"] for row in rows}
+    for row in store.scan_losses(folder).filter(pl.col("train_key").is_in(trained)).to_dicts():
+        every = math.ceil(len(row["total"]) / LOSS_POINTS)
+        shown = {part: list(map(_short, row[part][::every])) for part in ("forget", "retain", "gate") if any(row[part])}
+        found[row["train_key"]] = {"every": every, "parts": shown}
+    return found
 
 
 def _clipped(text: str | None) -> str | None:

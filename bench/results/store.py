@@ -17,7 +17,7 @@ lock. Readers may come at any time; where a run stands in several files, its own
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import polars as pl
@@ -28,6 +28,7 @@ from bench.results.columns import TABLES, ItemRow, Row
 from bench.results.storage import Folder, Location, Unreachable, location
 from grun.errors import UserError
 
+UNREADABLE = (OSError, pa.ArrowInvalid, pl.exceptions.PolarsError)
 SEEDS = "seeds"
 """Folder under RESULTS: repeated runs are no trials, and must not be counted as such."""
 COMPACT = "compact-"
@@ -73,7 +74,7 @@ def scan_losses(results: Folder) -> pl.DataFrame:
     """
     folder = location(results)
     if not (folder / "losses").files(".parquet"):
-        return frame_of("losses", [])
+        return _typed("losses", [])
     return scan(folder, "losses", "`grun-bench train`").unique("train_key", keep="last", maintain_order=True)
 
 
@@ -121,18 +122,23 @@ def scan_runs(results: Folder) -> pl.DataFrame:
 
 def scan(folder: Location, table: str, maker: str) -> pl.DataFrame:
     """All rows of a table, those of a run's own file after those of compacted ones. maker: the command to name."""
-    empty = frame_of(table, [])
     for _ in range(3):  # a compaction may take files away while they are read
         files = (folder / table).files(".parquet")
         if not files:
             raise UserError("RESULTS", f"{folder} holds no {table}; run {maker} first")
         try:
-            frames = [empty, *each_frame(files)]
+            return _typed(table, each_frame(files))
         except FileNotFoundError:
             continue
-        # A chunk a file costs more than the file.
-        return pl.concat(frames, how="diagonal_relaxed", rechunk=True).select(empty.columns).cast(empty.schema)
     raise UserError("RESULTS", f"{folder} changes faster than it can be read; try again")
+
+
+def _typed(table: str, frames: Iterable[pl.DataFrame]) -> pl.DataFrame:
+    """Their rows in one frame with all columns of the table: null where a file is older than the column."""
+    empty = pl.DataFrame(pl.from_arrow(TABLES[table].empty_table()))
+    # A chunk a file costs more than the file.
+    whole = pl.concat([empty, *frames], how="diagonal_relaxed", rechunk=True)
+    return whole.select(empty.columns).cast(dict(zip(empty.columns, empty.dtypes, strict=True)))
 
 
 def each_frame(files: Sequence[Location], columns: list[str] | None = None) -> Iterator[pl.DataFrame]:
@@ -144,7 +150,7 @@ def each_frame(files: Sequence[Location], columns: list[str] | None = None) -> I
         content = file.read()
         try:
             yield pl.read_parquet(content, columns=columns, parallel="none")
-        except (OSError, pl.exceptions.PolarsError):
+        except UNREADABLE:
             continue
 
 
@@ -154,17 +160,22 @@ def frame_of(table: str, rows: Sequence[Row]) -> pl.DataFrame:
 
 
 def scan_items(results: Folder, run_keys: Sequence[str]) -> pl.DataFrame:
-    """Items of some runs."""
-    rows = [row for key in run_keys for row in rows_of(location(results), "items", key)]
-    return frame_of("items", rows)
+    """Items of some runs, in this order."""
+    found = {key: own for frame in item_frames(results, run_keys) for (key,), own in frame.group_by("run_key")}
+    return _typed("items", [found[key] for key in run_keys if key in found])
 
 
-def item_frames(results: Folder, run_keys: Sequence[str], columns: Sequence[str]) -> Iterator[pl.DataFrame]:
-    """These columns of the items of many runs, run_key among them: a frame a file, a later one of a run counts."""
+def item_frames(
+    results: Folder, run_keys: Sequence[str], columns: Sequence[str] | None = None
+) -> Iterator[pl.DataFrame]:
+    """Items of many runs: a frame a file; of one that stands in several the last counts. columns: run_key and these."""
+    wanted = set(run_keys)
     files = (location(results) / "items").files(".parquet")
-    wanted = [f for f in files if f.name.removesuffix(".parquet") in set(run_keys) or not _is_single(f)]
-    for frame in each_frame(wanted, ["run_key", *columns]):
-        yield frame.filter(pl.col("run_key").is_in(run_keys))
+    files = [file for file in files if file.name.removesuffix(".parquet") in wanted or not _is_single(file)]
+    for frame in each_frame(files, None if columns is None else ["run_key", *columns]):
+        own = frame.filter(pl.col("run_key").is_in(wanted))
+        if own.height:
+            yield own
 
 
 def damaged_files(results: Folder) -> list[Location]:
@@ -255,7 +266,7 @@ def _read(file: Location, schema: pa.Schema, run_key: str | None = None) -> pa.T
 
 def _is_readable(file: Location) -> bool:
     try:
-        return _parsed(file, pq.ParquetFile) is not None
+        return _parsed(file, pl.read_parquet_metadata) is not None
     except FileNotFoundError:
         return True
 
@@ -271,9 +282,9 @@ def _parsed(file: Location, parse: Callable[[Any], Any]) -> Any:
             return parse(handle)
     except (FileNotFoundError, Unreachable):
         raise
-    except (OSError, pa.ArrowInvalid):
+    except UNREADABLE:
         content = file.read()
     try:
         return parse(pa.BufferReader(content))
-    except (OSError, pa.ArrowInvalid):
+    except UNREADABLE:
         return None

@@ -223,10 +223,10 @@ def test_compacting_costs_no_more_than_reading(tmp_path: Path, monkeypatch: pyte
         store.write_run(tmp_path, _row(f"{number}", **dict.fromkeys(METRICS, 0.5)))
     before = store.scan_runs(tmp_path)
     started = time.process_time()
-    assert all(store.rows_of(location(tmp_path), "runs", f"{number}") for number in range(200))
+    assert all(store.rows_of(location(tmp_path), "runs", f"{number}") for number in range(50))
     read = time.process_time()
     assert store.compact(tmp_path) == (200, 0)
-    assert time.process_time() - read < 3 * (read - started)
+    assert time.process_time() - read < 3 * 4 * (read - started), "200 runs; reading is of 50"
     assert store.scan_runs(tmp_path).equals(before)
     assert len(location(tmp_path / "runs").files()) == 2, "120 runs in the first, 80 in the other"
 
