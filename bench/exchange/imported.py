@@ -48,11 +48,14 @@ def import_logs(
     benchmark, keep = shared.benchmark.load(), shared.evaluation.max_items_per_split
     made = [(config, item_rows(Path(config.external.model), benchmark, keep)) for config in configs if config.external]
     gold = next((items for config, items in made if config.method == "retain_model"), gold)
+    rows = [_row(config, items, gold) for config, items in made]
+    known = {row["method"]: row["forget_probability"] for row in rows}
+    target, retain = known.get("target_model"), known.get("retain_model")
+    if target is not None and retain is not None and target < retain:
+        raise UserError("--target-model", "knows less of the forget set than --retain-model; are the two swapped?")
     store.create(results)
-    rows = []
-    for config, items in made:
-        rows.append(_row(config, items, gold))
-        store.write_run(results, rows[-1], items)
+    for row, (_, items) in zip(rows, made, strict=True):
+        store.write_run(results, row, items)
     return rows
 
 

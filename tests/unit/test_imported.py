@@ -15,10 +15,11 @@ from bench.benchmarks.items import Item
 from bench.benchmarks.tofu import TofuConfig
 from bench.cli.main import main
 from bench.config import overlay, run_config
+from bench.evaluation.score import score
 from bench.exchange.open_unlearning import method_of
 from bench.reports.comparison import compare, write_front_configs
 from bench.results import store
-from bench.results.columns import METRICS
+from bench.results.columns import METRICS, item_row
 from bench.results.storage import location
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisite
@@ -26,6 +27,7 @@ from bench.runs.rows import config_columns
 from bench.studies.pool import Pool
 from bench.studies.rescore import rescore
 from bench.studies.seeds import repeat_best, write_table
+from grun.errors import UserError
 
 Entry = dict[str, Any]
 WriteLog = Callable[..., Path]
@@ -193,6 +195,43 @@ def test_it_stands_beside_runs_of_our_own(write_log: WriteLog, references: list[
     assert store.scan_runs(results).height == 5
 
 
+def test_a_log_of_our_own_values_has_our_own_scores(references: list[Any], tmp_path: Path) -> None:
+    """Rows as an evaluation of ours writes them, sums over tokens and how many they are; a log has the means of them.
+
+    Every score that the log has values for is the same, to rounding: 31 of them.
+    """
+    data_dir = references[references.index("--benchmark.data_dir") + 1]
+    evaluation = TofuConfig(data_dir=data_dir, forget_split="forget01").load().evaluation
+    rows, log = [], {}
+    for split, places in PLACES.items():
+        prefix = {"real_authors": "ra", "world_facts": "wf"}.get(split, split)
+        for number, place in enumerate(places, start=1):
+            item, tokens = evaluation[split][place], [2, 5, 3, 7, 4]
+            paraphrase = None if item.paraphrased_answer is None else 7.0 / number
+            wrong = [(2.0 + at) * number for at in range(5)]
+            said = f"{item.answer} Or so." if number == 1 else "I cannot say."
+            own = {"answer_nll": 3.0 * number, "answer_tokens": 5, "wrong_nll": wrong, "wrong_tokens": tokens}
+            other = {"paraphrase_nll": paraphrase, "paraphrase_tokens": paraphrase and 4, "generation": said}
+            where = {"split": split, "item_index": place, "question": item.question, "answer": item.answer}
+            rows.append(item_row(**where, **own, **other))
+            entries = {
+                "Prob": _likelihoods(3.0 * number / 5),
+                "PERT_Prob": _wrong([nll / count for nll, count in zip(wrong, tokens, strict=True)]),
+                "ROUGE": [{"ground_truth": item.answer, "generation": said}],
+            } | ({} if paraphrase is None else {"PARA_Prob": _likelihoods(paraphrase / 4)})
+            for kind, (entry,) in entries.items():
+                by_index = log.setdefault(f"{prefix}_Q_A_{kind}", {"value_by_index": {}})["value_by_index"]
+                by_index[str(place)] = entry
+    file = tmp_path / "ours" / "TOFU_EVAL.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps(log))
+    imported = _import(tmp_path, file, *references)
+    gold = store.read_items(tmp_path / "results", imported["retain_model"]["run_key"])
+    found = {name: imported["ours"][name] for name in METRICS if imported["ours"][name] is not None}
+    assert found == {name: pytest.approx(value) for name, value in score(rows, gold, 0.0).items()}
+    assert len(found) == 31
+
+
 def test_seeds_of_logs_alone(write_log: WriteLog, references: list[Any], tmp_path: Path) -> None:
     """Nothing is run: the table has the log and its two references, a line each."""
     _import(tmp_path, write_log("NPO", (1.0, 0.0), 2), *references)
@@ -262,19 +301,24 @@ def test_a_mistake_is_one_line(
     assert "--target-model: is needed" in problem(good, *references[2:])
     assert "--name: retain_model is what" in problem(good, "--name", "retain_model", *references)
     assert "benchmark: is authors, and open-unlearning's logs are of tofu" in problem(good, "--benchmark", "authors")
+    ignorant = write_log("ignorant", (1, 0), 2, forget_Q_A_Prob=_by_index(_likelihoods(LN4, LN4), PLACES["forget"]))
+    swapped = ["--target-model", ignorant, "--retain-model", references[1], *settings]
+    assert "--target-model: knows less of the forget set than --retain-model" in problem(good, *swapped)
     assert not (tmp_path / "results").exists()
     _import(tmp_path, good, *references)
     second = write_log("second", (3.0, 0.0), 2)
     assert "--retain-model: " in problem(good, "--retain-model", second, *settings)
 
 
-def test_a_front_of_a_log_cannot_be_trained(write_log: WriteLog, references: list[Any], tmp_path: Path) -> None:
-    """It names the log by what it holds, wherever it lies; references of our own have other keys than logged ones."""
+def test_a_log_is_named_by_what_it_holds(write_log: WriteLog, references: list[Any], tmp_path: Path) -> None:
+    """Wherever it lies. References of our own have other keys than logged ones, and a log is not run for a model."""
     row = _import(tmp_path, write_log("NPO", (1.0, 0.0), 2), *references)["NPO"]
     config = run_config(json.loads(row["config_json"]))
     assert config.external is not None
     elsewhere = replace(config, external=replace(config.external, model="/elsewhere/TOFU_EVAL.json"))
     assert elsewhere.run_key == config.run_key
+    with pytest.raises(UserError, match=r"external\.model: .*TOFU_EVAL\.json is a log"):
+        config.external.check("target")
     rows = store.scan_runs(tmp_path / "results").filter(adapter="none").to_dicts()
     own = {prerequisite(config, role).run_key for role in ("target_model", "retain_model")}  # type: ignore[arg-type]
     assert own.isdisjoint(row["run_key"] for row in rows)
