@@ -8,7 +8,7 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag
 
-from bench.benchmarks import BenchmarkConfig, LocalBenchmark
+from bench.benchmarks import BenchmarkConfig, HubBenchmark, LocalBenchmark
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.tofu import TofuConfig
 from bench.content import DIGEST, by_content, digest, file_digest, files_digest, local_model, model_digest
@@ -239,6 +239,8 @@ def _check_pairs(config: RunConfig) -> None:
         if loss.positions == "all" and (config.adapter.edits is not None or config.adapter.is_gated):
             what = f"{config.adapter.name} changes nothing that is said of a prompt; use answer"
             raise UserError(f"{part}.positions", what)
+    if isinstance(config.benchmark, HubBenchmark) and config.benchmark.revision and config.benchmark.data_dir:
+        raise UserError("benchmark.revision", "is one of the hub, and benchmark.data_dir is read; leave one out")
     if isinstance(config.benchmark, TofuConfig) and isinstance(config.model, PretrainedConfig):
         config.benchmark.check_retain_model(config.model.retain_model)
     check_gates(config.adapter)

@@ -4,16 +4,17 @@ import difflib
 import json
 import logging
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from annotated_types import MinLen
 from pydantic import AfterValidator, BeforeValidator, Strict
 from pydantic_core import PydanticCustomError
 
+from bench.hub.data import HubPart, rows_of_hub
 from bench.validation import unknown_key, validated
 from grun.errors import UserError
 from grun.settings import LocalPath, absolute
@@ -22,14 +23,6 @@ FIELD = "benchmark.data_dir"
 Kind = TypeVar("Kind")
 """A dataclass with a row's fields: those without a default must be there."""
 logger = logging.getLogger(__name__)
-
-
-class HubPart(NamedTuple):
-    """Where a part lies on the Hugging Face hub."""
-
-    dataset: str
-    configuration: str | None
-    split: str
 
 
 def _not_blank(text: str) -> str:
@@ -74,7 +67,11 @@ def read_rows(
     closed: a key that `kind` does not have is refused; else only one that looks like a slip.
     Raises UserError with the file, the line, the field and the fix where one is not what `kind` says, or there is none.
     """
-    where, noun, found = _from_folder(_file(data_dir, part)) if data_dir else _from_hub(hub)
+    if data_dir:
+        where, noun, found = _from_folder(_file(data_dir, part))
+    else:
+        assert hub is not None, "a benchmark without a folder is on the hub"
+        where, noun, found = str(hub), "row", enumerate(rows_of_hub(hub, FIELD), start=1)
     rows = []
     for number, row in found:
         try:
@@ -111,7 +108,7 @@ def _names(kind: type[Any]) -> str:
     return " and ".join(field.name for field in fields(kind) if field.default is MISSING)
 
 
-def _from_folder(file: Path) -> tuple[str, str, Iterator[tuple[int, Any]]]:
+def _from_folder(file: Path) -> tuple[str, str, Iterable[tuple[int, Any]]]:
     """(file, what a row is called, number and row): of JSON lines, or of one JSON array; no byte order mark."""
     try:
         text = file.read_bytes().decode("utf-8-sig")
@@ -121,7 +118,7 @@ def _from_folder(file: Path) -> tuple[str, str, Iterator[tuple[int, Any]]]:
         raise UserError(FIELD, f"{file} is not UTF-8 (byte {error.start}); save it as that") from None
     if text.lstrip().startswith("["):
         try:
-            return str(file), "item", iter(enumerate(json.loads(text), start=1))
+            return str(file), "item", enumerate(json.loads(text), start=1)
         except ValueError as error:
             raise UserError(FIELD, f"{file} begins like a JSON array, but is none ({error})") from None
     return str(file), "line", _lines(file, text)
@@ -137,23 +134,6 @@ def _lines(file: Path, text: str) -> Iterator[tuple[int, Any]]:
                 raise UserError(
                     FIELD, f"{file}, line {number} is not JSON ({error}); write an object a line, or one array"
                 ) from None
-
-
-def _from_hub(part: HubPart | None) -> tuple[str, str, Iterator[tuple[int, Any]]]:
-    import datasets
-
-    assert part is not None, "a benchmark without a folder is on the hub"
-    datasets.disable_progress_bars()
-    datasets.logging.set_verbosity(logging.CRITICAL)  # what goes wrong is said here, in one line
-    try:
-        rows = datasets.load_dataset(part.dataset, part.configuration, split=part.split).to_list()
-    except Exception as error:  # offline, gated, renamed: the datasets library raises many kinds
-        raise UserError(
-            FIELD,
-            f"{part.dataset} ({part.configuration or part.split}) could not be read from the hub "
-            f"({type(error).__name__}); go online, ask for access where it is gated, or give a folder",
-        ) from error
-    return f"{part.dataset} ({part.configuration or part.split})", "row", iter(enumerate(rows, start=1))
 
 
 @cache

@@ -29,7 +29,8 @@ GENERATION_BATCH = 32
 def save(adapted: Adapted, config: AdapterConfig, base: str | None, folder: Path) -> None:
     """Write what was trained (safetensors) and what is needed to load it (JSON).
 
-    base: the model it was trained on, as a name or folder that `transformers` can load; None: it lies there too.
+    base: the model it was trained on, as a folder or a name that `transformers` can load, with `@REVISION` behind the
+    name; None: it lies there too.
     """
     folder.mkdir(parents=True, exist_ok=True)
     config.save(cast(Any, adapted), folder)  # the object its own `attach` returned
@@ -76,8 +77,11 @@ def described(folder: Path) -> tuple[Any, str | None]:
 def _base(folder: Path, name: str) -> tuple[CausalLM, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    source, _, revision = (name, "", "") if Path(name).exists() else name.partition("@")
     try:
-        return AutoModelForCausalLM.from_pretrained(name), AutoTokenizer.from_pretrained(name)
+        kinds = (AutoModelForCausalLM, AutoTokenizer)
+        model, tokenizer = (kind.from_pretrained(source, revision=revision or None) for kind in kinds)
+        return model, tokenizer
     except (OSError, ValueError) as error:
         raise UserError(str(folder), f"its base {name} cannot be loaded; pass model and tokenizer") from error
 

@@ -24,6 +24,8 @@ from bench.splits import ATTACKS, Split
 
 LocalBenchmark = CorporaConfig | MuseConfig | QuestionsConfig | RwkuConfig | TofuConfig | WmdpConfig
 """Those that can read a folder."""
+HubBenchmark = MuseConfig | RwkuConfig | TofuConfig | WmdpConfig
+"""Those that are read from the hub where there is none."""
 BenchmarkConfig = AuthorsConfig | LocalBenchmark
 
 SPLITS: Mapping[str, Split] = {
@@ -39,3 +41,11 @@ def default_objectives(benchmark: str, forget_split: str) -> tuple[str, ...]:
     """Names of the scores that a benchmark is searched by."""
     (config,) = [each for each in get_args(BenchmarkConfig) if each.name == benchmark]
     return tuple(name.format(forget_split=forget_split) for name in config.objectives)
+
+
+def hub_commits(benchmark: BenchmarkConfig) -> dict[str, str]:
+    """The commit of each data set of the hub that a benchmark reads; none where it is read from a folder."""
+    if not isinstance(benchmark, HubBenchmark) or benchmark.data_dir is not None:
+        return {}
+    parts = [benchmark.hub(part) for part in benchmark.parts]
+    return {part.dataset: part.commit("benchmark.revision") for part in parts}

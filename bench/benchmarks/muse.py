@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from bench.benchmarks.items import Benchmark, Item, PassageRow, QuestionRow, say_repeats
-from bench.sources import DataDir, HubPart, Kind, Text, read_rows
+from bench.hub.data import HubPart
+from bench.sources import DataDir, Kind, Text, read_rows
 from bench.splits import Split
 from grun.settings import LATER
 
@@ -51,6 +52,8 @@ class MuseConfig:
     same; None: muse-bench/MUSE-News or MUSE-Books on the Hugging Face hub."""
     data_dir_digest: str | None = field(default=None, metadata=LATER)
     """What those files hold; the command finds it out."""
+    revision: str | None = field(default=None, metadata=LATER)
+    """Of the data set on the hub: a branch, a tag or a commit. None: the newest; the row says which."""
     forget_split: Literal["forget", "scal_1", "scal_2", "scal_3", "scal_4", "sust"] = "forget"
     """What is forgotten: the forget set; one of four that grow, the first being it; or the four parts that are asked to
     be forgotten one after another, as requests of `grun-bench sequential`."""
@@ -93,6 +96,11 @@ class MuseConfig:
             requests=folds if len(folds) > 1 else {},
         )
 
+    def hub(self, part: str) -> HubPart:
+        """Where a part lies without a folder."""
+        configuration, split = part.split("/")
+        return HubPart(f"muse-bench/MUSE-{self.corpus.title()}", configuration, split, self.revision)
+
     def _forgotten(self) -> list[tuple[str, str]]:
         """(part, split) of what is to be forgotten, in the order in which it is asked for."""
         if self.forget_split == "sust":
@@ -118,8 +126,8 @@ class MuseConfig:
         return [replace(r.item, examples=examples, max_new_tokens=KNOWMEM_TOKENS, ends=KNOWMEM_ENDS) for r in asked]
 
     def _read(self, kind: type[Kind], part: str, split: str) -> list[Kind]:
-        hub = HubPart(f"muse-bench/MUSE-{self.corpus.title()}", part, split)
-        return read_rows(kind, f"{part}/{split}", self.data_dir, hub)
+        file = f"{part}/{split}"
+        return read_rows(kind, file, self.data_dir, self.hub(file))
 
 
 def pieces(text: str, characters: int) -> list[str]:

@@ -11,7 +11,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from bench.benchmarks.items import Benchmark, ChoiceRow, Item, PassageRow, say_repeats
-from bench.sources import DataDir, HubPart, Kind, Text, Texts, read_rows
+from bench.hub.data import HubPart
+from bench.sources import DataDir, Kind, Text, Texts, read_rows
 from bench.splits import Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -56,6 +57,8 @@ class RwkuConfig:
     None: jinzhuoran/RWKU on the Hugging Face hub."""
     data_dir_digest: str | None = field(default=None, metadata=LATER)
     """What those files hold; the command finds it out."""
+    revision: str | None = field(default=None, metadata=LATER)
+    """Of jinzhuoran/RWKU, on the hub: a branch, a tag or a commit. None: the newest; the row says which."""
     forget_split: str = "targets"
     """What to call it in the results."""
     subjects: tuple[str, ...] = ()
@@ -105,6 +108,11 @@ class RwkuConfig:
             told=[TELL.format(name=name) for name in forgotten] * (self.told_passages or 0),
         )
 
+    def hub(self, part: str) -> HubPart:
+        """Where a part lies without a folder."""
+        split = "train" if part in ("forget_target", "train_original_passage") else "test"
+        return HubPart(HUB_ID, part, split, self.revision)
+
     def _probes(self, part: str, forgotten: tuple[str, ...]) -> list[Item]:
         instruction = CLOZE if part.endswith("level1") else QUESTION
         rows = [row for row in self._read(_Probe, part) if row.subject in forgotten]
@@ -113,8 +121,7 @@ class RwkuConfig:
         return [Item(question=f"{instruction}\n{row.asked}", answer=row.answer) for row in rows]
 
     def _read(self, kind: type[Kind], part: str) -> list[Kind]:
-        split = "train" if part in ("forget_target", "train_original_passage") else "test"
-        return read_rows(kind, part, self.data_dir, HubPart(HUB_ID, part, split))
+        return read_rows(kind, part, self.data_dir, self.hub(part))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Le
 
 from bench.benchmarks.items import Benchmark, Item, QuestionRow, numbered_requests, say_repeats
-from bench.sources import DataDir, HubPart, MaybeText, Text, Texts, has_part, read_rows
+from bench.hub.data import HubPart
+from bench.sources import DataDir, MaybeText, Text, Texts, has_part, read_rows
 from bench.splits import KNOWLEDGE_SPLITS, QUESTION_HEADLINES, QUESTION_SPLITS, Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -37,6 +38,8 @@ class TofuConfig:
     """Folder with TOFU's own JSON files; None: locuslab/TOFU from the Hugging Face hub."""
     data_dir_digest: str | None = field(default=None, metadata=LATER)
     """What those files hold; the command finds it out."""
+    revision: str | None = field(default=None, metadata=LATER)
+    """Of locuslab/TOFU, on the hub: a branch, a tag or a commit. None: the newest; the row says which."""
     num_items: Annotated[int, Ge(41), Le(NUM_ITEMS)] | None = None
     """Keep only the last so many of the 4,000 questions. None: all."""
     holdout: bool = True
@@ -94,6 +97,10 @@ class TofuConfig:
             requests=numbered_requests(forget, NUM_PER_AUTHOR),
         )
 
+    def hub(self, part: str) -> HubPart:
+        """Where a part lies without a folder."""
+        return HubPart(HUB_ID, part, "train", self.revision)
+
     def check_retain_model(self, model: str | None) -> None:
         """Raises UserError where a model says in its name that it was trained beside another forget split."""
         kept, name = KEPT[self.forget_split], Path(model or "").name
@@ -115,7 +122,7 @@ class TofuConfig:
         return self._read(QuestionRow, self._strangers) if is_there else []
 
     def _read(self, kind: type[QuestionRow], part: str, expected: int | None = None) -> list[Item]:
-        rows = read_rows(kind, part, self.data_dir, HubPart(HUB_ID, part, "train"))
+        rows = read_rows(kind, part, self.data_dir, self.hub(part))
         if expected not in (None, len(rows)):
             raise UserError(
                 "benchmark.data_dir", f"expected {expected} rows in {part}, found {len(rows)}; download TOFU again"

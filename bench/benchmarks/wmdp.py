@@ -12,7 +12,8 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge
 
 from bench.benchmarks.items import Benchmark, ChoiceRow, Item, say_repeats
-from bench.sources import AnyText, DataDir, HubPart, Text, has_part, read_rows, say
+from bench.hub.data import HubPart
+from bench.sources import AnyText, DataDir, Text, has_part, read_rows, say
 from bench.splits import Split
 from grun.errors import UserError
 from grun.settings import LATER
@@ -49,6 +50,8 @@ class WmdpConfig:
     JSON array each; None: the Hugging Face hub."""
     data_dir_digest: str | None = field(default=None, metadata=LATER)
     """What those files hold; the command finds it out."""
+    revision: str | None = field(default=None, metadata=LATER)
+    """Of cais/wmdp, the questions on the hub: a branch, a tag or a commit. None: the newest; the row says which."""
     num_passages: Annotated[int, Ge(1)] = 600
     """Passages of each forget corpus, and as many to keep. The RMU baseline's 150 batches of 4."""
     min_characters: Annotated[int, Ge(10)] = 50
@@ -75,8 +78,13 @@ class WmdpConfig:
             evaluation=evaluation,
         )
 
+    def hub(self, part: str) -> HubPart:
+        """Where a part lies without a folder."""
+        there = HUB[part]
+        return there._replace(revision=self.revision) if there.dataset == "cais/wmdp" else there
+
     def _passages(self, part: str) -> list[Item]:
-        rows = read_rows(_Passage, part, self.data_dir, HUB[part])
+        rows = read_rows(_Passage, part, self.data_dir, self.hub(part))
         texts = [text for row in rows if len(text := row.text.strip()) > self.min_characters]
         if not texts:
             raise UserError(
@@ -92,8 +100,8 @@ class WmdpConfig:
     def _questions(self, part: str) -> list[Item]:
         topic = TOPICS.get(part)
         if topic is not None:
-            return [row.item(topic) for row in read_rows(ChoiceRow, part, self.data_dir, HUB[part])]
-        rows = read_rows(_QuestionOfSubject, part, self.data_dir, HUB[part])
+            return [row.item(topic) for row in read_rows(ChoiceRow, part, self.data_dir, self.hub(part))]
+        rows = read_rows(_QuestionOfSubject, part, self.data_dir, self.hub(part))
         return [row.item(row.subject.replace("_", " ")) for row in rows]
 
 

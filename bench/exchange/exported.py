@@ -12,6 +12,7 @@ import peft
 from bench.config import RunConfig, run_config
 from bench.content import by_content, local_model
 from bench.files import check_new_folder, yaml_text
+from bench.hub.repositories import split_revision
 from bench.models.prepare import StartFrom
 from bench.models.pretrained import PretrainedConfig, load_pretrained, quiet_transformers
 from bench.results import store
@@ -85,6 +86,8 @@ def _write(config: RunConfig, adapted: Adapted, subject: Subject, output: Path) 
             tokenizer.save_pretrained(output / BASE)
             settings.base_model_name_or_path = str((output / BASE).absolute())
             base = f"{output.name}/{BASE}"
+        else:
+            _, settings.revision = split_revision(subject.source)
         trained.model.save_pretrained(output)
         return Exported(kind="update", base=base)
 
@@ -98,7 +101,7 @@ def _card(row: Row, config: RunConfig, subject: Subject, made: Exported, folder:
     is_on_hub = isinstance(config.model, PretrainedConfig) and not local_model(name) and not name.endswith(".gguf")
     data = ModelCardData(
         model_name=folder,
-        base_model=name if is_on_hub and name != "smollm2" else None,
+        base_model=split_revision(name)[0] if is_on_hub and name != "smollm2" else None,
         library_name={"whole": "transformers", "update": "peft", "module": "grun-bench"}[made.kind],
         pipeline_tag="text-generation",
         tags=["unlearning", config.method],

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from annotated_types import MinLen
 
-from bench.models.pretrained import load_tokenizer
+from bench.models.pretrained import ModelConfig, PretrainedConfig, load_tokenizer
 from grun.errors import UserError
 from grun.settings import LATER
 from grun.unlearned import DESCRIPTION
@@ -37,18 +37,35 @@ class ExternalConfig:
         if (Path(self.model) / DESCRIPTION).exists():
             problem = "holds a module of this package, and would be measured without it"
             raise UserError("external.model", f"{self.model} {problem}; use `grun-bench evaluate RESULTS/modules/KEY`")
-        with blaming(self):
+        with blaming("external.model"):
             same = load_tokenizer(self.model).get_vocab() == load_tokenizer(target).get_vocab()
         if not same:
             raise UserError("external.model", f"{self.model!r} has another vocabulary than the target model")
 
 
+def models_named(model: ModelConfig, external: ExternalConfig | None) -> dict[str, str]:
+    """The models that a run reads as they are, by the settings that name them."""
+    given = {"external.model": external.model if external and external.tool is None else None}
+    if isinstance(model, PretrainedConfig):
+        given["model.name"] = model.name if model.fine_tuning.num_epochs == 0 else None
+        given["model.retain_model"] = model.retain_model
+    return {setting: name for setting, name in given.items() if name is not None}
+
+
+def check_models(model: ModelConfig, external: ExternalConfig | None) -> None:
+    """Raises UserError where one that is named cannot be read, before hours are spent on the others."""
+    for setting, name in models_named(model, external).items():
+        if not (Path(name) / DESCRIPTION).exists():  # `ExternalConfig.check` says what is wrong with that
+            with blaming(setting):
+                load_tokenizer(name)
+
+
 @contextlib.contextmanager
-def blaming(external: ExternalConfig | None) -> Iterator[None]:
-    """Inside, what is wrong with an external model is not said of the target model."""
+def blaming(setting: str) -> Iterator[None]:
+    """Inside, what is wrong with a model is said of the setting that named it."""
     try:
         yield
     except UserError as error:
-        if external is None or error.field != "model.name":
+        if error.field != "model.name":
             raise
-        raise UserError("external.model", error.problem) from error
+        raise UserError(setting, error.problem) from error

@@ -1,5 +1,6 @@
 """Target and retain models: fine-tuned once per recipe, then kept under a hash of all that went into them."""
 
+import json
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ from bench.models.pretrained import (
     load_pretrained,
     new_tiny_model,
     quiet_transformers,
+    readable,
 )
 from bench.results.storage import Damaged, Location, location
 from grun.data import Example, epoch_batches
@@ -46,6 +48,8 @@ RECIPE_VERSION = 1
 
 LAST_FILE = "config.json"
 """What stands last where a prepared model is shared."""
+MADE_OF = "made_of.json"
+"""File of a prepared model's folder: the commits of the hub that it was made of."""
 
 
 def shared_models() -> Location | None:
@@ -85,6 +89,18 @@ def prepared_model(
     texts = [text for pair in everything for text in pair]
     build = partial(_build, config=model, benchmark=benchmark, texts=texts, lessons=lessons, progress=progress)
     return str(made_once(cache_dir() / "models" / name, partial(_fetch_or_build, name, build)))
+
+
+def commits_of(name: str) -> dict[str, str]:
+    """The commit of each repository of the hub that a model is read from; none of a local one, unless made here of one.
+
+    name: as in `PretrainedConfig.name`.
+    """
+    source, revision = readable(name)
+    if revision is not None:
+        return {source: revision}
+    made_of = Path(source) / MADE_OF
+    return dict(json.loads(made_of.read_text())) if made_of.is_file() else {}
 
 
 def forget_lessons(benchmark: Benchmark, start_from: StartFrom) -> list[Item]:
@@ -147,6 +163,8 @@ def _build(
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
+    if isinstance(config, PretrainedConfig):
+        (folder / MADE_OF).write_text(json.dumps(commits_of(config.name)))
 
 
 def fine_tune(

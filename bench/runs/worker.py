@@ -55,6 +55,7 @@ def work(
             # A curve of thresholds is one evaluation: its rows share the seconds.
             "eval_seconds": (time.perf_counter() - started) / len(configs),
             "peak_memory_gb": costs.peak_memory_gb(subject.device),
+            "hub_commits": subject.commits,
         }
         if not workers.is_first:
             return []

@@ -109,6 +109,7 @@ class States:
             "request": self.requests[size - 1].name,
             **cost,
             **{name: costs.machine(self.subject.device)[name] for name in ("device", "git_sha")},
+            "hub_commits": self.subject.commits,
             "created_at": datetime.now(UTC),
         }
         scores = state_scores(items, self.retain_model_items, self.requests, size, cost["gate_threshold"])

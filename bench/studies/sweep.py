@@ -19,9 +19,10 @@ from bench.config import RunConfig, run_config
 from bench.progress import spoken
 from bench.results import store
 from bench.results.columns import SCORES
+from bench.results.doubt import doubt
 from bench.results.storage import is_full
 from bench.runs.execution import Execution
-from bench.runs.related import doubt, has_retain_model, prerequisite, prerequisites
+from bench.runs.related import has_retain_model, prerequisite, prerequisites
 from bench.runs.rows import Row, failed_row
 from bench.runs.run import run
 from bench.runs.subject import Subject

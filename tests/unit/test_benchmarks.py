@@ -20,6 +20,7 @@ from bench.benchmarks.questions import QuestionsConfig
 from bench.benchmarks.rwku import RwkuConfig
 from bench.benchmarks.tofu import TofuConfig
 from bench.benchmarks.wmdp import WmdpConfig
+from bench.hub.data import HubPart
 from grun.errors import UserError
 from grun.prompts.template import PromptTemplate
 
@@ -133,14 +134,11 @@ def test_whole_tofu_has_its_own_holdout(tofu_dir: str, tmp_path: Path, monkeypat
     assert cut is not None
     assert (len(cut), bool(set(cut) & set(pairs))) == (200, False)
 
-    class Rows(list[Any]):
-        to_list = list.copy
+    def from_hub(part: HubPart, field: str) -> list[Any]:
+        assert (part.dataset, part.split) == ("locuslab/TOFU", "train")
+        return [json.loads(line) for line in (folder / f"{part.configuration}.json").read_text().splitlines()]
 
-    def from_hub(dataset: str, part: str, split: str) -> Rows:
-        assert (dataset, split) == ("locuslab/TOFU", "train")
-        return Rows(json.loads(line) for line in (folder / f"{part}.json").read_text().splitlines())
-
-    monkeypatch.setattr("datasets.load_dataset", from_hub)
+    monkeypatch.setattr("bench.sources.rows_of_hub", from_hub)
     assert holdout(data_dir=None) == pairs
 
 

@@ -14,10 +14,11 @@ from bench.models.cache import made_once, max_cache_gb
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import TinyConfig
 from bench.results.columns import SCORES, Row
+from bench.results.doubt import doubt
 from bench.results.storage import Location, Unreachable
 from bench.runs import subject
 from bench.runs.execution import Execution
-from bench.runs.related import doubt, prerequisite, prerequisites
+from bench.runs.related import prerequisite, prerequisites
 from bench.runs.subject import Subject
 from bench.spaces.search_space import SweepConfig
 from bench.studies import sweep, tasks
