@@ -12,7 +12,7 @@ import polars as pl
 from bench.benchmarks import HEADLINES, SPLITS
 from bench.metrics.rows import grouped
 from bench.reports.comparison import Comparison, Row
-from bench.reports.names import name_of, parts, rank
+from bench.reports.names import drawn_by, name_of, rank
 from bench.results import store
 from bench.results.columns import SCORES
 from bench.results.settings import is_log, leaves, setting
@@ -86,11 +86,10 @@ def page_data(comparison: Comparison, folder: Folder) -> dict[str, Any]:
 
 
 def _method(row: Row) -> dict[str, Any]:
-    """How it is written and drawn: its colour is by what is trained, its shape by the losses that train it."""
-    if row["adapter"] == "external":
-        return {"name": row["method"], "trained": "unlearned elsewhere", "loss": row["method"]}
-    trained, *losses = parts(row["method"])
-    return {"name": name_of(row["method"]), "trained": trained, "loss": " + ".join(losses) or "no loss"}
+    """How it is written and drawn."""
+    trained, loss = drawn_by(row)
+    name = row["method"] if row["adapter"] == "external" else name_of(row["method"])
+    return {"name": name, "trained": trained, "loss": loss}
 
 
 def _short(value: float | None) -> float | None:

@@ -10,11 +10,17 @@ import polars as pl
 
 from bench import pareto
 from bench.reports.comparison import Comparison, Row
+from bench.reports.names import drawn_by, name_of, rank
 from bench.results.storage import Location
-from bench.results.store import frame_of
 from bench.splits import Direction
 
 PNG_SCALE = 2.0
+COLOURS = ["#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8d949c", "#f0e442"]
+"""Okabe and Ito's, which colour-blind people can tell apart; the page has the same."""
+SHAPES = ["circle", "square", "triangle-up", "diamond", "triangle-down", "cross", "triangle-right", "triangle-left"]
+SHAPES += ["M0,-1L.6,1L-1,-.2H1L-.6,1Z", "M-1,-.4H1V.4H-1Z", "M-.4,-1V1H.4V-1Z", "M-1,0L-.5,-.9H.5L1,0L.5,.9H-.5Z"]
+CROSSES = {"target model": "M0,-1V1M-1,0H1", "retain model": "M-.7,-.7L.7,.7M-.7,.7L.7,-.7"}
+"""As the page draws them; their names stand in the legend, where they cover no point."""
 
 
 def write_picture(picture: Location, chart: Any) -> None:
@@ -50,31 +56,36 @@ def _front_panel(comparison: Comparison, x: str, x_way: Direction, y: str, y_way
     if rows := scored(comparison.runs):
         layers += _runs_layers(rows, (x, x_way), (y, y_way), x_axis, y_axis)
     if references := scored([comparison.target_model, comparison.retain_model]):
-        marks = alt.Chart(frame_of("runs", references).select("method", x, y)).encode(x=x_axis, y=y_axis)
-        cross = marks.mark_point(shape="cross", size=160, color="black", filled=True)
-        layers += [
-            cross,
-            marks.mark_text(align="right", dx=-10).encode(text="method:N"),
-        ]
-    return alt.layer(*layers).properties(width=400, height=320) if layers else None
+        models = pl.DataFrame([{"model": name_of(row["method"]), x: row[x], y: row[y]} for row in references])
+        shape = alt.Shape("model:N", title=None, scale=alt.Scale(domain=list(CROSSES), range=list(CROSSES.values())))
+        marks = alt.Chart(models).mark_point(size=120, color="black", strokeWidth=2.5)
+        layers.append(marks.encode(x=x_axis, y=y_axis, shape=shape))
+    panel = alt.layer(*layers).resolve_scale(shape="independent").properties(width=400, height=320)
+    return panel if layers else None
 
 
 def _runs_layers(
     rows: Sequence[Row], x: tuple[str, Direction], y: tuple[str, Direction], x_axis: Any, y_axis: Any
 ) -> list[Any]:
     """Each method's staircase, and a mark a run. x, y: a score and which way of it is better."""
-    columns = list(dict.fromkeys(["method", "adapter", "forget_loss", x[0], y[0]]))
+    rows = sorted(rows, key=lambda row: rank(row["method"]))
     values = np.array([[row[x[0]], row[y[0]]] for row in rows], dtype=np.float64)
     on_front = np.zeros(len(rows), dtype=bool)
     for method in {row["method"] for row in rows}:
         own = np.array([row["method"] == method for row in rows])
         on_front[own] = pareto.nondominated(values[own], [x[1], y[1]])
-    runs = frame_of("runs", rows).select(columns).with_columns(on_front=pl.Series(on_front))
-    drawn = alt.Chart(runs).encode(x=x_axis, y=y_axis, color=alt.Color("adapter:N", title="adapter"))
+    named = []
+    for row in rows:
+        trained, loss = drawn_by(row)
+        scores = {x[0]: row[x[0]], y[0]: row[y[0]]}
+        named.append({"method": row["method"], "trained": trained, "loss": loss, **scores})
+    runs = pl.DataFrame(named).with_columns(on_front=pl.Series(on_front))
+    color = alt.Color("trained:N", title="trained", sort=None, scale=alt.Scale(range=COLOURS))
+    drawn = alt.Chart(runs).encode(x=x_axis, y=y_axis, color=color)
     interpolate = "step-before" if x[1] == "max" else "step-after"
     stairs = drawn.transform_filter("datum.on_front").mark_line(interpolate=interpolate, opacity=0.6)
     marks = drawn.mark_point(filled=True, size=55).encode(
-        shape=alt.Shape("forget_loss:N", title="forget loss"),
+        shape=alt.Shape("loss:N", title="loss", sort=None, scale=alt.Scale(range=SHAPES)),
         opacity=alt.condition("datum.on_front", alt.value(1.0), alt.value(0.35)),
     )
     return [stairs.encode(detail="method:N", order=f"{x[0]}:Q"), marks]

@@ -1,6 +1,7 @@
 """Methods as people write them: `grun_latched+npo` is `latched GRUN + NPO`."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 NAMES: Mapping[str, str] = {
     "target_model": "target model",
@@ -38,6 +39,14 @@ def parts(method: str) -> Sequence[str]:
 def name_of(method: str) -> str:
     """A method of this suite, or the name that a model unlearned elsewhere was given."""
     return " + ".join(parts(method))
+
+
+def drawn_by(row: Mapping[str, Any]) -> tuple[str, str]:
+    """Of a row of `runs`: what is trained, which its colour is by, and the losses that train it, its shape."""
+    if row["adapter"] == "external":
+        return "unlearned elsewhere", row["method"]
+    trained, *losses = parts(row["method"])
+    return trained, " + ".join(losses) or "no loss"
 
 
 def rank(method: str) -> list[int]:

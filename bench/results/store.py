@@ -154,11 +154,6 @@ def each_frame(files: Sequence[Location], columns: list[str] | None = None) -> I
             continue
 
 
-def frame_of(table: str, rows: Sequence[Row]) -> pl.DataFrame:
-    """Rows of a table as a data frame with all its columns: one of nulls alone has a type nonetheless."""
-    return pl.DataFrame(pl.from_arrow(pa.Table.from_pylist(list(rows), schema=TABLES[table])))
-
-
 def scan_items(results: Folder, run_keys: Sequence[str]) -> pl.DataFrame:
     """Items of some runs, in this order."""
     found = {key: own for frame in item_frames(results, run_keys) for (key,), own in frame.group_by("run_key")}

@@ -17,6 +17,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -25,7 +27,7 @@ from bench.config import RunConfig, overlay, run_config
 from bench.page.report import write_report
 from bench.reports.comparison import compare
 from bench.results import store
-from bench.results.columns import item_row
+from bench.results.columns import METRICS, TABLES, item_row
 from bench.results.requests import write_choice, write_requests
 from bench.results.storage import location
 
@@ -411,3 +413,60 @@ def test_what_cannot_be_watched_is_one_line(results: Path, tmp_path: Path, capsy
             error = capsys.readouterr().err
             assert error.startswith(f"grun-bench: {says}: ")
             assert error.count("\n") == 1
+
+
+NUM_RUNS, NUM_ITEMS = 1000, 500
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A thousand runs of 500 items, each answered by 300 characters of its own, every setting that is searched another
+    one, and sixty scores: the most that such a page has to hold."""
+    folder = tmp_path_factory.mktemp("large")
+    config = run_config(overlay({}, GRUN))
+    _write(folder, 0, run_config(overlay({}, {**MODEL, "adapter": "none"})), **_scores(-4.0, 0.9, 1.0))
+    target = store.scan_runs(folder).to_dicts()[0]
+    splits = ["forget"] * 40 + ["retain"] * (NUM_ITEMS - 40)
+    items = [item_row(split=split, item_index=n, question=f"{n}?", gate=[0.1]) for n, split in enumerate(splits)]
+    store.write_run(folder, target, [row | {"generation": "Ada carries a saw"} for row in items])
+    given = pa.Table.from_pylist(items, schema=TABLES["items"])
+    runs = []
+    with pq.ParquetWriter(folder / "items" / f"{store.COMPACT}1.parquet", given.schema) as writer:
+        for number in range(NUM_RUNS):
+            key = f"{number:016d}"
+            said = pa.array([f"{key} {n} {'who was born there ' * 15}" for n in range(NUM_ITEMS)])
+            own = given.set_column(given.schema.names.index("generation"), "generation", said)
+            keys = pa.array([key] * NUM_ITEMS)
+            writer.write_table(own.set_column(given.schema.names.index("run_key"), "run_key", keys).cast(given.schema))
+            settings = config.to_dict()
+            searched = {"adapter": ("learning_rate", "gate_weight", "gate_threshold"), "training": ("retain_weight",)}
+            for section, names in searched.items():
+                settings[section] |= dict.fromkeys(names, 0.123456789 + number / 3333)
+            scores = dict.fromkeys(METRICS[:60], 0.123456789 + number / 3333)
+            same = {"method": "grun+npo", "adapter": "grun", "config_json": json.dumps(settings, sort_keys=True)}
+            runs.append({**target, **same, **scores, "run_key": key, "gate_threshold": 0.5})
+    pq.write_table(pa.Table.from_pylist(runs, schema=TABLES["runs"]), folder / "runs" / f"{store.COMPACT}1.parquet")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def made(large: Path) -> tuple[Path, float]:
+    """Its page, and the seconds of CPU that it took."""
+    started = time.process_time()
+    page, *_ = write_report(compare(large), large, location(large / "fronts.png"))
+    return Path(str(page)), time.process_time() - started
+
+
+def test_a_thousand_runs_are_one_page(made: tuple[Path, float]) -> None:
+    """At most 5 MB, made in at most ten seconds of CPU."""
+    page, seconds = made
+    assert seconds < 10
+    assert 1e6 < page.stat().st_size < 5e6
+
+
+def test_a_thousand_runs_are_opened_at_once(made: tuple[Path, float], browser: Browser) -> None:
+    """Within three seconds all points can be clicked on."""
+    started = time.monotonic()
+    browser.open(f"file://{made[0]}")
+    assert len(browser.all("#fronts .point", "each.id")) == NUM_RUNS
+    assert time.monotonic() - started < 3
