@@ -68,7 +68,7 @@ def _said(items: Sequence[Item], num_words: int) -> list[Entry]:
 def settings(made_up_tofu_dir: Path) -> list[str]:
     """Of the comparison, as words of a command."""
     tofu = ["--benchmark.data_dir", str(made_up_tofu_dir), "--benchmark.forget_split", "forget01"]
-    return ["--benchmark", "tofu", *tofu, "--evaluation.max_items_per_split", "2"]
+    return ["--model", "tiny", "--benchmark", "tofu", *tofu, "--evaluation.max_items_per_split", "2"]
 
 
 @pytest.fixture
@@ -300,7 +300,10 @@ def test_a_mistake_is_one_line(
     assert "--retain-model: is needed" in problem(good, *settings)
     assert "--target-model: is needed" in problem(good, *references[2:])
     assert "--name: retain_model is what" in problem(good, "--name", "retain_model", *references)
-    assert "benchmark: is authors, and open-unlearning's logs are of tofu" in problem(good, "--benchmark", "authors")
+    assert "benchmark: is authors, and open-unlearning's logs are of tofu" in problem(
+        good, "--benchmark", "authors", "--model", "tiny"
+    )
+    assert "--model: is needed: no log says" in problem(good, *references[:4])
     ignorant = write_log("ignorant", (1, 0), 2, forget_Q_A_Prob=_by_index(_likelihoods(LN4, LN4), PLACES["forget"]))
     swapped = ["--target-model", ignorant, "--retain-model", references[1], *settings]
     assert "--target-model: knows less of the forget set than --retain-model" in problem(good, *swapped)

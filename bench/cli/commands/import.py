@@ -5,6 +5,7 @@ from pathlib import Path
 from bench.cli.options import RESULTS, Options, settings
 from bench.cli.parser import option
 from bench.cli.tables import print_rows
+from grun.errors import UserError
 
 EXAMPLE = "grun-bench import open-unlearning saves/unlearn/NPO/evals/TOFU_EVAL.json --results results/tofu"
 ARGUMENTS = (
@@ -24,5 +25,7 @@ def run(options: Options) -> None:
 
     results = location(options.results)
     base = {"benchmark": "tofu", **options.setting(results)}
+    if "model" not in base:
+        raise UserError("--model", "is needed: no log says which model was unlearned, and RESULTS holds no run to tell")
     given = {role: vars(options)[role] for role in REFERENCES if vars(options)[role] is not None}
     print_rows(import_logs(options.logs, options.name, given, base, results))
