@@ -57,7 +57,7 @@ function scale(values, from, to, margin = 0.04) {
   const ticks = [];
   if (isLog) for (let power = Math.ceil(start); power <= start + span; power++) ticks.push(10 ** power);
   else {
-    const rough = span / Math.max(2, Math.min(6, Math.abs(to - from) / 70));
+    const rough = span / Math.max(2, Math.min(6, Math.abs(to - from) / 50));
     const unit = 10 ** Math.floor(Math.log10(rough));
     const step = unit * [1, 2, 5, 10].find((factor) => factor * unit >= rough);
     for (let n = Math.ceil(low / step); n * step <= high + step * 1e-6; n++) ticks.push(Number((n * step).toPrecision(12)));
@@ -186,7 +186,7 @@ function drawFronts() {
   });
   const marks = [...shown].sort((a, b) => onFront.has(a) - onFront.has(b) || columns[x][a] - columns[x][b]).map((place) =>
     svg("path", {
-      d: shape(shapeOf(runs[place].method), 5.5), transform: at(place), "data-run": place, role: "button",
+      d: shape(shapeOf(runs[place].method), width < 500 ? 4.5 : 5.5), transform: at(place), "data-run": place, role: "button",
       class: `point ${colour(runs[place].method)} ${onFront.has(place) ? "front" : ""}`, tabindex: best.has(place) ? 0 : -1,
       "aria-label": described(place, x, y).map((part) => part.textContent ?? part).join(""),
     }));
@@ -437,7 +437,7 @@ function heatmap(caption, matrix, across, down, says) {
     ...Object.entries(levels).map(([level, cells]) => svg("path", { d: cells.join(""), class: "cell", "fill-opacity": level / 20 })),
     text(left, top + size + 16, "start", across[0]), text(left + size, top + size + 16, "end", across[1]), text(left + size / 2, top + size + 32, "middle", across[2]),
     text(left - 6, top + 12, "end", down[0]), text(left - 6, top + size, "end", down[1]));
-  drawing.addEventListener("pointermove", (event) => {
+  for (const kind of ["pointermove", "pointerdown"]) drawing.addEventListener(kind, (event) => {
     const box = drawing.getBoundingClientRect(), by = (size + left + 4) / box.width;
     const c = Math.floor(((event.clientX - box.x) * by - left) / wide), r = Math.floor(((event.clientY - box.y) * by - top) / high);
     if (matrix[r]?.[c] !== undefined) readout.textContent = says(r, c, number(matrix[r][c]));

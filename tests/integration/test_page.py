@@ -154,6 +154,7 @@ def _write(folder: Path, number: int, config: RunConfig, **scores: float) -> str
     ]
     row = {
         "run_key": config.run_key,
+        "train_key": config.train_key,
         "method": config.method,
         "adapter": config.adapter.name,
         "benchmark": "authors",
@@ -169,6 +170,7 @@ def _write(folder: Path, number: int, config: RunConfig, **scores: float) -> str
         **scores,
     }
     store.write_run(folder, row, items)
+    store.write_losses(folder, config.train_key, [(3.0, 1.0, 2.0, 0.0), (1.5, 0.5, 1.0, 0.0)])
     return config.run_key
 
 
@@ -287,6 +289,9 @@ def test_a_click_shows_the_run(browser: Browser, address: str, results: Path) ->
     (row,) = [row for row in store.scan_runs(results).to_dicts() if row["log10_forget_quality"] == -1.0]
     assert (config.run_key, config.to_json()) == (row["run_key"], row["config_json"])
     assert shown[1] == f"grun-bench train {row['run_key']}.yaml --results {results}"
+    browser.click("dialog .copied button")
+    assert browser.eval("getSelection().toString()").strip() == shown[0].strip()
+    assert len(browser.all("dialog .stairs", "each.id")) == 2, "two losses; there is no third, which was always 0"
     browser.click("dialog header button")
     assert not browser.eval("document.getElementById('run').open")
 
@@ -336,6 +341,16 @@ def test_objectives_are_chosen_from_a_list(browser: Browser, address: str) -> No
     assert browser.eval("document.querySelectorAll('#fronts .point.front.c0').length") == 1
     browser.ask("Page.reload")
     browser.wait("document.readyState === 'complete' && document.getElementById('axis-x').value === 'train_seconds'")
+
+
+def test_one_may_be_seen_alone(browser: Browser, address: str) -> None:
+    """LoRA alone, LoRA and GRUN, then only what is on a front of its own method."""
+    browser.open(address)
+    seen = []
+    for selector in ('[data-trained="LoRA"]', '[data-trained="GRUN"]', "#on-front"):
+        browser.click(selector)
+        seen.append(len(browser.all("#fronts .point", "each.id")))
+    assert seen == [1, 4, 3]
 
 
 def test_seeds_are_error_bars(browser: Browser, address: str) -> None:
