@@ -54,6 +54,8 @@ def config(small_config: RunConfig) -> RunConfig:
                 "benchmark.num_authors": 6,
                 "benchmark.forget_split": "forget50",
                 "benchmark.num_similar_authors": 1,
+                "model.fine_tuning.num_epochs": 25,
+                "model.fine_tuning.learning_rate": 0.006,
                 "adapter.gate_function": "mlp_3",
                 "forget_loss": "idk",
                 "training.num_epochs": 60,
