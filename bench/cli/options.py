@@ -94,8 +94,9 @@ ONE_RUN = (FILE, settings)
 COMPARED_RUNS = (FOLDER, compared)
 WHERE_IT_RUNS = fields_of("where and how it runs", Execution, ("results", "save_module"))
 POOL = (fields_of("how many at once, and how long", Pool), WHERE_IT_RUNS)
+SPACES = option("files", nargs="+", metavar="FILE", help="of search_spaces/, or a name that `spaces` lists")
 STUDIES = (
-    option("files", nargs="+", metavar="FILE", help="of search_spaces/, or a name that `spaces` lists"),
+    SPACES,
     settings,
     RESULTS,
     *POOL,

@@ -135,6 +135,34 @@ def print_verdicts(verdicts: Sequence[Verdict]) -> None:
     )
 
 
+def print_plan(record: Mapping[str, Any]) -> None:
+    """A table of memory a study, and a line each for what it trains on, how long, and what does not fit."""
+    for study in record["studies"]:
+        parts = ("weights", "gradients", "optimiser", "activations", "total")
+        title = f"{study['study']}: {study['method']}, {study['trained_parameters']:,} parameters trained"
+        table = Table("GB a worker, at its peak", title=title, box=SIMPLE_HEAD, padding=0, title_justify="left")
+        for part in parts:
+            table.add_column(part, justify="right")
+        for phase, peak in study["peak_gb"].items():
+            table.add_row(phase, *(f"{peak[part]:.1f}" for part in parts))
+        console.print(table)
+        tokens, pflop, storage = (study[name] for name in ("tokens", "pflop", "storage_gb"))
+        seconds = ", ".join(f"{name} {value:.0f} s" for name, value in study["trial_gpu_seconds"].items() if value)
+        trained = f"{tokens['trained']:,} tokens trained on ({pflop['train']:.1f} PFLOP)"
+        log(f"a trial: {trained}, {tokens['scored']:,} scored,")
+        log(f"  {study['decoding_steps']:,} steps decoded at most; of one GPU {seconds}")
+        log(f"{study['num_trials']} trials: {study['num_trials'] * study['trial_gpu_hours']:.1f} GPU hours")
+        once = ", ".join(f"{name} {value / 3600:.1f}" for name, value in study["once_gpu_seconds"].items() if value)
+        log(f"before them, GPU hours: {once}; storage, GB: {', '.join(f'{k} {v:.2f}' for k, v in storage.items())}")
+        log(f"DOES NOT FIT: {study['problem']}" if study["problem"] else f"fits {record['gpu']}")
+        if study["made_up_texts"]:
+            log("texts: made up, as long as the benchmark's own")
+        log("")
+    cost = "" if record["cost"] is None else f", {record['cost']:,.0f} $"
+    log(f"all: {record['gpu_hours']:.1f} GPU hours, {record['hours']:.1f} hours on {record['num_gpus']}{cost}")
+    log(f"computed, not measured: {record['mfu']:.0%} of the GPU's peak, {record['decode_ms']:g} ms a decoding step")
+
+
 def _references(comparison: Comparison) -> list[dict[str, Any]]:
     return [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
 

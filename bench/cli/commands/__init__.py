@@ -28,7 +28,7 @@ class Command(Protocol):
 
 GROUPS: Mapping[str, Sequence[str]] = {
     "one run": ("prepare", "train", "evaluate", "import", "keys"),
-    "many runs": ("spaces", "init", "sweep", "submit", "seeds", "sequential"),
+    "many runs": ("spaces", "init", "plan", "sweep", "submit", "seeds", "sequential"),
     "what they found": ("pareto", "report", "watch", "metrics", "export"),
     "upkeep": ("rescore", "compact", "benchmark", "completion"),
 }
