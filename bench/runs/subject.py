@@ -24,7 +24,7 @@ from bench.results.storage import Damaged, Location
 from bench.runs.execution import Execution
 from grun.data import Example
 from grun.engine.edited import EditedModel
-from grun.engine.prefix_cache import OnDisk
+from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.training.openings import open_shares
@@ -165,7 +165,7 @@ class Subject:
             if self.execution.engine == "plain":
                 return adapted.on_plain_path()
             max_bytes = int(max_cache_gb() * 1e9)
-            caching = OnDisk(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
+            caching = PrefixCaching(root=cache_dir() / "prefix", max_bytes=max_bytes, log=logger.warning)
             adapted.use_prefix_caching(caching)
         if isinstance(adapted, PlainModel) and self.execution.gradient_checkpointing and self.config.adapter.trains:
             adapted.checkpoint_gradients()

@@ -29,7 +29,7 @@ from bench.speed import Effort
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, edited
 from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.engine.edited import EditedModel
-from grun.engine.prefix_cache import OnDisk, PrefixCaching
+from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
 from grun.model.layers import layer_indices
@@ -81,7 +81,7 @@ class Stopwatch:
 
     def caching(self, name: str) -> PrefixCaching:
         """A place for prefixes."""
-        return OnDisk(root=self.scratch / name, max_bytes=10**12, log=print)
+        return PrefixCaching(root=self.scratch / name, max_bytes=10**12, log=print)
 
     def changed(self, changes: Mapping[str, Any]) -> RunConfig:
         """The config with other settings. changes: by dotted key."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any, Self
 
@@ -36,7 +36,6 @@ from pyvene_custom.editing import Editing, Edits
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
-
 
 GATE_BATCH = 64
 
@@ -70,7 +69,7 @@ class EditedModel:
         self.layers = tuple(sorted(edits))
         self._caching: PrefixCaching | None = None
         self._caches: list[PrefixCache] = []
-        self._weights: str | None = None
+        self._weights = cache(partial(weights_hash, model))
         self._gated: GatedModel | None = None
 
     @property
@@ -97,7 +96,7 @@ class EditedModel:
                 examples,
                 first_layer=self.layers[0],
                 whole_prompts=generate,
-                weights=self._weights_hash,
+                weights=self._weights,
                 progress=progress,
             )
             self._check(cache, examples)
@@ -264,10 +263,6 @@ class EditedModel:
         """Training only concerns the edits: the frozen model stays in evaluation mode."""
         self.model.eval()
         self.edits.train(mode)
-
-    def _weights_hash(self) -> str:
-        self._weights = self._weights or weights_hash(self.model)
-        return self._weights
 
     def _edits(self) -> dict[int, Any]:
         return {layer: self.edits[str(layer)] for layer in self.layers}

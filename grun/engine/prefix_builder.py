@@ -115,10 +115,8 @@ class Builder:
     def _check_size(self, first_bytes: int, max_bytes: int) -> None:
         expected = first_bytes / self.layout.shards[0].stop * len(self.layout.prompts)
         if expected > max_bytes:
-            raise CannotServe(
-                f"the prefix cache would take about {expected / 1e9:.1f} GB of the {max_bytes / 1e9:.1f} GB "
-                "allowed; set GRUN_BENCH_CACHE_GB higher"
-            )
+            sizes = f"{expected / 1e9:.1f} GB of the {max_bytes / 1e9:.1f} GB allowed"
+            raise CannotServe(f"the prefix cache would take about {sizes}; set GRUN_BENCH_CACHE_GB higher")
 
 
 def check_same_nll(model: Any, from_cache: float, without: float) -> None:

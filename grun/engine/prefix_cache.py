@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
 import xxhash
@@ -85,41 +85,16 @@ class PrefixCache:
         return self._hidden[self._layout.example_row[example]]
 
 
-class PrefixCaching(Protocol):
-    """Where the engine may keep what never changes."""
-
-    @property
-    def log(self) -> Callable[[str], None]:
-        """Gets one line where the engine cannot be used."""
-
-    def cache_of(
-        self,
-        model: Any,
-        examples: Sequence[Example],
-        *,
-        first_layer: int,
-        whole_prompts: bool,
-        weights: Callable[[], str],
-        progress: Tally,
-    ) -> PrefixCache:
-        """The cache of these examples; built if it is not there.
-
-        first_layer: the first edited layer. whole_prompts: keep keys and values of every layer and prompt token, which
-        decoding needs, and not only of what training needs. weights: gives `weights_hash(model)`.
-        Raises CannotServe where the model does not fit the scheme, or the cache the place.
-        """
-
-
 @dataclass(frozen=True, kw_only=True)
-class OnDisk:
-    """In files of this node, for all its processes."""
+class PrefixCaching:
+    """Where the engine may keep what never changes: in files of this node, for all its processes."""
 
     root: Path
     """Folder of all prefix caches of this node."""
     max_bytes: int
     """Size of all of them together; the least recently used ones make room."""
     log: Callable[[str], None]
-    """See `PrefixCaching`."""
+    """Gets one line where the engine cannot be used."""
 
     def cache_of(
         self,
@@ -131,7 +106,12 @@ class OnDisk:
         weights: Callable[[], str],
         progress: Tally,
     ) -> PrefixCache:
-        """See `PrefixCaching`. Built anew too where it is damaged."""
+        """The cache of these examples; built if it is not there, or is damaged.
+
+        first_layer: the first edited layer. whole_prompts: keep keys and values of every layer and prompt token, which
+        decoding needs, and not only of what training needs. weights: gives `weights_hash(model)`.
+        Raises CannotServe where the model does not fit the scheme, or the cache the disk.
+        """
         layout, root = Layout(examples, whole_prompts), self.root
         key = _key(model, weights(), layout, first_layer, whole_prompts)
         folder = root / key

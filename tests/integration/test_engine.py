@@ -29,7 +29,7 @@ from grun.adapters.lora import LoraConfig
 from grun.adapters.reft import ReftConfig
 from grun.data import Example
 from grun.engine.edited import EditedModel
-from grun.engine.prefix_cache import OnDisk
+from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
 from grun.losses import gate_bce
 from grun.model.forward import PlainModel, set_answer_ends
@@ -110,7 +110,7 @@ def _pair(family: str, config: Any, root: Path) -> tuple[EditedModel, EditedMode
     examples = _examples()
     plain, engine = config.attach(_model(family), 3).on_plain_path(), config.attach(_model(family), 3)
     lines: list[str] = []
-    engine.use_prefix_caching(OnDisk(root=root, max_bytes=10**9, log=lines.append))
+    engine.use_prefix_caching(PrefixCaching(root=root, max_bytes=10**9, log=lines.append))
     engine.announce(examples, generate=True, progress=lambda done, total: None)
     assert lines == [], "the engine serves this family"
     for adapted in (plain, engine):

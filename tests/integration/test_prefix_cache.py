@@ -24,7 +24,7 @@ from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.data import Example
 from grun.engine import later_layers, prefix_cache
 from grun.engine.edited import EditedModel
-from grun.engine.prefix_cache import OnDisk
+from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from pyvene_custom.editing import Editing
@@ -71,7 +71,7 @@ def _edited(
     lines: list[str] = []
     calls: list[int] = []
     adapted = GrunConfig(layers=(1, 3)).attach(model or _llama(), seed=0)
-    adapted.use_prefix_caching(OnDisk(root=root, max_bytes=max_bytes, log=lines.append))
+    adapted.use_prefix_caching(PrefixCaching(root=root, max_bytes=max_bytes, log=lines.append))
     adapted.announce(examples or EXAMPLES, generate=True, progress=lambda done, total: calls.append(done))
     adapted.train(False)
     return adapted, lines, len(calls)

@@ -24,7 +24,7 @@ from bench.speed.measure import Stopwatch
 from bench.speed.report import read_records, write_records
 from bench.speed.scaling import __main__ as scaling
 from grun.data import Example
-from grun.engine.prefix_cache import OnDisk
+from grun.engine.prefix_cache import PrefixCaching
 
 EXAMPLES = [Example(prompt_ids=(3, 4, 5)[: 1 + i % 3], answer_ids=(6, 7, 1)[i % 2 :]) for i in range(6)]
 
@@ -32,7 +32,7 @@ EXAMPLES = [Example(prompt_ids=(3, 4, 5)[: 1 + i % 3], answer_ids=(6, 7, 1)[i % 
 def test_the_three_ways_to_run_grun_agree(small_config: RunConfig, tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**_SHAPE)).eval()
-    caching = OnDisk(root=tmp_path, max_bytes=10**9, log=print)
+    caching = PrefixCaching(root=tmp_path, max_bytes=10**9, log=print)
     outputs = []
     for name in EDITED:
         adapted = edited(name, small_config, model, (1, 3), "npo", caching)

@@ -1,4 +1,4 @@
-"""What studies will need before a cent is spent: memory, hours, price, disk, and what does not fit."""
+"""What a study will need before it is run: memory, hours, price, and what does not fit."""
 
 import json
 

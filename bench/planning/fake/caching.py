@@ -1,12 +1,14 @@
 """Prefix caches that are gone with the process, and what they would take."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from grun.data import Example
 from grun.engine.prefix_builder import Builder
-from grun.engine.prefix_cache import PrefixCache
+from grun.engine.prefix_cache import PrefixCache, PrefixCaching
 from grun.engine.prefix_layout import Layout
 from grun.model.forward import Tally
 
@@ -25,17 +27,14 @@ class CacheSize:
         return round(self.per_prompt_token * sum(layout.kv_lengths) + self.per_answer_token * answers)
 
 
-@dataclass(kw_only=True)
-class InMemory:
-    """A `PrefixCaching` whose caches are gone with it, and that remembers what they take."""
+@dataclass(frozen=True, kw_only=True)
+class InMemory(PrefixCaching):
+    """Whose caches are gone with it, and that remembers what they take."""
 
+    root: Path = Path()
+    max_bytes: int = 0
+    log: Callable[[str], None] = logging.getLogger(__name__).warning
     sizes: dict[bool, CacheSize] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    @property
-    def log(self) -> Callable[[str], None]:
-        """See `PrefixCaching`."""
-        return self.problems.append
 
     def cache_of(
         self,
