@@ -78,6 +78,7 @@ LONGEST = (
     "integration/test_storage.py",
     "integration/test_run.py",
     "integration/test_speed.py",
+    "integration/test_hub.py",
     "integration/test_lm_eval.py",
     "integration/test_wmdp.py",
 )

@@ -23,6 +23,7 @@ from bench.models.pretrained import (
     ModelConfig,
     PretrainedConfig,
     TinyConfig,
+    base_of,
     context_length,
     load_pretrained,
     new_tiny_model,
@@ -92,15 +93,14 @@ def prepared_model(
 
 
 def commits_of(name: str) -> dict[str, str]:
-    """The commit of each repository of the hub that a model is read from; none of a local one, unless made here of one.
+    """The commit of each repository of the hub that a model is read from, or was made of here; an update's base too.
 
     name: as in `PretrainedConfig.name`.
     """
     source, revision = readable(name)
-    if revision is not None:
-        return {source: revision}
-    made_of = Path(source) / MADE_OF
-    return dict(json.loads(made_of.read_text())) if made_of.is_file() else {}
+    made_of, base = Path(source) / MADE_OF, base_of(source, revision)
+    found = dict(json.loads(made_of.read_text())) if made_of.is_file() else {}
+    return found | ({source: revision} if revision else {}) | (commits_of(base) if base else {})
 
 
 def forget_lessons(benchmark: Benchmark, start_from: StartFrom) -> list[Item]:

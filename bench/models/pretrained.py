@@ -174,7 +174,7 @@ def load_tokenizer(name: str) -> Any:
 
     source, revision = readable(name)
     try:
-        if not (Path(source) / "tokenizer_config.json").exists() and (base := _base_of(source, revision)):
+        if not (Path(source) / "tokenizer_config.json").exists() and (base := base_of(source, revision)):
             source, revision = base, None
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(source, revision=revision)
@@ -191,7 +191,7 @@ def _unreadable(name: str, error: Exception) -> UserError:
     found, revision = readable(name)
     base, source = None, Path(found)
     with contextlib.suppress(OSError):  # of a commit that does not exist this cannot be asked either
-        base = _base_of(found, revision)
+        base = base_of(found, revision)
     if base is None:
         problem = trouble(*split_revision(name), error) or f"{name!r} cannot be read ({reason})"
         return UserError("model.name", problem)
@@ -204,7 +204,7 @@ def _unreadable(name: str, error: Exception) -> UserError:
     return UserError("model.name", f"{name!r}, an update of {base!r}, cannot be read ({reason})")
 
 
-def _base_of(source: str, revision: str | None) -> str | None:
+def base_of(source: str, revision: str | None) -> str | None:
     """The model that a PEFT checkpoint is an update of; None where the source is no such."""
     from transformers.utils import find_adapter_config_file
 
@@ -219,7 +219,7 @@ def _weights(source: str, revision: str | None, dtype: torch.dtype) -> CausalLM:
     """What PEFT trained is added to its base's weights, for good."""
     from transformers import AutoModelForCausalLM
 
-    if _base_of(source, revision) is None:
+    if base_of(source, revision) is None:
         return AutoModelForCausalLM.from_pretrained(source, revision=revision, dtype=dtype)
     from peft import AutoPeftModelForCausalLM
 

@@ -11,12 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+import peft
 import polars as pl
 import pytest
 import safetensors.torch
 import torch
 import yaml
 from hub_stand_in import Hub
+from transformers import AutoModelForCausalLM
 
 from bench.models.pretrained import FineTuningConfig, TinyConfig, new_tiny_model
 from bench.results import store
@@ -132,6 +134,17 @@ def _model(seed: int, folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir()}
 
 
+def _update(target: dict[str, bytes], folder: Path) -> dict[str, bytes]:
+    """A PEFT checkpoint that is put on `target`, without a tokenizer of its own."""
+    for name, content in target.items():
+        (folder / name).write_bytes(content)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.name_or_path = "somebody/target"
+    settings = peft.LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM", init_lora_weights=False)
+    peft.get_peft_model(model, settings).save_pretrained(folder / "own", save_embedding_layers=False)
+    return {file.name: file.read_bytes() for file in (folder / "own").iterdir()}
+
+
 @pytest.fixture(scope="module")
 def hub(
     made_up_tofu_dir: Path, wmdp_dir: Path, muse_dir: Path, tmp_path_factory: pytest.TempPathFactory
@@ -151,6 +164,7 @@ def hub(
     target, retain, other = (_model(seed, tmp_path_factory.mktemp("model")) for seed in range(3))
     hub.add("models/somebody/target", target)
     hub.add("models/somebody/retain", retain)
+    hub.add("models/somebody/update", _update(target, tmp_path_factory.mktemp("update")))
     hub.add("models/somebody/moved", target, tag="v1")
     hub.repositories["models/somebody/moved"].commit(other)
     hub.add("models/somebody/gated", target, gated=True)
@@ -173,6 +187,7 @@ AS_IT_IS = "--adapter none --start_from"
 WORKS = {
     "wmdp": f"train {BOTH} --benchmark wmdp --benchmark.forget_split cyber {AS_IT_IS} target_model",
     "muse": f"train {BOTH} {MUSE} {AS_IT_IS} target_model",
+    "update": f"evaluate somebody/update --name theirs {BOTH} {MUSE}",
     "taught": "train --model.name somebody/target --model.fine_tuning.num_epochs 1 --benchmark.num_authors 5 "
     f"{AS_IT_IS} target_model",
     "pinned": f"train {TARGET} --model.name somebody/moved@v1 {TOFU} --benchmark.revision v1 {LORA}",
@@ -233,6 +248,7 @@ def served(hub: Hub, muse_dir: Path, tmp_path_factory: pytest.TempPathFactory) -
     """WORKS in a results folder each, FAILS in one folder; and the download that broke off, once more."""
     home, results = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("results")
     lines = {name: f"{line} {QUICK} --results {results / name}" for name, line in WORKS.items()}
+    lines["update"] = f"{WORKS['update']} {QUICK} --results {results / 'muse'}"
     lines["loaded"] = WORKS["loaded"].format(results=results)
     for line in [*FAILS, "again"]:
         words = f"evaluate {line[9:]} {BOTH} {MUSE}" if line.startswith("evaluate") else f"train {line}"
@@ -271,7 +287,9 @@ def test_what_does_not_is_one_line(served: Served, muse_dir: Path, line: str) ->
 
 
 def test_rows_say_which_commits_were_read(served: Served) -> None:
-    """Of the model as it was asked for and of every data set; of one taught here, of what it was made of."""
+    """Of the model as it was asked for and of every data set; of an update, its base's too; of one taught here,
+    of what it was made of.
+    """
     target, retain = "models/somebody/target", "models/somebody/retain"
     for name, data in {
         "tofu": ["datasets/locuslab/TOFU"],
@@ -282,6 +300,8 @@ def test_rows_say_which_commits_were_read(served: Served) -> None:
         assert commits["target_model"] == _newest(served, target, *data)
         assert commits["retain_model"] == _newest(served, retain, *data)
     assert _commits(served, "tofu")["lora+grad_ascent"] == _newest(served, target, "datasets/locuslab/TOFU")
+    update = _newest(served, "models/somebody/update", target, "datasets/muse-bench/MUSE-News")
+    assert _commits(served, "muse")["theirs"] == update
     taught = _newest(served, target)
     assert _commits(served, "taught") == {"target_model": taught, "retain_model": taught}
 

@@ -205,6 +205,7 @@ def test_a_known_model_is_asked_as_it_was_taught_and_the_prompt_is_in_the_key() 
     assert other.model.prompt == PromptConfig(**{**taught, "date": "26 Jul 2024"})
     assert len({known.run_key, other.run_key, run_config({"model": "/tofu_Llama-3.2-1B-Instruct_full"}).run_key}) == 3
     assert run_config({"model": "mistralai/Mistral-7B-v0.1"}).model.prompt == PromptConfig(style="plain")
+    assert run_config({"model": f"{name}@v1"}).model.prompt == known.model.prompt, "of whatever revision"
     for own in ("tiny", "smollm2"):
         assert "prompt" not in run_config({"model": own}).to_dict()["model"], "keys of before stay"
 
