@@ -200,7 +200,7 @@ WORKS = {
 GATED = "is gated; ask for access at {endpoint}/somebody/gated, and log in (hf auth login)"
 MISSING = "is not on the hub, or private; check its name, or log in (hf auth login)"
 NO_REVISION = "name one of its branches, tags or commits"
-NO_COMMIT = "0" * 40
+NO_COMMIT = "a" * 40
 FAILS = {
     f"{TARGET} --model.name somebody/breaks-off {MUSE} {AS_IT_IS} target_model": (
         "model.name: somebody/breaks-off could not be downloaded; run it again, and what is there already is kept"
@@ -345,19 +345,21 @@ def test_what_is_in_the_cache_needs_no_hub(served: Served, tmp_path: Path) -> No
     """The same run says the same and is of the same commits; what is not there is one line."""
     lines = {
         "tofu": f"{WORKS['tofu']} {QUICK} --results {tmp_path / 'tofu'}",
-        "other": f"{WORKS['pinned']} {QUICK} --results {tmp_path / 'other'}",
+        "pinned": f"{WORKS['pinned']} {QUICK} --results {tmp_path / 'pinned'}",
+        "another": f"train {BOTH} {TOFU} --benchmark.revision {NO_COMMIT} {QUICK} --results {tmp_path / 'another'}",
         "not there": f"train {TARGET} --model.name somebody/nothing {MUSE} {QUICK} --results {tmp_path / 'not'}",
     }
     ended = _run(served.hub, served.home, lines, HF_HUB_OFFLINE="1")
-    assert ended["tofu"].code == 0, ended["tofu"].err
-    offline, online = (store.scan_runs(folder / "tofu") for folder in (tmp_path, served.results))
-    columns = ["run_key", "hub_commits", "model_utility"]
-    assert offline.select(columns).equals(online.select(columns))
-    refs = served.hub.repositories["datasets/locuslab/TOFU"].refs
-    assert ended["other"][::2] == (
+    columns = ["run_key", "hub_commits", "forget_probability"]
+    for name in ("tofu", "pinned"):
+        assert ended[name].code == 0, ended[name].err
+        offline, online = (store.scan_runs(folder / name) for folder in (tmp_path, served.results))
+        assert offline.select(columns).equals(online.select(columns))
+    newest = served.hub.repositories["datasets/locuslab/TOFU"].refs["main"]
+    assert ended["another"][::2] == (
         2,
-        f"grun-bench: benchmark.revision: locuslab/TOFU (full) is in the cache, but not its commit {refs['v1']}; go "
-        f"online, or set benchmark.revision to {refs['main']}\n",
+        f"grun-bench: benchmark.revision: locuslab/TOFU (full) is in the cache, but not its commit {NO_COMMIT}; go "
+        f"online, or set benchmark.revision to {newest}\n",
     )
     assert ended["not there"][::2] == (
         2,

@@ -188,6 +188,7 @@ def test_gold_is_of_the_split_that_is_forgotten(file: Path) -> None:
     for split, kept in {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}.items():
         for study in read_studies(str(file), {"benchmark.forget_split": split}, None):
             assert study.run({}).model.retain_model == name + kept  # type: ignore[union-attr]
+            assert study.run({"model.name": f"{name}full@v1"}).model.retain_model == name + kept  # type: ignore[union-attr]
     for wrong in (f"{name}retain90", "/models/tofu_retain90"):
         with pytest.raises(UserError, match=r"retain_model: .*_retain90 was trained on retain90, and forget05 leaves"):
             read_studies(str(file), {"benchmark.forget_split": "forget05", "model.retain_model": wrong}, None)
