@@ -1,7 +1,7 @@
 """What a run trained, as a folder that other tools load, with a model card that says what it is."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -40,6 +40,8 @@ class Exported:
     """A model as `transformers` loads it; a PEFT checkpoint; or such a model, untouched, and a module beside it."""
     base: str | None
     """What a PEFT checkpoint is to be put on: a name of the hub, or the folder beside it; None: of the others."""
+    revision: str | None = None
+    """The hub's commit of that."""
 
 
 def export_run(results: Location, run_key: str, output: Path) -> Exported:
@@ -58,13 +60,14 @@ def export_run(results: Location, run_key: str, output: Path) -> Exported:
     subject = Subject(config=config, execution=Execution(results=results, device="cpu"))
     if not (subject.module / TRAINING).exists():
         raise UserError("--run", f"what {run_key} trained was not kept (a sweep keeps what is small); train it again")
-    made = _write(config, subject.loaded(subject.module), subject, output)
+    commits = json.loads(row["hub_commits"] or "{}")
+    made = _write(config, subject.loaded(subject.module), subject, output, commits)
     (output / "README.md").write_text(_card(row, config, subject, made, output.name))
     return made
 
 
-def _write(config: RunConfig, adapted: Adapted, subject: Subject, output: Path) -> Exported:
-    """Models and modules, each with what it takes to ask it."""
+def _write(config: RunConfig, adapted: Adapted, subject: Subject, output: Path, commits: Mapping[str, str]) -> Exported:
+    """Models and modules, each with what it takes to ask it. commits: of what the run read from the hub."""
     output.mkdir(parents=True, exist_ok=True)
     subject.tokenizer.save_pretrained(output)
     if config.model.prompt is not None:
@@ -86,10 +89,9 @@ def _write(config: RunConfig, adapted: Adapted, subject: Subject, output: Path) 
             tokenizer.save_pretrained(output / BASE)
             settings.base_model_name_or_path = str((output / BASE).absolute())
             base = f"{output.name}/{BASE}"
-        else:
-            _, settings.revision = split_revision(subject.source)
+        settings.revision = commits.get(base)
         trained.model.save_pretrained(output)
-        return Exported(kind="update", base=base)
+        return Exported(kind="update", base=base, revision=settings.revision)
 
 
 def _card(row: Row, config: RunConfig, subject: Subject, made: Exported, folder: str) -> str:

@@ -326,6 +326,21 @@ def test_a_pinned_revision_is_what_is_read(served: Served) -> None:
     assert served.ended["loaded"].out.strip(), "its module asks for the same base"
 
 
+def test_an_update_is_exported_without_its_base(served: Served, tmp_path: Path) -> None:
+    """The hub has that: it is named, with the commit that was read, to PEFT and in the card."""
+    (row,) = store.scan_runs(served.results / "pinned").filter(adapter="lora").to_dicts()
+    line = f"export {served.results / 'pinned'} --run {row['run_key']} --output {tmp_path / 'out'}"
+    ended = _run(served.hub, served.home, {"export": line})["export"]
+    assert ended.code == 0, ended.err
+    commit = served.hub.repositories["models/somebody/moved"].refs["v1"]
+    settings = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert (settings["base_model_name_or_path"], settings["revision"]) == ("somebody/moved", commit)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f'from_pretrained("somebody/moved", revision="{commit}")' in card
+    assert "base_model: somebody/moved\n" in card
+    assert not (tmp_path / "out" / "base").exists()
+
+
 def test_a_renamed_repository_is_followed(served: Served) -> None:
     target, news = _newest(served, "models/somebody/target", "datasets/muse-bench/MUSE-News").values()
     assert _commits(served, "renamed")["target_model"] == {"somebody/old": target, "muse-bench/MUSE-Books": news}
