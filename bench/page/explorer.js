@@ -329,14 +329,15 @@ function scoresOf(place) {
 }
 
 function saidBy(run) {
-  if (!run.said) return [];
+  if (!run.said?.length) return [];
   const found = [html("h3", {}, "Before and after"), html("p", { class: "note" },
     "What the target model said, and what this run says now: what is gone is struck out, what is new is underlined.")];
   data.questions.forEach((asked, place) => {
     if (asked.split !== data.questions[place - 1]?.split) found.push(html("h3", {}, `${asked.split}: ${ROLES[asked.role]}`));
-    const now = run.said[place], [before, after] = compared(asked.before ?? "", now || (now === 0 ? asked.before : ""));
-    const said = [["right answer", [asked.answer ?? "–"]], ["before", before], ["after", now === 0 ? [html("span", { class: "note" }, "the same, word for word")] : after],
-      ["retain model", [asked.never ?? "–"]]];
+    const now = run.said[place], canCompare = asked.before !== null && typeof now === "string";
+    const [before, after] = canCompare ? compared(asked.before, now)
+      : [[asked.before ?? "–"], now === 0 ? [html("span", { class: "note" }, "the same, word for word")] : [now ?? "–"]];
+    const said = [["right answer", [asked.answer ?? "–"]], ["before", before], ["after", after], ["retain model", [asked.never ?? "–"]]];
     found.push(html("div", { class: "said" }, html("p", {}, asked.question),
       html("dl", {}, ...said.flatMap(([what, words]) => [html("dt", {}, what), html("dd", {}, ...words)]))));
   });

@@ -132,9 +132,8 @@ def _asked(source: Row | None, num_runs: int, folder: Folder) -> list[dict[str, 
 def _read(run_keys: Sequence[str], asked: Sequence[Row], folder: Folder) -> tuple[dict[str, Said], dict[str, Gates]]:
     """(run_key → what it said to each of these items, run_key → its gates), in one pass over all items."""
     rows = [(row["split"], row["item_index"]) for row in asked]
-    places = pl.DataFrame(rows, schema={"split": pl.String, "item_index": pl.Int64}, orient="row").with_row_index(
-        "place"
-    )
+    places = pl.DataFrame(rows, schema={"split": pl.String, "item_index": pl.Int64}, orient="row")
+    places = places.with_row_index("place")
     role = pl.col("split").replace_strict({name: split.role for name, split in SPLITS.items()}, default=None)
     at = (pl.col("gate").list.mean() * GATE_BINS).floor().clip(0, GATE_BINS - 1).cast(pl.Int64)
     said: dict[str, Said] = {}
@@ -202,20 +201,22 @@ def _seeds(rows: Sequence[Row], names: Sequence[str], folder: Folder) -> list[di
         repeated = store.scan_runs(again).filter(status="ok").to_dicts()
         repeated = [row for row in repeated if setting(row["config_json"]) == here and row["adapter"] != "none"]
     alike: dict[str, dict[int, Row]] = {}
-    for row in (*rows, *repeated):
+    places: dict[str, int] = {}
+    for place, row in enumerate((*rows, *repeated)):
         config = json.loads(row["config_json"])
-        rest = {key: value for key, value in config.items() if key not in ("seed", "evaluation")}
-        alike.setdefault(json.dumps(rest, sort_keys=True), {})[row["seed"]] = row
-    places = {row["run_key"]: place for place, row in enumerate(rows)}
+        rest = json.dumps({key: config[key] for key in config.keys() - {"seed", "evaluation"}}, sort_keys=True)
+        alike.setdefault(rest, {})[row["seed"]] = row
+        if place < len(rows):
+            places.setdefault(rest, place)
     return [
         {
             "method": next(iter(group.values()))["method"],
             "seeds": len(group),
-            "run": next((places[row["run_key"]] for row in group.values() if row["run_key"] in places), None),
+            "run": places.get(rest),
             "mean": _over(group.values(), names, statistics.mean),
             "deviation": _over(group.values(), names, statistics.stdev),
         }
-        for group in alike.values()
+        for rest, group in alike.items()
         if len(group) > 1
     ]
 

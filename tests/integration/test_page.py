@@ -194,8 +194,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     for number, (settings, scores) in enumerate(runs):
         _write(folder, 2 + number, run_config(overlay({}, settings)), **_scores(*scores))
-    for seed, utility in ((1, 0.78), (2, 0.82)):
-        again = overlay({}, {**GRUN, "adapter.rank": 4, "seed": seed})
+    for seed, utility in ((0, 0.8), (1, 0.78), (2, 0.82)):  # with attacks on, as `seeds` makes them
+        again = overlay({}, {**GRUN, "adapter.rank": 4, "seed": seed, "evaluation.robustness": {}})
         _write(folder / store.SEEDS, seed, run_config(again), **_scores(-1.0, utility, 0.1))
     _write_sequence(folder, run_config(overlay({}, GRUN)))
     return folder
@@ -358,6 +358,7 @@ def test_seeds_are_error_bars(browser: Browser, address: str) -> None:
     browser.open(address)
     words = "GRUN + NPO, 3 seeds: log10 forget quality −1 ± 0, model utility 0.8 ± 0.02"
     assert browser.all(".seeds title", "each.textContent") == [words]
+    assert browser.all(".seeds", "each.dataset.run") == ["0"], "the run that was repeated is what a click opens"
 
 
 @pytest.mark.parametrize(("scheme", "is_light"), [("light", True), ("dark", False)])
