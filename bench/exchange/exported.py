@@ -1,20 +1,17 @@
-"""What a run trained, as a folder that other tools load, with a model card that says what it is."""
+"""What a run trained, as a folder that other tools load, ready to be loaded by them."""
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import jinja2
 import peft
 
 from bench.config import RunConfig, run_config
-from bench.content import by_content, local_model
-from bench.files import check_new_folder, yaml_text
-from bench.hub.repositories import split_revision
+from bench.exchange.card import Exported, Score, write_card
+from bench.files import check_new_folder
 from bench.models.prepare import StartFrom
-from bench.models.pretrained import PretrainedConfig, load_pretrained, quiet_transformers
+from bench.models.pretrained import load_pretrained, quiet_transformers
 from bench.results import store
 from bench.results.columns import SCORES, Row
 from bench.results.storage import Location
@@ -28,20 +25,7 @@ from grun.unlearned import save
 
 BASE = "base"
 """Folder of a PEFT checkpoint's base, where that is on no hub."""
-Kind = Literal["whole", "update", "module"]
 REFERENCES: tuple[StartFrom, ...] = ("target_model", "retain_model")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Exported:
-    """What lies in the folder."""
-
-    kind: Kind
-    """A model as `transformers` loads it; a PEFT checkpoint; or such a model, untouched, and a module beside it."""
-    base: str | None
-    """What a PEFT checkpoint is to be put on: a name of the hub, or the folder beside it; None: of the others."""
-    revision: str | None = None
-    """The hub's commit of that."""
 
 
 def export_run(results: Location, run_key: str, output: Path) -> Exported:
@@ -62,7 +46,8 @@ def export_run(results: Location, run_key: str, output: Path) -> Exported:
         raise UserError("--run", f"what {run_key} trained was not kept (a sweep keeps what is small); train it again")
     commits = json.loads(row["hub_commits"] or "{}")
     made = _write(config, subject.loaded(subject.module), subject, output, commits)
-    (output / "README.md").write_text(_card(row, config, subject, made, output.name))
+    scores = list(_scores(row, config, results))
+    write_card(output, subject, made, row, f"{len(subject.benchmark.forget_set)} items", scores)
     return made
 
 
@@ -94,53 +79,9 @@ def _write(config: RunConfig, adapted: Adapted, subject: Subject, output: Path, 
         return Exported(kind="update", base=base, revision=settings.revision)
 
 
-def _card(row: Row, config: RunConfig, subject: Subject, made: Exported, folder: str) -> str:
-    """README.md as the hub reads it. It says which set was forgotten, and nothing of what is in it."""
-    from huggingface_hub import EvalResult, ModelCardData
-
-    scores = list(_scores(row, config, subject.execution.folder))
-    name, benchmark = config.model.name, config.benchmark
-    is_on_hub = isinstance(config.model, PretrainedConfig) and not local_model(name) and not name.endswith(".gguf")
-    data = ModelCardData(
-        model_name=folder,
-        base_model=split_revision(name)[0] if is_on_hub and name != "smollm2" else None,
-        library_name={"whole": "transformers", "update": "peft", "module": "grun-bench"}[made.kind],
-        pipeline_tag="text-generation",
-        tags=["unlearning", config.method],
-        eval_results=[
-            EvalResult(
-                task_type="text-generation",
-                dataset_type=benchmark.name,
-                dataset_name=f"{benchmark.name} {benchmark.forget_split}",
-                metric_type=metric,
-                metric_value=value,
-            )
-            for metric, _, (value, *_) in scores
-        ],
-    )
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("bench.exchange", "."),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        keep_trailing_newline=True,
-    )
-    prompt = subject.template.prompt_ids("{question}")
-    return environment.get_template("card.md.j2").render(
-        front_matter=data.to_yaml(),
-        config=config,
-        made=made,
-        folder=folder,
-        row=row,
-        scores=scores,
-        settings=yaml_text(by_content(config.to_dict())),
-        num_forgotten=len(subject.benchmark.forget_set),
-        prompt=subject.tokenizer.decode(prompt, skip_special_tokens=False),
-    )
-
-
-def _scores(row: Row, config: RunConfig, results: Location) -> Iterator[tuple[str, str, list[float | None]]]:
-    """(column, heading, values) of the benchmark's headlines: the run's value, then the target's and retain model's."""
+def _scores(row: Row, config: RunConfig, results: Location) -> Iterator[Score]:
+    """The benchmark's headlines, where the run has them."""
     known = [store.read_run(results, prerequisite(config, role).run_key) or {} for role in REFERENCES]
     for metric in config.benchmark.headlines:
         if row[metric] is not None:
-            yield metric, SCORES[metric].heading, [each.get(metric) for each in (row, *known)]
+            yield Score(metric, SCORES[metric].heading, [each.get(metric) for each in (row, *known)])

@@ -9,7 +9,9 @@ from typing import get_args
 import polars as pl
 
 from bench.config import run_config
+from bench.exchange.card import Exported, Score, write_card
 from bench.files import check_new_folder
+from bench.results.columns import STATE_METRICS
 from bench.results.requests import last_states, read_requests, scan_requests
 from bench.results.storage import Folder, location
 from bench.runs.execution import Execution
@@ -54,4 +56,13 @@ def export(results_folder: Folder, study: str, output: Path, without: Sequence[s
         )
     if config.model.prompt is not None:
         config.model.prompt.save(output)
+    scores = [] if without else [metric for metric in STATE_METRICS if row[metric] is not None]
+    write_card(
+        output,
+        subject,
+        Exported(kind="module", base=None),
+        row,
+        f"{len(modules)} deletion requests",
+        [Score(metric, metric.replace("_", " "), [row[metric], None, None]) for metric in scores],
+    )
     return list(modules)

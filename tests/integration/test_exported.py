@@ -122,7 +122,7 @@ def test_the_card_says_what_it_is(
     assert found["model_utility"] == pytest.approx(row["model_utility"])
     assert found["log10_forget_quality"] == pytest.approx(row["log10_forget_quality"])
     assert f"`{row['run_key']}`" in card.text
-    assert "authors (forget20), 10 items" in card.text
+    assert "10 items of authors (forget20), by lora+grad_ascent" in card.text
     assert f"| {row['model_utility']:.3f} |" in card.text
     assert not any(item.question in card.text for item in small_config.benchmark.load().forget_set)
     target = store.scan_runs(small_results).filter(method="target_model")["run_key"][0]

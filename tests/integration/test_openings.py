@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from bench.benchmarks.keeping import NO_SET
 from bench.cli.tables import threshold
@@ -95,6 +96,10 @@ def test_of_several_requests_it_is_chosen_for_all_together(
     assert last["mean_train_seconds"] == pytest.approx(sum(state["train_seconds"] for state in states) / 2)
     export(small_results, "s", tmp_path / "out", ())
     assert _thresholds(load(tmp_path / "out").adapted) == {last["gate_threshold"]}
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert f"2 deletion requests of authors (forget20), by {config.method}." in card.text
+    scores = {result.metric_type: result.metric_value for result in card.data.eval_results or ()}
+    assert scores["requested_rouge_l_recall"] == pytest.approx(last["requested_rouge_l_recall"])
 
 
 def test_a_trained_gate_has_one_too(small_config: RunConfig, small_results: Path) -> None:
