@@ -17,7 +17,7 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 .PHONY: demo bench results test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
 
 demo: $(READY)
-	@echo "== three adapters unlearn a tiny model, by three losses, a few trials each: rows and modules into $(RESULTS)"
+	@echo "== three adapters unlearn a tiny model, by three losses, two trials each: rows and modules into $(RESULTS)"
 	$(BIN)/grun-bench sweep demo_grun demo_lora demo_full --results $(RESULTS)
 	@echo "== the points of the fronts, and for each a config that makes it again"
 	$(BIN)/grun-bench pareto $(RESULTS) --format fronts
