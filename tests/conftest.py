@@ -66,6 +66,7 @@ QUICK_GRUN = {
 
 LONGEST = (
     "integration/test_pretrained.py",
+    "integration/test_planning.py",
     "integration/test_faults.py",
     "integration/test_sequential.py",
     "integration/test_workers.py",
