@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 if TYPE_CHECKING:
     from bench.progress import Progress
@@ -21,12 +21,17 @@ KEY_COLUMNS = 16
 console = Console(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
+def _method() -> Column:
+    """A column of names, none of which may be cut: they are what `--where method=` takes."""
+    return Column("method", overflow="fold")
+
+
 def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
     """A line a run, with those of its benchmark's headlines that any of them has."""
     from bench.benchmarks import HEADLINES
 
     shown = [name for name in HEADLINES if any(row[name] is not None for row in rows)]
-    table = Table("method", "gate threshold", *(name.replace("_", " ") for name in shown), padding=0)
+    table = Table(_method(), "gate threshold", *(name.replace("_", " ") for name in shown), padding=0)
     table.add_column("run_key", no_wrap=True, min_width=KEY_COLUMNS)
     for row in rows:
         values = [number(row[name]) for name in shown]
@@ -37,7 +42,7 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_front(comparison: Comparison) -> None:
     """A line for each point of each method's front."""
     names = list(comparison.objectives)
-    table = Table("method", *(name.replace("_", " ") for name in names), "gate threshold", title="Fronts")
+    table = Table(_method(), *(name.replace("_", " ") for name in names), "gate threshold", title="Fronts")
     table.add_column("run_key", no_wrap=True, min_width=KEY_COLUMNS + 3)
     on_front = {row["run_key"] for row in comparison.front}
     for summary in comparison.methods:
@@ -54,7 +59,7 @@ def print_front(comparison: Comparison) -> None:
 
 def print_methods(comparison: Comparison) -> None:
     """A line a method, and what its columns mean."""
-    table = Table("method", title="Methods", box=SIMPLE_HEAD, padding=0)
+    table = Table(_method(), title="Methods", box=SIMPLE_HEAD, padding=0)
     counted, own = ("runs", "failed", "hyper-\nvolume"), "its\nutility"
     for heading in (*counted, "best log10\nquality", own, "least forget\nROUGE-L", own, "its train-\nable", "train\ns"):
         table.add_column(heading, justify="right")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from datetime import UTC, datetime, timedelta
@@ -9,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
+from bench.cli import tables
 from bench.page.report import write_report
 from bench.reports.comparison import as_json, compare, write_front_configs
 from bench.results import store
@@ -262,3 +265,20 @@ def test_any_folder_has_a_page(benchmark: str, what: str, tmp_path: Path) -> Non
     page, *_ = write_report(comparison, tmp_path, picture)
     assert f"{benchmark} {SETTINGS[benchmark]}, tiny" in page.read().decode()
     assert picture.read().startswith(b"\x89PNG")
+
+
+def test_a_methods_name_is_printed_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a hundred columns, beside numbers as long as they get: what `--where method=` takes may break, not end in …"""
+    printed = Console(width=100, record=True, file=io.StringIO())
+    monkeypatch.setattr(tables, "console", printed)
+    numbers = {"log10_forget_quality": -44.182, "model_utility": 0.9142, "forget_rouge_l_recall": 0.1034}
+    methods = {"gated_lora+rmu+rmu_mse", "grun_latched+grad_ascent"}
+    for key, method in enumerate(sorted(methods)):
+        _write(tmp_path, f"k{key}" * 8, method=method, trainable_parameters=12_345_678, train_seconds=1234.5, **numbers)
+    _write(tmp_path, "target", method="target_model", adapter="none", **numbers)
+    comparison = compare(tmp_path)
+    tables.print_methods(comparison)
+    tables.print_front(comparison)
+    text = printed.export_text()
+    assert "gated_lora+rmu" in text
+    assert "…" not in text
