@@ -158,7 +158,7 @@ def test_keys_lists_every_setting_there_is(capsys: Captured) -> None:
         config = run_config({"model": {"name": model, "prompt": {}}, "evaluation": {"robustness": {}}})
         whole = _leaves(config.to_dict()) + _leaves(asdict(config))
         leaves = {key.removesuffix(".name") for key in whole} | {"external.model", "external.model_digest"}
-        leaves |= {"external.method"}  # what was unlearned elsewhere: there is no adapter beside it
+        leaves |= {"external.method", "external.tool"}  # what was unlearned elsewhere: there is no adapter beside it
         assert shown == leaves
 
 
