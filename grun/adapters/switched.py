@@ -51,14 +51,18 @@ class SwitchedModel(EditedModel):
         """See `grun.model.forward.Adapted`. The gates are read once, and hold for the whole answer; where all are shut,
         the pass that they read begins the answers, too."""
         assert self.gate_layer is not None
-        with mixed_precision(self.device):
-            read = read_prompts(self.model, prompts, (self.gate_layer,))
+        if self._has_read(prompts):
+            weight_BK, logit_BK = self._read(prompts)
+        else:
+            with mixed_precision(self.device):
+                read = read_prompts(self.model, prompts, (self.gate_layer,))
             weight_BK, logit_BK = self._edits()[0].read(read.hidden_BD[0].float())
             if not weight_BK.any():
-                return Generated(answers=read.answers(max_new_tokens, drafts), gate_logit_BK=logit_BK)
-            padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
-            with self.changed(prompts, weight_BK, padding) as keep:
-                answers = read_prompts(self.model, prompts).answers(max_new_tokens, drafts, keep)
+                with mixed_precision(self.device):
+                    return Generated(answers=read.answers(max_new_tokens, drafts), gate_logit_BK=logit_BK)
+        padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
+        with self.changed(prompts, weight_BK, padding) as keep, mixed_precision(self.device):
+            answers = read_prompts(self.model, prompts).answers(max_new_tokens, drafts, keep)
         return Generated(answers=answers, gate_logit_BK=logit_BK)
 
     def _read(self, prompts: Prompts) -> tuple[Tensor, Tensor]:

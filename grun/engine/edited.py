@@ -170,6 +170,10 @@ class EditedModel:
             for gate in gates:
                 gate.fit(hidden_BD, torch.arange(len(hidden_BD)) < len(prompts[0]))
 
+    def _has_read(self, prompts: Sequence[tuple[int, ...]]) -> bool:
+        """Whether what late gates read of these prompts is known already."""
+        return self._gate_hiddens is not None and self._gate_hiddens.keys() >= set(prompts)
+
     @torch.no_grad()
     def _gate_hidden(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """The untouched model's hidden states at the prompts' last tokens, where all gates read: [B, D], float32."""
@@ -199,7 +203,7 @@ class EditedModel:
             return later_layers.generate(self.model, editing, cache, prompts, max_new_tokens, drafts)
         if self._gate_hiddens is None:
             return self._generate_through_pyvene(prompts, max_new_tokens)
-        if self.gate_layer is not None:
+        if self.gate_layer is not None and not self._has_read(prompts):
             return self._generate_behind_late_gates(prompts, max_new_tokens, drafts)
         editing = self.editing(prompts, _last_column(prompts, self.device))
         with later_layers.editing_on(self.model, editing, editing.layers):

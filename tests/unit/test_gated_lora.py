@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -48,6 +48,10 @@ def _trained(model: Any, seed: int = 0, config: GatedLoraConfig = CONFIG) -> Upd
 
 def _updates(adapted: UpdatedModel) -> LowRankUpdates:
     return cast(LowRankUpdates, adapted.edits["0"])
+
+
+def _by_layer(adapted: UpdatedModel) -> Iterator[tuple[int, Any]]:
+    return ((int(layer), edit) for layer, edit in adapted.edits.items())
 
 
 @torch.no_grad()
@@ -172,9 +176,10 @@ def test_a_step_moves_gate_and_updates_alone(model: Any) -> None:
 
 def test_what_a_prompt_costs_is_both_passes(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a gate is open, the untouched one that the gates read, and the updated one; else the former alone. Between
-    them the bare one."""
+    them the bare one. What the gates read of a prompt is read once: an evaluation asks at several thresholds."""
     monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", 10**9)  # one pass is one
-    adapted = _trained(model)
+    trained = _trained(model)
+    adapted = UpdatedModel(model, dict(_by_layer(trained)), "answer", trained.gate_layer)
     passes: list[int] = []
     model.get_decoder().register_forward_pre_hook(lambda *_: passes.append(1))
     prefill_seconds(adapted, PROMPTS)
@@ -182,6 +187,24 @@ def test_what_a_prompt_costs_is_both_passes(model: Any, monkeypatch: pytest.Monk
     set_gate_threshold(adapted, 1.0)
     prefill_seconds(adapted, PROMPTS)
     assert len(passes) == (3 + 2) * PREFILL_REPEATS
+    set_gate_threshold(adapted, 0.0)
+    adapted.prompt_gates(PROMPTS)
+    passes.clear()
+    adapted.generate(PROMPTS, 1)
+    assert len(passes) == 1
+
+
+@torch.no_grad()
+def test_gates_are_read_in_full_precision(model: Any) -> None:
+    """On a GPU the model is run in bfloat16, and the gates are not: what opens one is the same wherever it is asked."""
+    with forward.as_on_a_gpu():
+        adapted = _trained(model)
+        asked = UpdatedModel(model, dict(_by_layer(adapted)), "answer", adapted.gate_layer)
+        for prompt in PROMPTS:
+            logit_BK = asked.generate([prompt], 1).gate_logit_BK
+            assert logit_BK is not None
+            assert logit_BK.dtype == torch.float32
+            torch.testing.assert_close(logit_BK, asked.prompt_gates([prompt]), rtol=1e-5, atol=1e-5)
 
 
 def test_several_requests(model: Any) -> None:
