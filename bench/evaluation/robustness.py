@@ -49,14 +49,18 @@ def attack(asking: Asking, numbered: Numbered, config: RobustnessConfig, learnin
             rows += _asked_again(rounding, f"forget_{bits}_bit", numbered, examples)
         asking.progress("attacks", done, 5)
     num_known = min(config.relearn_items, len(numbered) // 2)
-    rates = config.relearn_learning_rates or (learning_rate, learning_rate / 10)
     tries = []
-    for rate in rates if num_known else ():
+    for rate in relearning_rates(config, learning_rate) if num_known else ():
         with relearned(asking.adapted, examples[:num_known], config.relearn_steps, rate) as attacked:
             others = replace(asking, adapted=attacked)
             tries.append(_asked_again(others, "forget_relearned", numbered[num_known:], examples[num_known:]))
     asking.progress("attacks", 5, 5)
     return rows + max(tries, key=_came_back, default=[])
+
+
+def relearning_rates(config: RobustnessConfig, learning_rate: float) -> tuple[float, ...]:
+    """AdamW's, each of which the attacker tries. learning_rate: what the model was taught with."""
+    return config.relearn_learning_rates or (learning_rate, learning_rate / 10)
 
 
 def _after_a_prefix(asking: Asking, numbered: Numbered, share: float) -> list[ItemRow]:

@@ -8,6 +8,7 @@ from statistics import mean
 from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig
 from bench.evaluation.evaluate import evenly_spread
+from bench.evaluation.robustness import relearning_rates
 from bench.models.prepare import forget_lessons
 from bench.planning.fake.caching import CacheSize
 from grun.data import Example
@@ -103,7 +104,7 @@ def _attacking_steps(config: RunConfig, num_items: int) -> int:
     robustness = config.evaluation.robustness
     if robustness is None:
         return 0
-    rates = 2 if robustness.relearn_learning_rates is None else len(robustness.relearn_learning_rates)
+    rates = relearning_rates(robustness, config.model.fine_tuning.learning_rate)
     relearned = num_items - min(robustness.relearn_items, num_items // 2)
     asked_again = 2 + (2 if robustness.quantize else 0)
-    return asked_again * _steps(config, num_items) + rates * _steps(config, relearned)
+    return asked_again * _steps(config, num_items) + len(rates) * _steps(config, relearned)

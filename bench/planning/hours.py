@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from bench.config import RunConfig
+from bench.evaluation.robustness import relearning_rates
 from bench.planning import Cluster
 from bench.planning.amounts import Amounts
 from bench.planning.facts import Machine
@@ -82,9 +83,10 @@ class Work:
         return steps * self.cluster.decode_ms / 1000
 
     def _relearning(self) -> float:
-        """FLOP of fine-tuning every weight on the attacker's few items, at two rates."""
+        """FLOP of fine-tuning every weight on the attacker's few items, at each rate."""
         robustness = self.config.evaluation.robustness
         if robustness is None:
             return 0.0
         tokens = self.amounts.forget_item_tokens * robustness.relearn_items * robustness.relearn_steps
-        return 2 * 6 * self.rehearsed.model_parameters * tokens
+        rates = relearning_rates(robustness, self.config.model.fine_tuning.learning_rate)
+        return len(rates) * 6 * self.rehearsed.model_parameters * tokens

@@ -6,6 +6,8 @@ import copy
 import json
 from pathlib import Path
 from statistics import mean
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +16,12 @@ from torch import nn
 from bench.benchmarks.tofu import TofuConfig
 from bench.benchmarks.wmdp import WmdpConfig
 from bench.cli.main import main
+from bench.config import run_config
 from bench.planning.facts import BENCHMARKS, GPUS, MODELS, model_config
 from bench.planning.fake.memory import spending
 from bench.planning.fake.tensors import rehearsing
 from bench.planning.fake.texts import Words, benchmark_of
+from bench.planning.hours import Work
 
 
 def test_what_is_counted_stays_known_and_nothing_else() -> None:
@@ -138,6 +142,18 @@ def test_what_a_user_can_get_wrong_is_one_line(words: list[str], said: str, caps
     error = capsys.readouterr().err
     assert (ended.value.code, error.count("\n")) == (2, 1)
     assert said in error
+
+
+@pytest.mark.parametrize(("rates", "count"), [(None, 2), ([1e-4], 1), ([1e-3, 1e-4, 1e-5], 3)])
+def test_each_rate_of_relearning_is_counted(rates: list[float] | None, count: int) -> None:
+    """3 steps on 2 items of 5 tokens, 6 FLOP a token and weight, 7 weights: 1,260 a rate, two where none is set."""
+    robustness = {"relearn_items": 2, "relearn_steps": 3, "relearn_learning_rates": rates}
+    work: Any = SimpleNamespace(
+        config=run_config({"evaluation": {"robustness": robustness}}),
+        amounts=SimpleNamespace(forget_item_tokens=5.0),
+        rehearsed=SimpleNamespace(model_parameters=7),
+    )
+    assert Work._relearning(work) == count * 1260
 
 
 def test_a_plan_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
