@@ -10,7 +10,7 @@ import peft
 from bench.config import RunConfig, run_config
 from bench.exchange.card import Exported, Score, write_card
 from bench.files import check_new_folder
-from bench.models.prepare import StartFrom
+from bench.models.prepare import REFERENCES
 from bench.models.pretrained import load_pretrained, quiet_transformers
 from bench.results import store
 from bench.results.columns import SCORES, Row
@@ -25,7 +25,6 @@ from grun.unlearned import save
 
 BASE = "base"
 """Folder of a PEFT checkpoint's base, where that is on no hub."""
-REFERENCES: tuple[StartFrom, ...] = ("target_model", "retain_model")
 
 
 def export_run(results: Location, run_key: str, output: Path) -> Exported:
@@ -81,7 +80,7 @@ def _write(config: RunConfig, adapted: Adapted, subject: Subject, output: Path, 
 
 def _scores(row: Row, config: RunConfig, results: Location) -> Iterator[Score]:
     """The benchmark's headlines, where the run has them."""
-    known = [store.read_run(results, prerequisite(config, role).run_key) or {} for role in REFERENCES]
+    known = [store.read_run(results, prerequisite(config, role).run_key) or {} for role in reversed(REFERENCES)]
     for metric in config.benchmark.headlines:
         if row[metric] is not None:
             yield Score(metric, SCORES[metric].heading, [each.get(metric) for each in (row, *known)])

@@ -10,7 +10,7 @@ from bench.config import RunConfig, overlay, run_config
 from bench.content import file_digest
 from bench.evaluation.score import score
 from bench.exchange.open_unlearning import item_rows, method_of
-from bench.models.prepare import StartFrom
+from bench.models.prepare import REFERENCES, StartFrom
 from bench.results import provenance, store
 from bench.results.columns import ItemRow, Row
 from bench.results.settings import setting
@@ -18,9 +18,6 @@ from bench.results.storage import Location
 from bench.runs.related import prerequisite
 from bench.runs.rows import config_columns
 from grun.errors import UserError
-
-REFERENCES: tuple[StartFrom, ...] = ("retain_model", "target_model")
-"""What every other run is measured with, in the order in which they are."""
 
 
 def import_logs(

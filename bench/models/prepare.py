@@ -42,6 +42,8 @@ from grun.training.teach import teach
 StartFrom = Literal["target_model", "retain_model", "paraphrased_model", "mistaught_model"]
 """`target_model` is taught all, `retain_model` all but what is to be forgotten; the other two are taught that in other
 words, and wrong answers in its place, and tell good metrics from bad ones (`bench.metaeval`)."""
+REFERENCES: tuple[StartFrom, ...] = ("retain_model", "target_model")
+"""What every other run is measured with, in the order in which they are."""
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
 """Raise it when a change to this file or to the tiny model changes the weights a recipe gives."""

@@ -20,7 +20,8 @@ ARGUMENTS = (
 
 
 def run(options: Options) -> None:
-    from bench.exchange.imported import REFERENCES, import_logs
+    from bench.exchange.imported import import_logs
+    from bench.models.prepare import REFERENCES
     from bench.results.storage import location
 
     results = location(options.results)
