@@ -3,18 +3,22 @@
 import dataclasses
 import statistics
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
+from torch import nn
 
 from bench.config import RunConfig
 from grun.adapters.grun import GrunConfig
-from grun.data import Example, collate
+from grun.data import Batch, Example, collate
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import AnswerOutput, CausalLM
 from grun.model.layers import Layer
-from grun.model.patching import decoder_layers
-from grun.model.reading import model_inputs, through_hooks
+from grun.model.patching import decoder_layers, output_tensor, with_output_tensor
+from grun.model.reading import model_inputs
+from pyvene_custom.editing import Editing
 
 EDITED = ("pyvene", "hooks", "engine")
 """GRUN three ways: the whole model through pyvene, through bare forward hooks, and the engine."""
@@ -60,6 +64,22 @@ class WholeModel(EditedModel):
         return AnswerOutput(
             examples=examples, logits_NV=outputs.logits[batch.predicts_answer_BL], gate_logit_BK=editing.gate_logit_BK()
         )
+
+
+def through_hooks(model: CausalLM, batch: Batch, editing: Editing) -> Any:
+    """The whole model's own output on a batch, edited by torch's own forward hooks: the least that an ordinary tool
+    would do. `editing` keeps what the gates said."""
+
+    def edit_output(layer: int, module: nn.Module, args: Any, output: Any) -> Any:
+        return with_output_tensor(output, editing(layer, output_tensor(output)))
+
+    layers = decoder_layers(model)
+    handles = [layers[layer].register_forward_hook(partial(edit_output, layer)) for layer in editing.layers]
+    try:
+        return model(**model_inputs(batch))
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def best_ratio(

@@ -21,9 +21,9 @@ from transformers import GenerationConfig
 
 from grun.data import Batch, Example, collate, length_sorted_batches
 from grun.engine import later_layers
-from grun.engine.prefix_builder import check_same_nll
+from grun.engine.prefix_builder import Builder, check_same_nll
 from grun.engine.prefix_cache import PrefixCache, PrefixCaching, weights_hash
-from grun.engine.prefix_layout import CannotServe
+from grun.engine.prefix_layout import CannotServe, Layout
 from grun.engine.read_once import ReadOnce
 from grun.errors import UserError
 from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, in_groups, read_off
@@ -83,7 +83,7 @@ class EditedModel:
         return "prefix_cache" if self._caches else "plain"
 
     def use_prefix_caching(self, caching: PrefixCaching) -> None:
-        """Let `announce` build and open prefix caches; without this call everything takes the plain path."""
+        """Let `announce` build and open prefix caches; without this call there are none."""
         self._caching = caching
 
     def announce(self, examples: Sequence[Example], *, generate: bool, progress: Tally) -> None:
@@ -91,14 +91,8 @@ class EditedModel:
         if self._caching is None or all(self._home(example) for example in examples):
             return
         try:
-            cache = self._caching.cache_of(
-                self.model,
-                examples,
-                first_layer=self.layers[0],
-                whole_prompts=generate,
-                weights=self._weights,
-                progress=progress,
-            )
+            builder = Builder(self.model, Layout(examples, generate), self.layers[0])
+            cache = self._caching.cache_of(builder, self._weights, progress)
             self._check(cache, examples)
         except (CannotServe, AttributeError, IndexError, NotImplementedError, TypeError) as error:
             why = error if isinstance(error, CannotServe) else f"{type(self.model).__name__} does not fit ({error})"

@@ -27,6 +27,7 @@ class Builder:
     model: Any
     layout: Layout
     first_layer: int
+    """The first edited layer."""
 
     def build(self, folder: Path, max_bytes: int, progress: Tally) -> None:
         """Write shards and index. Raises CannotServe where they will take more than max_bytes."""

@@ -96,24 +96,14 @@ class PrefixCaching:
     log: Callable[[str], None]
     """Gets one line where the engine cannot be used."""
 
-    def cache_of(
-        self,
-        model: Any,
-        examples: Sequence[Example],
-        *,
-        first_layer: int,
-        whole_prompts: bool,
-        weights: Callable[[], str],
-        progress: Tally,
-    ) -> PrefixCache:
-        """The cache of these examples; built if it is not there, or is damaged.
+    def cache_of(self, builder: Builder, weights: Callable[[], str], progress: Tally) -> PrefixCache:
+        """What it builds; built if it is not there, or is damaged.
 
-        first_layer: the first edited layer. whole_prompts: keep keys and values of every layer and prompt token, which
-        decoding needs, and not only of what training needs. weights: gives `weights_hash(model)`.
-        Raises CannotServe where the model does not fit the scheme, or the cache the disk.
+        weights: gives `weights_hash` of its model. Raises CannotServe where the model does not fit the scheme, or the
+        cache the disk.
         """
-        layout, root = Layout(examples, whole_prompts), self.root
-        key = _key(model, weights(), layout, first_layer, whole_prompts)
+        layout, first_layer, root = builder.layout, builder.first_layer, self.root
+        key = _key(builder, weights())
         folder = root / key
         root.mkdir(parents=True, exist_ok=True)
         with FileLock(root / f"{key}.lock"):
@@ -127,7 +117,7 @@ class PrefixCaching:
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
             try:
-                Builder(model, layout, first_layer).build(scratch, self.max_bytes, progress)
+                builder.build(scratch, self.max_bytes, progress)
                 os.replace(scratch, folder)
             except OSError as error:
                 raise CannotServe(f"the prefix cache cannot be written to {root} ({error.strerror})") from error
@@ -149,8 +139,10 @@ def weights_hash(model: Any) -> str:
     return digest.hexdigest()
 
 
-def _key(model: Any, weights: str, layout: Layout, first_layer: int, whole_prompts: bool) -> str:
-    digest = xxhash.xxh3_128(f"{VERSION} {weights} {model.dtype} {first_layer} {whole_prompts}".encode())
+def _key(builder: Builder, weights: str) -> str:
+    layout = builder.layout
+    named = f"{VERSION} {weights} {builder.model.dtype} {builder.first_layer} {layout.whole_prompts}"
+    digest = xxhash.xxh3_128(named.encode())
     for example in layout.examples:
         digest.update(json.dumps([example.prompt_ids, example.answer_ids]).encode())
     return digest.hexdigest()

@@ -2,17 +2,15 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Batch
 from grun.model.layers import Layer, layer_index
-from grun.model.patching import decoder_layers, output_tensor, patched, with_output_tensor
-from pyvene_custom.editing import Editing
+from grun.model.patching import decoder_layers, output_tensor, patched
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:
@@ -94,19 +92,3 @@ def prompt_inputs(prompts: Sequence[Sequence[int]], model: Any) -> dict[str, Ten
     input_ids_BL = pad_sequence(read, batch_first=True, padding_value=pad, padding_side="left")
     attention_mask_BL = pad_sequence([torch.ones_like(ids) for ids in read], batch_first=True, padding_side="left")
     return {"input_ids": input_ids_BL.to(model.device), "attention_mask": attention_mask_BL.to(model.device)}
-
-
-def through_hooks(model: Any, batch: Batch, editing: Editing) -> Any:
-    """The whole model's own output on a batch, edited by torch's own forward hooks: the least that an ordinary tool
-    would do. `editing` keeps what the gates said."""
-
-    def edit_output(layer: int, module: nn.Module, args: Any, output: Any) -> Any:
-        return with_output_tensor(output, editing(layer, output_tensor(output)))
-
-    layers = decoder_layers(model)
-    handles = [layers[layer].register_forward_hook(partial(edit_output, layer)) for layer in editing.layers]
-    try:
-        return model(**model_inputs(batch))
-    finally:
-        for handle in handles:
-            handle.remove()

@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from grun.data import Example
 from grun.engine.prefix_builder import Builder
@@ -36,23 +35,13 @@ class InMemory(PrefixCaching):
     log: Callable[[str], None] = logging.getLogger(__name__).warning
     sizes: dict[bool, CacheSize] = field(default_factory=dict)
 
-    def cache_of(
-        self,
-        model: Any,
-        examples: Sequence[Example],
-        *,
-        first_layer: int,
-        whole_prompts: bool,
-        weights: Callable[[], str],
-        progress: Tally,
-    ) -> PrefixCache:
+    def cache_of(self, builder: Builder, weights: Callable[[], str], progress: Tally) -> PrefixCache:
         """See `PrefixCaching`."""
-        layout = Layout(examples, whole_prompts)
-        builder = Builder(model, layout, first_layer)
+        layout = builder.layout
         shards = [builder.kept(each) for each in layout.shards]
         prompts, answers = (sum(len(each[name]) for each in shards) for name in ("kv", "hidden"))
-        self.sizes[whole_prompts] = CacheSize(
+        self.sizes[layout.whole_prompts] = CacheSize(
             per_prompt_token=sum(each["kv"].nbytes for each in shards) / max(1, prompts),
             per_answer_token=sum(each["hidden"].nbytes for each in shards) / answers,
         )
-        return PrefixCache(layout, first_layer, shards)
+        return PrefixCache(layout, builder.first_layer, shards)
