@@ -86,6 +86,9 @@ def print_methods(comparison: Comparison) -> None:
         f"hypervolume of all runs {number(comparison.hypervolume) or None}\n"
         f"reference point {corner}; {until}"
     )
+    if comparison.num_unscored:
+        names = " or ".join(comparison.objectives)
+        console.print(f"{comparison.num_unscored} runs without {names} were left out; --objectives chooses others")
     if comparison.num_damaged:
         console.print(f"{comparison.num_damaged} damaged files were left out; the same sweep does their runs again")
 

@@ -83,6 +83,8 @@ class Comparison:
     """Share of the target's utility that a method's best runs keep."""
     num_damaged: int
     """Files that could not be read and were left out."""
+    num_unscored: int
+    """Finished runs that lack an objective, and so stand nowhere."""
 
     @property
     def says_best(self) -> bool:
@@ -133,6 +135,7 @@ def compare(
         utility=utility,
         utility_kept=utility_kept,
         num_damaged=len(store.damaged_files(results_folder)),
+        num_unscored=sum(row["adapter"] != "none" for row in finished) - len(scored),
     )
 
 

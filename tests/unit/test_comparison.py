@@ -282,3 +282,21 @@ def test_a_methods_name_is_printed_whole(tmp_path: Path, monkeypatch: pytest.Mon
     text = printed.export_text()
     assert "gated_lora+rmu" in text
     assert "…" not in text
+
+
+def test_runs_that_lack_an_objective_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Questions without wrong answers have no forget quality: what was trained on them stands on no front, and that is
+    said, in the table and on the page."""
+    _write(tmp_path, "a" * 16, "questions", partial_model_utility=0.5, forget_rouge_l_recall=0.2)
+    _write(tmp_path, "b" * 16, "questions", status="failed")
+    _write(tmp_path, "c" * 16, "questions", method="target_model", adapter="none", partial_model_utility=0.6)
+    tables.print_methods(compare(tmp_path))
+    said = "1 runs without log10_forget_quality or partial_model_utility were left out; --objectives chooses others"
+    assert said in " ".join(capsys.readouterr().out.split())
+    write_report(compare(tmp_path), tmp_path, location(tmp_path) / "fronts.png")
+    assert (
+        "1 without log10_forget_quality or partial_model_utility were left out"
+        in (tmp_path / "report.html").read_text()
+    )
+    better = compare(tmp_path, {"forget_rouge_l_recall": "min", "partial_model_utility": "max"})
+    assert (better.num_unscored, len(better.runs)) == (0, 1)
