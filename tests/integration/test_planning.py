@@ -86,12 +86,22 @@ def test_llama_8b_at_its_own_size(adapter: str, trained: int, execution: dict[st
     train = found.phases["train"].spent
     num_workers = execution.get("num_workers", 1)
     assert found.trained_parameters == trained
-    if adapter == "full":  # what FSDP2 gathers of the frozen ones counts as it comes, among activations
+    if adapter == "full":
         assert train.peak["weights"] >= 0.99 * 4 * trained / num_workers
         assert train.total < 85e9
     else:
         assert train.peak["weights"] == pytest.approx(2 * 8_030_261_248 + 4 * trained, rel=0.01)
     assert found.phases["decode"].spent.total < 85e9
+
+
+def test_a_sharded_step_by_hand(of_three_layers: None) -> None:
+    """Over four: a quarter of what is trained, twice that of AdamW's moments; frozen embeddings and head whole."""
+    study = _study("tofu_full_llama", **{"evaluation.robustness": None})
+    found = _rehearsed(first_trial(study), GPUS["h100-80gb"], num_workers=4, shard=True)
+    train, frozen, own = found.phases["train"].spent, 2 * 128_256 * 4096, found.trained_parameters / 4
+    assert found.trained_parameters == found.model_parameters - frozen
+    assert train.peak["weights"] == pytest.approx(4 * frozen + 4 * own, rel=0.001)
+    assert train.peak["optimiser"] == pytest.approx(8 * own, rel=0.001)
 
 
 def test_what_does_not_fit_is_mended_by_what_the_plan_says(
