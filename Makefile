@@ -14,7 +14,7 @@ QUIET := -qq
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo bench results test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
+.PHONY: demo bench results results-smollm2 test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
 
 demo: $(READY)
 	@echo "== three adapters unlearn a tiny model, by three losses, two trials each: rows and modules into $(RESULTS)"
@@ -42,6 +42,18 @@ results: $(READY)
 		search_spaces/results_reft.yaml search_spaces/results_lora.yaml search_spaces/results_full.yaml --results results/methods \
 		$(if $(TOFU),--benchmark.data_dir $(TOFU))
 	$(BIN)/grun-bench seeds results/methods --num-seeds 3
+
+# The same of a real LLM. STUDY_SECONDS: what each method may spend on trainings and evaluations; more of them go on where
+# fewer ended. NUM_TRIALS=1: a training a method. A loss after the other, so that what is cut off is whole rows of a table.
+STUDY_SECONDS ?= 600
+results-smollm2: setup-smollm2
+	@echo "== four adapters by four forget losses on TOFU, SmolLM2, tuned with equal seconds, then again with two seeds"
+	for loss in idk npo grad_ascent simnpo; do \
+		$(BIN)/grun-bench sweep search_spaces/smollm2_*.yaml --forget-loss $$loss --results results/smollm2 \
+			--seconds-per-study $(STUDY_SECONDS) $(if $(NUM_TRIALS),--num-trials $(NUM_TRIALS)) \
+			$(if $(TOFU),--benchmark.data_dir $(TOFU)) || exit; \
+	done
+	$(BIN)/grun-bench seeds results/smollm2 --num-seeds 2
 
 # Two processes side by side, a file in one of them; what takes long comes first (`LONGEST` in tests/conftest.py).
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -26,6 +26,13 @@ class Pool:
     """Trials at once; None: as many as fit."""
     time_budget: Annotated[float, Gt(0)] | None = None
     """Minutes after which no further trial is begun. None: no limit."""
+    seconds_per_study: Annotated[float, Gt(0)] | None = None
+    """Seconds of training and evaluation, earlier commands' too, after which a study begins no trial. None: no
+    limit."""
+
+
+UNLIMITED = Pool()
+"""All that there is, for as long as it takes."""
 
 
 def place(pool: Pool, execution: "Execution") -> tuple[int, "Execution"]:

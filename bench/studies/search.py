@@ -20,6 +20,7 @@ from bench.runs.related import at_thresholds
 from bench.runs.rows import Row, failed_row
 from bench.spaces.search_space import THRESHOLD, SweepConfig, differences
 from bench.studies.journal import keep_journal, study_storage
+from bench.studies.pool import UNLIMITED, Pool
 from bench.studies.tasks import Log
 from grun.errors import UserError
 
@@ -42,9 +43,9 @@ class StudySearch(Searcher):
     """
 
     def __init__(
-        self, studies: Sequence[SweepConfig], results_folder: Folder, log: Log, time_budget: float | None = None
+        self, studies: Sequence[SweepConfig], results_folder: Folder, log: Log, pool: Pool = UNLIMITED
     ) -> None:
-        """time_budget: after so many minutes no trial is begun; those under way are finished."""
+        """pool: its limits of time. Where one is reached no trial is begun; those under way are finished."""
         self._objectives = dict(studies[0].objectives)
         super().__init__()  # without metrics: Tune would insist on them even for a failed trial
         self._results = results_folder
@@ -52,19 +53,22 @@ class StudySearch(Searcher):
         self._configs = {study.study: study for study in studies}
         self._storage = study_storage(results_folder)
         self._damaged = {file.name.partition(".")[0] for file in store.damaged_files(results_folder)}
+        self._seconds_per_study = pool.seconds_per_study or math.inf
         self._left: dict[str, int] = {}
+        self._spent: dict[str, float] = {}
+        """Study → seconds of its trainings and evaluations; of those before now only where there is a limit."""
         self._studies: dict[str, optuna.Study] = {}
         self._under_way: dict[str, tuple[str, Trial, RunConfig]] = {}
         """Tune's trial → its study, Optuna's trial, and what it runs."""
         for name, config in self._configs.items():
             self._open(name, config)
         self.num_trials_left = sum(self._left.values())
-        self._num_done = 0
+        self._num_done, self._spent_before = 0, sum(self._spent.values())
         self._out_of_time = False
         self.is_full = False
         """Whether the results folder ran out of space."""
         self._started = time.perf_counter()
-        self._deadline = math.inf if time_budget is None else self._started + 60 * time_budget
+        self._deadline = math.inf if pool.time_budget is None else self._started + 60 * pool.time_budget
         self._seen: list[list[float]] = []
         """Objectives of every row of this sweep so far."""
 
@@ -113,6 +117,7 @@ class StudySearch(Searcher):
             values = {metric: rows[0][metric] for metric in self._objectives}
             self._studies[name].tell(trial, list(values.values()))
             self._add_thresholds(name, trial.number, rows[1:])
+            self._spend(name, rows)
             scores = "  ".join(f"{metric} {value:.3f}" for metric, value in values.items())
             line = f"{rows[0]['method']}  {scores}  {rows[0]['train_seconds']:.0f} s{self._on_the_front(rows)}"
         else:
@@ -124,9 +129,25 @@ class StudySearch(Searcher):
             line = f"failed: {problem}"
         keep_journal(self._results)
         elapsed = time.perf_counter() - self._started
-        left = elapsed / self._num_done * (self.num_trials_left - self._num_done)
-        rate = f"{60 * self._num_done / elapsed:.1f} a minute"
-        self._log(f"[{self._num_done}/{self.num_trials_left}, {rate}, {left / 60:.0f} min left] {name}: {line}")
+        rate = f"{60 * self._num_done / elapsed:.1f} a minute, {self._seconds_left(elapsed) / 60:.0f} min left"
+        self._log(f"[{self._num_done}/{self.num_trials_left}, {rate}] {name}: {line}")
+
+    def _spend(self, name: str, rows: Sequence[Row]) -> None:
+        """Count what a trial took; a study that has had its seconds begins no other."""
+        self._spent[name] += _seconds(rows)
+        if self._spent[name] >= self._seconds_per_study and self._left[name]:
+            self.num_trials_left -= self._left[name]
+            self._left[name] = 0
+
+    def _seconds_left(self, elapsed: float) -> float:
+        """Until the studies have had their trials or their seconds, at the pace so far. elapsed: seconds so far."""
+        by_trials = elapsed / self._num_done * (self.num_trials_left - self._num_done)
+        spent = sum(self._spent.values()) - self._spent_before
+        if math.isinf(self._seconds_per_study) or not spent:
+            return by_trials
+        busy = {name for name, _, _ in self._under_way.values()}
+        to_spend = [self._seconds_per_study - self._spent[name] for name, n in self._left.items() if n or name in busy]
+        return min(by_trials, elapsed / spent * sum(max(0.0, seconds) for seconds in to_spend))
 
     def _on_the_front(self, rows: Sequence[Row]) -> str:
         """Whether a trial's rows are on the front of this sweep so far, and how long that is."""
@@ -149,7 +170,10 @@ class StudySearch(Searcher):
                 study.enqueue_trial(parameters)
         done = [trial for trial in study.trials if trial.state.is_finished() and _counts(trial)]
         lost = [trial for trial in done if self._is_damaged(config, trial)]
-        self._left[name] = max(0, config.num_trials - len(done)) + len(lost)
+        limited = done if math.isfinite(self._seconds_per_study) else []
+        self._spent[name] = sum(_seconds(rows) for trial in limited if (rows := self._rows(config, trial)))
+        is_spent = self._spent[name] >= self._seconds_per_study
+        self._left[name] = 0 if is_spent else max(0, config.num_trials - len(done)) + len(lost)
         if done:
             self._log(f"{name}: {len(done)} of {config.num_trials} trainings are done already")
         if lost:
@@ -164,8 +188,14 @@ class StudySearch(Searcher):
         """Whether a row of a finished trial was written and cannot be read any more, or its items cannot."""
         if not self._damaged or trial.state != TrialState.COMPLETE or RUN_KEY not in trial.user_attrs:
             return False
-        runs = at_thresholds(config.run(config.sample(FixedTrial(trial.params))), config.gate_thresholds)
-        return any(run.run_key in self._damaged for run in runs)
+        return any(run.run_key in self._damaged for run in _runs(config, trial))
+
+    def _rows(self, config: SweepConfig, trial: FrozenTrial) -> list[Row]:
+        """Those that a trial has written, its own and those at further gate thresholds; none where it failed."""
+        if RUN_KEY not in trial.user_attrs:  # it was cut off before all its parameters were drawn
+            return []
+        rows = [store.read_run(self._results, run.run_key) for run in _runs(config, trial)]
+        return [row for row in rows if row is not None]
 
     def _study(self, name: str, config: SweepConfig) -> optuna.Study:
         """Begun now or before. Raises UserError where it was begun as something else: its trials would not compare."""
@@ -184,14 +214,11 @@ class StudySearch(Searcher):
 
     def _settle(self, study: optuna.Study, config: SweepConfig, trial: FrozenTrial) -> None:
         """A trial that was running when its process ended: told where all its rows were written, else tried again."""
-        if RUN_KEY in trial.user_attrs:  # else it was cut off before all its parameters were drawn
-            runs = at_thresholds(config.run(config.sample(FixedTrial(trial.params))), config.gate_thresholds)
-            rows = [store.read_run(self._results, run.run_key) for run in runs]
-            written = [row for row in rows if row is not None]
-            if len(written) == len(rows):
-                study.tell(trial.number, [written[0][metric] for metric in config.objectives])
-                self._add_thresholds(config.study, trial.number, written[1:])
-                return
+        written = self._rows(config, trial)
+        if written and len(written) == len(_runs(config, trial)):
+            study.tell(trial.number, [written[0][metric] for metric in config.objectives])
+            self._add_thresholds(config.study, trial.number, written[1:])
+            return
         # Optuna tells nobody the id under which its storage knows a trial: look here again when it is upgraded.
         self._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
         study.tell(trial.number, state=TrialState.FAIL)
@@ -218,6 +245,16 @@ class StudySearch(Searcher):
 def _counts(trial: FrozenTrial) -> bool:
     """Whether a finished trial used up budget: it was trained for itself, for the first time, and was not cut off."""
     return not {INTERRUPTED, FROM_THRESHOLD, AGAIN} & trial.user_attrs.keys()
+
+
+def _runs(config: SweepConfig, trial: FrozenTrial) -> list[RunConfig]:
+    """What a trial runs, whose parameters are all drawn: its own config, then its module at further gate thresholds."""
+    return at_thresholds(config.run(config.sample(FixedTrial(trial.params))), config.gate_thresholds)
+
+
+def _seconds(rows: Sequence[Row]) -> float:
+    """What a training and its evaluations took. rows: all of its module, not none."""
+    return float(rows[0]["train_seconds"] + sum(row["eval_seconds"] for row in rows))
 
 
 def _sampler(config: SweepConfig, num_trials: int) -> optuna.samplers.BaseSampler:

@@ -55,9 +55,9 @@ def sweep(
             worker.check(study.run({}).adapter)
         make_prerequisites([study.run({}) for study in studies], worker, log, num_concurrent)
         _check_measurable(studies, worker)
-        search = StudySearch(studies, execution.results, log, pool.time_budget)
+        search = StudySearch(studies, execution.results, log, pool)
         if search.num_trials_left == 0:
-            log("every study has used its budget; nothing to do (raise --num-trials to go on)")
+            log("every study has used its budget; nothing to do (raise --num-trials or --seconds-per-study to go on)")
             return
         log(f"{search.num_trials_left} trainings to do, {num_concurrent} at a time")
         trial = tune.with_parameters(
@@ -105,7 +105,7 @@ def _trial(spec: dict[str, Any], execution: Execution, studies: Mapping[str, Swe
             full = full or is_full(another)
         tune.report({"error": row["error"], "full": full, "rows": []})
         return
-    kept = (*study.objectives, "run_key", "method", "gate_threshold", "train_seconds")
+    kept = (*study.objectives, "run_key", "method", "gate_threshold", "train_seconds", "eval_seconds")
     tune.report({"rows": [{name: row[name] for name in kept} for row in rows]})
 
 

@@ -19,6 +19,7 @@ from bench.spaces.parameters import Categorical, FloatRange
 from bench.spaces.search_space import SweepConfig
 from bench.speed.scaling.no_op import no_op, no_op_rows
 from bench.studies.journal import study_storage
+from bench.studies.pool import Pool
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch
 from grun.errors import UserError
 
@@ -231,3 +232,41 @@ def test_what_makes_up_for_damage_may_be_cut_off_too(tmp_path: Path) -> None:
         suggested = search.suggest("t")  # and nothing more is heard of it
         assert isinstance(suggested, dict)
         assert run_config(json.loads(suggested["run_json"])) == config
+
+
+def test_a_study_ends_by_its_seconds_those_of_earlier_commands_included(tmp_path: Path) -> None:
+    """Two studies of 10 trials, 100 seconds each. A trial of `slow` trains 40 s and evaluates four thresholds of 5 s:
+    60. One of `fast` takes 4 + 4 x 1.5 = 10.
+
+    After a slow and a fast one the pace is 70 s in as many; 40 + 90 are to spend: as long again as 130 / 70 of what
+    went by. The next command knows of both: `slow` may begin one more (60 < 100), then none (120); `fast` nine.
+    """
+    rates = {"adapter.learning_rate": (FloatRange(type="float", low=1e-3, high=1e-2),)}  # no two share a module
+    studies = [replace(STUDY, study=name, num_trials=10, search_space=rates) for name in ("slow", "fast")]
+    costs = {"slow": (40.0, 5.0), "fast": (4.0, 1.5)}
+
+    def opened() -> StudySearch:
+        return StudySearch(studies, tmp_path, lambda line: None, Pool(seconds_per_study=100))
+
+    def finish(search: StudySearch) -> str | None:
+        suggested = search.suggest("t")
+        if not isinstance(suggested, dict):
+            return None
+        name = suggested["study"]
+        train, evaluate = costs[name]
+        rows = no_op_rows(run_config(json.loads(suggested["run_json"])), STUDY.gate_thresholds, name)
+        for row in rows:
+            row |= {"train_seconds": train, "eval_seconds": evaluate}
+            store.write_run(tmp_path, row)
+        search.on_trial_complete("t", {"rows": rows})
+        return str(name)
+
+    first = opened()
+    assert [finish(first), finish(first)] == ["slow", "fast"]
+    assert first._seconds_left(elapsed=7.0) == pytest.approx(13.0)
+    second = opened()
+    assert second.num_trials_left == 9 + 9
+    began = list(iter(lambda: finish(second), None))
+    assert sorted(began) == ["fast"] * 9 + ["slow"]
+    assert second.num_trials_left == len(began)
+    assert opened().num_trials_left == 0

@@ -12,7 +12,7 @@ ARGUMENTS = (
     *COMPARED_RUNS,
     option("--num-models", type=positive, metavar="N", default=20, help="that know, and that do not (default: 20)"),
     option("--format", choices=["table", "json"], default="table", help="json: for other programs"),
-    fields_of("how many at once", Pool, ("time_budget",)),
+    fields_of("how many at once", Pool, ("time_budget", "seconds_per_study")),
     WHERE_IT_RUNS,
 )
 

@@ -1,8 +1,9 @@
 """Each method's best run again with other seeds: a table of mean ± deviation."""
 
-from bench.cli.options import COMPARED_RUNS, POOL, Options
-from bench.cli.parser import option, positive
+from bench.cli.options import COMPARED_RUNS, WHERE_IT_RUNS, Options
+from bench.cli.parser import fields_of, option, positive
 from bench.cli.tables import console, log
+from bench.studies.pool import Pool
 
 EXAMPLE = "grun-bench seeds results/mine --num-seeds 3"
 ARGUMENTS = (
@@ -10,7 +11,8 @@ ARGUMENTS = (
     option("--num-seeds", type=positive, metavar="N", default=3, help="seeds a method (default: 3)"),
     option("--best", choices=["rouge_l", "quality"], default="rouge_l", help="which best run (default: rouge_l)"),
     option("--output", metavar="MD", help="Markdown to write (default: RESULTS/seeds.md)"),
-    *POOL,
+    fields_of("how many at once, and how long", Pool, ("seconds_per_study",)),
+    WHERE_IT_RUNS,
 )
 
 
