@@ -14,6 +14,7 @@ from bench.evaluation.score import score
 from bench.metaeval.models import AFTER, Models, after_attack, models_of
 from bench.reports.comparison import Comparison, utility_of
 from bench.reports.judged import UTILITY_KEPT, Measured, Verdict, judge
+from bench.reports.table import best_runs
 from bench.results import store
 from bench.results.columns import METRICS
 from bench.results.settings import is_log
@@ -23,7 +24,6 @@ from bench.runs.related import prerequisite
 from bench.runs.rows import failed_row
 from bench.runs.run import run
 from bench.studies.pool import Pool, place, study_locks
-from bench.studies.seeds import best_runs
 from bench.studies.sweep import headlines_of, make_prerequisites
 from bench.studies.tasks import Log, Tasks
 from grun.errors import UserError

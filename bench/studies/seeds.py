@@ -1,37 +1,23 @@
 """How sure is the table of methods? Each method's best run again, with other seeds: mean ± standard deviation."""
 
 import json
-import math
-import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
-from bench.benchmarks import HEADLINES
 from bench.config import overlay, run_config
-from bench.metrics.rows import grouped
 from bench.reports.comparison import Comparison
+from bench.reports.table import Best, best_runs, methods_table
 from bench.results import store
-from bench.results.columns import SCORES
 from bench.results.settings import is_log, setting
 from bench.results.storage import Location
 from bench.runs.execution import Execution
 from bench.spaces.parameters import Categorical
 from bench.spaces.search_space import SweepConfig
-from bench.splits import COSTS
 from bench.studies.pool import Pool
 from bench.studies.sweep import sweep
-from grun.errors import UserError
 
 Row = dict[str, Any]
-Best = Literal["rouge_l", "quality"]
-"""Which of a method's runs that keep the utility stands for it: that of the least forget ROUGE-L, or best quality."""
-COLUMNS = (
-    *HEADLINES,
-    *("forget_extraction_strength", "forget_fluency", "mia_min_k_auc", "forget_paraphrased_question_rouge_l_recall"),
-    *("false_openings", "no_set_openings", "trainable_parameters", "train_seconds"),
-)
-"""Columns of the table, where any run has them."""
 
 
 def repeat_best(
@@ -58,17 +44,6 @@ def repeat_best(
     return [*references, *(row for row in rows if row["run_key"] in repeated), *logged]
 
 
-def best_runs(comparison: Comparison, folder: Location, best: Best = "rouge_l") -> list[Row]:
-    """The run that stands for each method of the folder that was compared. Raises UserError where no method has one."""
-    chosen = [
-        (summary.best_quality if best == "quality" else None) or summary.best or summary.recommended
-        for summary in comparison.methods
-    ]
-    if not any(chosen):
-        raise UserError("RESULTS", f"{folder} holds no finished run of a method; run a sweep first")
-    return [row for row in chosen if row]
-
-
 def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:
     config = run_config(json.loads(chosen["config_json"]))
     attacks: Row = {"evaluation.robustness": {}} if "forget" in config.benchmark.splits else {}
@@ -88,37 +63,5 @@ def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:
 
 
 def write_table(file: Location, rows: Sequence[Row], command: str) -> None:
-    """A Markdown table: one line a method, the one that forgets most first, the target and the retain model above.
-
-    command: what made the table, written above it.
-    """
-    file.write(("\n".join(_lines(rows, command)) + "\n").encode())
-
-
-def _lines(rows: Sequence[Row], command: str) -> Iterator[str]:
-    by_method = grouped(rows, "method")
-    columns = [name for name in COLUMNS if any(row[name] is not None for row in rows)]
-    metrics = {name: {**SCORES, **COSTS}[name] for name in columns}
-    known = next(name for name, metric in metrics.items() if metric.better == "min")  # the first to be forgotten
-    scores = {name: [row[known] for row in own if row[known] is not None] for name, own in by_method.items()}
-    left = {name: statistics.mean(own or [math.inf]) for name, own in scores.items()}
-    references = [name for name in ("target_model", "retain_model") if name in by_method]
-    yield f"```sh\n{command}\n```\n"
-    yield "| method | seeds | " + " | ".join(metric.heading for metric in metrics.values()) + " |"
-    yield "|---|--:|" + "--:|" * len(columns)
-    for name in [*references, *sorted(set(by_method) - set(references), key=lambda method: left[method])]:
-        own = by_method[name]
-        yield f"| {name} | {len(own)} | " + " | ".join(_cell(own, column) for column in columns) + " |"
-
-
-def _cell(rows: Sequence[Mapping[str, Any]], column: str) -> str:
-    values = [row[column] for row in rows if row[column] is not None]
-    if not values:
-        return ""
-    mean = statistics.mean(values)
-    if column == "trainable_parameters":
-        return f"{mean:,.0f}"
-    digits = 1 if column == "train_seconds" else 3
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    lacking = f" ({len(values)} of {len(rows)})" if len(values) < len(rows) else ""
-    return f"{mean:.{digits}f}{spread}{lacking}"
+    """`methods_table` of the rows, below the command that made it."""
+    file.write("\n".join([f"```sh\n{command}\n```\n", *methods_table(rows), ""]).encode())

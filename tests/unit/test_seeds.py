@@ -11,6 +11,7 @@ import pytest
 
 from bench.config import RunConfig, run_config
 from bench.reports.comparison import compare
+from bench.reports.table import Best, methods_table, repeated
 from bench.results import store
 from bench.results.columns import RUNS_SCHEMA
 from bench.results.storage import location
@@ -20,7 +21,7 @@ from bench.runs.rows import config_columns
 from bench.spaces.search_space import SweepConfig
 from bench.studies import seeds
 from bench.studies.pool import Pool
-from bench.studies.seeds import Best, write_table
+from bench.studies.seeds import write_table
 
 
 def _row(method: str, **columns: Any) -> dict[str, Any]:
@@ -79,3 +80,36 @@ def test_what_an_earlier_call_chose_is_in_no_mean(tmp_path: Path, monkeypatch: p
         rows = seeds.repeat_best(compare(tmp_path), best, 2, execution, Pool(), print)
         assert {(row["rank"], row["seed"]) for row in rows} == {(rank, 0), (rank, 1)}
     assert len(made) == 4
+
+
+def test_the_table_of_a_folder_that_keeps_rows_alone(tmp_path: Path) -> None:
+    """LoRA's best run, not its other one, was repeated with two seeds that leave 0.3 and 0.5: 0.4, and GRUN's was not:
+    its 0.2 as it is, without attacks. The target is the one that was attacked too, beside the repetitions."""
+    other = run_config({"adapter": "lora", "forget_loss": "npo", "seed": 7})
+    best = run_config({"adapter": "lora", "forget_loss": "npo"})
+    grun = run_config({"adapter": "grun", "forget_loss": "npo"})
+    target = prerequisite(best, "target_model")
+    again = [run_config({"adapter": "lora", "forget_loss": "npo", "seed": seed}) for seed in (1, 2)]
+    written: list[tuple[RunConfig, float, str | None, Path]] = [
+        (target, 1.0, None, tmp_path),
+        (other, 0.7, "lora", tmp_path),
+        (best, 0.35, "lora", tmp_path),
+        (grun, 0.2, "grun", tmp_path),
+        (target, 1.0, None, tmp_path / store.SEEDS),
+        (again[0], 0.3, f"seeds/{best.run_key}/2", tmp_path / store.SEEDS),
+        (again[1], 0.5, f"seeds/{best.run_key}/2", tmp_path / store.SEEDS),
+        (other, 0.9, f"seeds/{other.run_key}/1", tmp_path / store.SEEDS),
+    ]
+    for config, left, study, folder in written:
+        row = {"status": "ok", "created_at": datetime(2026, 1, 1, tzinfo=UTC), "model_utility": 0.9, "study": study}
+        relearned = {"forget_relearned_rouge_l_recall": 0.95} if folder != tmp_path else {}
+        scores = {"forget_rouge_l_recall": left, "log10_forget_quality": -1.0}
+        store.write_run(folder, config_columns(config) | row | scores | relearned)
+    heading, _, *lines = methods_table(repeated(compare(tmp_path), location(tmp_path)))
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in (heading, *lines)]
+    left, relearned_at = cells[0].index("forget ROUGE-L"), cells[0].index("forget relearned ROUGE-L")
+    assert [(each[0], each[1], each[left], each[relearned_at]) for each in cells[1:]] == [
+        ("target_model", "1", "1.000", "0.950"),
+        ("grun+npo", "1", "0.200", ""),
+        ("lora+npo", "2", "0.400 ± 0.141", "0.950 ± 0.000"),
+    ]
