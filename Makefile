@@ -14,7 +14,7 @@ QUIET := -qq
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo bench results results-smollm2 test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
+.PHONY: demo bench results results-smollm2 publish tables test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
 
 demo: $(READY)
 	@echo "== three adapters unlearn a tiny model, by three losses, two trials each: rows and modules into $(RESULTS)"
@@ -54,6 +54,23 @@ results-smollm2: setup-smollm2
 			$(if $(TOFU),--benchmark.data_dir $(TOFU)) || exit; \
 	done
 	$(BIN)/grun-bench seeds results/smollm2 --num-seeds 2
+
+# NAME=smollm2 FROM=results/smollm2: rows of runs and requests, not what was asked and trained, into docs/data/NAME.
+publish: $(READY)
+	for part in . seeds; do \
+		for table in runs requests; do \
+			[ -d $(FROM)/$$part/$$table ] || continue; \
+			$(BIN)/grun-bench compact $(FROM)/$$part && rm -rf docs/data/$(NAME)/$$part/$$table || exit; \
+			mkdir -p docs/data/$(NAME)/$$part && cp -r $(FROM)/$$part/$$table docs/data/$(NAME)/$$part/ || exit; \
+		done; \
+	done
+
+# The table and the figure that docs/results.md shows of each folder of docs/data.
+tables: $(READY)
+	for folder in docs/data/*; do \
+		$(BIN)/grun-bench pareto $$folder --format markdown > $$folder/table.md || exit; \
+		$(BIN)/grun-bench report $$folder --picture $$folder/fronts.png || exit; \
+	done
 
 # Two processes side by side, a file in one of them; what takes long comes first (`LONGEST` in tests/conftest.py).
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
