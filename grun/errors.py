@@ -1,4 +1,4 @@
-"""The one error a user can cause: it names the field and the fix, and prints as a single line."""
+"""The error a user can cause: it names the field and the fix, and prints as a single line."""
 
 
 class UserError(Exception):
@@ -16,3 +16,7 @@ class UserError(Exception):
     def __reduce__(self) -> tuple[type[Exception], tuple[str, str]]:
         """Survive the trip between Ray processes, which pickle what they raise."""
         return type(self), (self.field, self.problem)
+
+
+class Damaged(UserError):
+    """Something written earlier that is proven not to be what was written."""

@@ -1,5 +1,7 @@
 """Full fine-tuning of a model that fits no GPU whole: each worker holds its part of every weight (FSDP2)."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -27,3 +29,21 @@ def whole(weight: Tensor) -> Tensor:
     from torch.distributed.tensor import DTensor
 
     return weight.full_tensor() if isinstance(weight, DTensor) else weight
+
+
+def own_part(weight: Tensor) -> Tensor:
+    """What this worker holds of a weight: all of it, where it is not sharded."""
+    from torch.distributed.tensor import DTensor
+
+    return weight.to_local() if isinstance(weight, DTensor) else weight
+
+
+def joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
+    """What all workers held of a weight, the first one's first, as `like` holds it: where it is, and again in parts
+    where that is, be they more or fewer."""
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
+    together = torch.cat(list(parts)) if len(parts) > 1 else parts[0].clone()
+    if isinstance(like, DTensor):
+        return distribute_tensor(together, like.device_mesh, like.placements, src_data_rank=None)
+    return together.to(like.device)

@@ -8,12 +8,14 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in what tests start: threads of two processes would fight
 
+import contextlib
 import copy
 import itertools
 import json
 import random
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -40,6 +42,7 @@ from bench.runs.run import run_prerequisites
 from bench.studies.journal import study_storage
 from bench.studies.search import INTERRUPTED
 from grun.prompts.template import PromptTemplate
+from grun.training import checkpoints
 
 hypothesis.settings.register_profile("suite", deadline=None)  # nothing fails for what else the machine is doing
 hypothesis.settings.load_profile("suite")
@@ -210,6 +213,39 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_tune", tuned)
     for module in (sweep, studies):
         monkeypatch.setattr(module, "Tasks", TasksHere)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of two megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+@pytest.fixture(scope="session")
+def fill_disk() -> Callable[[Path], None]:
+    """Writes a file until not one more byte fits."""
+
+    def fill(file: Path) -> None:
+        with file.open("wb", buffering=0) as out:
+            for size in (4096, 1):
+                with contextlib.suppress(OSError):
+                    while True:
+                        out.write(b"x" * size)
+
+    return fill
+
+
+@pytest.fixture
+def checkpoint_always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every training leaves a checkpoint as often as it may."""
+    monkeypatch.setattr(checkpoints, "EVERY_SECONDS", 0.0)
+    monkeypatch.setattr(checkpoints, "SPARED", 0.0)
 
 
 @pytest.fixture(scope="session")

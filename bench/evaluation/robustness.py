@@ -22,7 +22,8 @@ from grun.data import Example, length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
-from grun.training.teach import teach
+from grun.training.step import take_step
+from grun.training.teach import lesson, nll_backward
 
 Numbered = Sequence[tuple[int, Item]]
 """Forget items with their item_index."""
@@ -123,7 +124,7 @@ def relearned(adapted: Adapted, examples: Sequence[Example], steps: int, learnin
         try:
             optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
             for _ in range(steps):
-                teach(attacked, examples, optimizer)
+                take_step(optimizer, lambda: nll_backward(attacked, lesson(examples)), learning_rate=learning_rate)
             yield attacked
         finally:
             with torch.no_grad():

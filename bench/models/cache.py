@@ -31,7 +31,7 @@ def made_once(folder: Path, make: Callable[[Path], None]) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(folder.with_suffix(".lock")):
             if not folder.is_dir():
-                scratch = folder.with_suffix(f".tmp-{os.getpid()}")
+                scratch = folder.with_suffix(".tmp")  # its own, under the lock; a killed one's goes
                 shutil.rmtree(scratch, ignore_errors=True)
                 try:
                     make(scratch)

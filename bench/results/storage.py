@@ -21,7 +21,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from grun.errors import UserError
+from grun.errors import Damaged, UserError
 
 SUMS = "SHA256SUMS"
 """File of a written folder with the hash of every other one; `sha256sum -c` reads it."""
@@ -29,10 +29,6 @@ SUMS = "SHA256SUMS"
 
 class Unreachable(UserError, OSError):
     """A place that cannot be read or written now: no such bucket, no network, no permission. `strerror`: why."""
-
-
-class Damaged(UserError):
-    """A folder whose content is proven not to be what was written there."""
 
 
 @dataclass(frozen=True)

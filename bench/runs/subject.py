@@ -20,11 +20,12 @@ from bench.models.external import blaming, models_named
 from bench.models.prepare import commits_of, prepared_model
 from bench.models.pretrained import context_length, load_pretrained, load_tokenizer
 from bench.progress import Progress, quiet
-from bench.results.storage import Damaged, Location
+from bench.results.storage import Location
 from bench.runs.execution import Execution
 from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
+from grun.errors import Damaged
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.training.openings import open_shares

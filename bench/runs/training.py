@@ -13,9 +13,9 @@ from bench.config import RunConfig
 from bench.content import by_content, digest
 from bench.files import write_yaml
 from bench.results import store
-from bench.results.storage import Damaged, Location
+from bench.results.storage import Location
 from bench.runs.subject import Subject
-from grun.errors import UserError
+from grun.errors import Damaged, UserError
 from grun.model.forward import Adapted
 from grun.sharding import shard
 from grun.targets.sampling import told
@@ -30,14 +30,12 @@ from grun.workers import ALONE, Workers
 
 TRAINING = "training.json"
 """File of a module's folder with what its training cost; where it is, the module is whole."""
-CHECKPOINT_SECONDS = 60.0
-"""A training that lasts longer leaves a checkpoint this often, to go on from if it is cut off."""
 logger = logging.getLogger(__name__)
 
 
 def checkpoint_of(module: Location) -> Location:
     """Where a training that is cut off leaves what it has. module: the folder that it would have filled."""
-    return module.parent.parent / "checkpoints" / f"{module.name}.safetensors"
+    return module.parent.parent / "checkpoints" / module.name
 
 
 def train_or_load(subject: Subject, workers: Workers) -> tuple[Adapted, dict[str, Any]]:
@@ -77,9 +75,6 @@ def train(
     """
     plan, reference = planned
     execution, progress = subject.execution, subject.progress
-    checkpoints = Checkpoints(
-        checkpoint_of(folder), every_seconds=CHECKPOINT_SECONDS, writes=workers.is_first, log=logger.warning
-    )
     done = unlearn(
         adapted,
         plan,
@@ -87,7 +82,7 @@ def train(
         reference,
         report=lambda step: progress(f"unlearn, loss {step.loss:.3f}", step.step, step.num_steps),
         progress=progress,
-        checkpoints=None if execution.shard else checkpoints,
+        checkpoints=Checkpoints(checkpoint_of(folder), workers=workers, log=logger.warning),
     )
     if workers.is_first:  # before the module: where that is, they are
         store.write_losses(execution.folder, folder.name, done.losses)
@@ -105,7 +100,8 @@ def train(
                 config.model.prompt.save(Path(scratch))
             write_yaml(Path(scratch) / "run.yaml", config.to_dict())
             (Path(scratch) / TRAINING).write_text(json.dumps(trained))
-        checkpoint_of(folder).remove()
+        if workers.is_first:
+            checkpoint_of(folder).remove()
     return trained
 
 

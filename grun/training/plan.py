@@ -101,7 +101,7 @@ def plan_steps(
             },
             retain=[retain[row] for row in retain_rows],
         )
-        parts = _parts(whole, recipe.forget_loss.mean_over, workers.size * accumulation_steps)
+        parts = parts_of(whole, recipe.forget_loss.mean_over, workers.size * accumulation_steps)
         steps.append(parts[workers.rank :: workers.size])
     return Plan(
         steps=steps,
@@ -125,7 +125,7 @@ def hold_back(retain: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Ex
     return retain[:split], retain[split:]
 
 
-def _parts(step: StepExamples, mean_over: Unit, num_parts: int) -> list[Part]:
+def parts_of(step: StepExamples, mean_over: Unit, num_parts: int) -> list[Part]:
     """Items dealt out in turn. Where there are more parts than items, the rest do the first item for nothing."""
     parts = []
     for number in range(num_parts):

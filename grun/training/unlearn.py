@@ -2,7 +2,6 @@
 
 import math
 import time
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,7 +9,6 @@ from statistics import mean
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from grun.errors import UserError
 from grun.losses import AnswerScores, ForgetScores, gate_bce
@@ -19,6 +17,7 @@ from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.plan import Part, Plan, StepExamples
 from grun.training.recipe import Recipe
 from grun.training.reference import Reference
+from grun.training.step import draw_anew, take_step
 
 
 @dataclass(frozen=True)
@@ -52,29 +51,29 @@ def unlearn(
     checkpoints: where an earlier, cut off call with the same arguments left what it had.
     Raises UserError where the loss stops being finite, naming the step.
     """
-    started = time.perf_counter()
+    started, training = time.perf_counter(), recipe.training
     _make_ready(adapted, plan, progress)
     if not (parameters := adapted.trainable_parameters()):  # what was fitted is all there is
         return Trained(losses=(), seconds=time.perf_counter() - started, retain_weight=recipe.retain_weight)
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.training.weight_decay)
-    found = checkpoints.load(parameters, optimizer) if checkpoints else None
-    done = found or Trained(losses=(), seconds=0.0, retain_weight=recipe.retain_weight)
+    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=training.weight_decay)
+    done = checkpoints.load(parameters, optimizer) if checkpoints else None
+    done = done or Trained(losses=(), seconds=0.0, retain_weight=recipe.retain_weight)
     started -= done.seconds
     num_steps, history = len(plan.steps), [*done.losses]
-    steps_per_epoch = num_steps // recipe.training.num_epochs
-    max_retain_loss = recipe.training.max_retain_loss or math.inf
+    steps_per_epoch, max_retain_loss = num_steps // training.num_epochs, training.max_retain_loss or math.inf
     adapted.train(True)
     for number, parts in enumerate(plan.steps[done.steps :], start=done.steps + 1):
-        torch.manual_seed(zlib.crc32(f"{recipe.seed}/{number}/{plan.workers.rank}".encode()))  # LoRA's dropout
-        for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate_at(number, num_steps)
-        optimizer.zero_grad(set_to_none=True)
-        losses = _backward(adapted, parts, recipe, reference, recipe.weights(number, done.retain_weight))
-        plan.workers.sum_gradients(parameters)
-        if not torch.isfinite(clip_grad_norm_(parameters, recipe.training.max_grad_norm)):
+        draw_anew(recipe.seed, number, plan.workers)
+        losses = take_step(
+            optimizer,
+            partial(_backward, adapted, parts, recipe, reference, recipe.weights(number, done.retain_weight)),
+            learning_rate=recipe.learning_rate_at(number, num_steps),
+            max_grad_norm=training.max_grad_norm,
+            workers=plan.workers,
+        )
+        if losses is None:
             raise UserError("adapter.learning_rate", f"training diverged at step {number}; use a smaller one")
-        optimizer.step()
-        history.append(plan.workers.sum(losses).tolist())
+        history.append(losses)
         report(step := Step(number, num_steps, *history[-1]))
         weight = recipe.retain_loss.next_weight(done.retain_weight, step.retain_loss)
         done = Trained(losses=history, seconds=time.perf_counter() - started, retain_weight=weight)

@@ -13,7 +13,7 @@ import torch
 
 from bench.config import RunConfig, overlay, run_config
 from bench.results import store
-from bench.runs import training
+from bench.results.storage import Location, location
 from bench.runs.execution import Execution
 from bench.runs.run import run
 from grun.adapters.grun import GrunConfig
@@ -53,11 +53,10 @@ def test_training_goes_on_after_the_last_epoch(
     config: RunConfig,
     small_prerequisites: Path,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_always: None,
     assert_same_metrics: Any,
 ) -> None:
     """Cut off in step 11 of 18, it goes on with step 10; row and losses are the uncut run's."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     for name in ("cut", "whole"):
         shutil.copytree(small_prerequisites, tmp_path / name)
     assert _steps(config, tmp_path / "cut", stop_after=11) == (list(range(1, 12)), None)
@@ -77,31 +76,43 @@ def test_training_goes_on_after_the_last_epoch(
     assert [len(losses[part]) for part in ("total", "forget", "retain", "gate")] == [18] * 4
 
 
-@pytest.mark.parametrize("damage", ["truncated", "garbage", "of another module"])
+@pytest.mark.parametrize("damage", ["truncated", "garbage", "of another module", "both of them"])
 def test_a_damaged_checkpoint_is_said_and_done_without(
     damage: str,
     config: RunConfig,
     small_results: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    checkpoint_always: None,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
-    _steps(config, small_results, stop_after=5)
-    (file,) = (small_results / "checkpoints").iterdir()
+    """Cut off in step 8 of 18, there are those of steps 3 and 6; without the last, training goes on with step 4."""
+    _steps(config, small_results, stop_after=8)
+    (own,) = (small_results / "checkpoints").iterdir()
+    first, last = own / "0-0", own / "1-0"
+    weights = last / "0.safetensors"
     if damage == "truncated":
-        file.write_bytes(file.read_bytes()[:-100])
+        weights.write_bytes(weights.read_bytes()[:-100])
     elif damage == "garbage":
-        file.write_bytes(b"x" * 1000)
+        (last / "trained.json").write_bytes(b"x" * 1000)
+    elif damage == "both of them":
+        for checkpoint in (first, last):
+            (checkpoint / "0.safetensors").unlink()
     else:
         other = run_config(overlay(config.to_dict(), {"adapter.rank": 2}))
-        _steps(other, small_results, stop_after=5)
-        (elsewhere,) = set((small_results / "checkpoints").iterdir()) - {file}
-        elsewhere.replace(file)
+        _steps(other, small_results, stop_after=8)
+        (elsewhere,) = set((small_results / "checkpoints").iterdir()) - {own}
+        shutil.rmtree(last)
+        (elsewhere / "1-0").replace(last)
+    caplog.clear()
     with caplog.at_level(logging.WARNING):
         steps, row = _steps(config, small_results)
-    assert steps == list(range(1, 19))
+    assert steps == list(range(1 if damage == "both of them" else 4, 19))
     assert row is not None
-    assert "is damaged" in caplog.text
+    said = f"{last}: is damaged, and kept as {last}.damaged-1; "
+    if damage == "both of them":
+        said += f"{first}: is damaged, and kept as {first}.damaged-1; training starts over"
+    else:
+        said += "training goes on after step 3"
+    assert [record.getMessage() for record in caplog.records] == [said]
 
 
 def _cut_short(module: Path) -> None:
@@ -191,20 +202,18 @@ def test_a_module_that_cannot_be_read_now_is_left_alone(
     assert_same_metrics(again, row)
 
 
-def test_a_checkpoint_that_cannot_be_read_now_is_left_alone(tmp_path: Path) -> None:
+def test_a_checkpoint_that_cannot_be_read_now_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Starting over would write over it."""
 
-    class Unreadable:
-        def exists(self) -> bool:
-            return True
+    (tmp_path / "0-0").mkdir()
+    (tmp_path / "0-0" / "trained.json").write_text("{}")
 
-        def read(self) -> bytes:
-            raise OSError(5, "Input/output error")
+    def fail(self: Location) -> None:
+        raise OSError(5, "Input/output error")
 
-        def write(self, content: bytes) -> None:
-            raise AssertionError
-
+    monkeypatch.setattr(Location, "read", fail)
     parameter = torch.nn.Parameter(torch.zeros(1))
-    checkpoints = Checkpoints(Unreadable(), every_seconds=0.0, writes=True, log=print)
+    checkpoints = Checkpoints(location(tmp_path), log=print)
     with pytest.raises(OSError, match="Input/output error"):
         checkpoints.load([parameter], torch.optim.AdamW([parameter]))
+    assert [file.name for file in tmp_path.iterdir()] == ["0-0"]

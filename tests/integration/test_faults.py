@@ -153,29 +153,9 @@ def test_a_writer_killed_in_mid_write_leaves_whole_rows(tmp_path: Path) -> None:
         assert len(items) == 50
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of two megabytes."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.decode().strip()}")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def _fill(file: Path) -> None:
-    """Until not one more byte fits."""
-    with file.open("wb", buffering=0) as out:
-        for size in (4096, 1):
-            with contextlib.suppress(OSError):
-                while True:
-                    out.write(b"x" * size)
-
-
 def test_a_full_disk_stops_a_sweep_in_one_line(
     small_disk: Path,
+    fill_disk: Callable[[Path], None],
     small_prerequisites: Path,
     space: Any,
     check_whole: Any,
@@ -189,7 +169,7 @@ def test_a_full_disk_stops_a_sweep_in_one_line(
 
     def fill() -> None:
         _until(lambda: _modules(folder) >= 1)
-        _fill(ballast)
+        fill_disk(ballast)
 
     with pytest.raises(SystemExit) as stopped, _meanwhile(fill):
         _sweep(*words)

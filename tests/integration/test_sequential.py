@@ -312,11 +312,8 @@ def test_how_it_is_run_is_heeded(
 
 
 @pytest.mark.parametrize("adapter", ["grun", "lora"])
-def test_a_training_cut_off_goes_on(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, adapter: str
-) -> None:
+def test_a_training_cut_off_goes_on(config: RunConfig, tmp_path: Path, checkpoint_always: None, adapter: str) -> None:
     """Ten items are one step an epoch: cut off in step 4 of 6, the same call goes on with it, to the same weights."""
-    monkeypatch.setattr(training, "CHECKPOINT_SECONDS", 0.0)
     quick = {"adapter": adapter, "training.num_epochs": 6, "evaluation.max_items_per_split": 2}
     sequence = _sequence(run_config(overlay(config.to_dict(), quick)), CHAIN if adapter == "lora" else SUM)
     sequence = replace(sequence, num_requests=1)

@@ -23,10 +23,10 @@ from bench.models.cache import cache_dir
 from bench.models.prepare import prepared_model
 from bench.results import store
 from bench.results.columns import ITEMS_SCHEMA, METRICS, RUNS_SCHEMA
-from bench.results.storage import Damaged, Location, location
+from bench.results.storage import Location, location
 from bench.runs.execution import Execution
 from bench.runs.run import run
-from grun.errors import UserError
+from grun.errors import Damaged, UserError
 
 BUCKET = "s3://bench"
 TIMEOUT_S = 60
