@@ -12,14 +12,19 @@ def quiet(phase: str, done: int, total: int) -> None:
     """A `Progress` that shows nothing."""
 
 
-def spoken(say: Callable[[str], None]) -> Progress:
-    """A `Progress` that says a line now and then, for work whose screen is elsewhere."""
+def now_and_then(progress: Progress, every_seconds: float, *, ends: bool) -> Progress:
+    """One that is told no more often, for where being told takes time. ends: but of the end of each phase."""
     last = time.perf_counter()
 
-    def progress(phase: str, done: int, total: int) -> None:
+    def seldom(phase: str, done: int, total: int) -> None:
         nonlocal last
-        if time.perf_counter() - last > SPOKEN_EVERY_SECONDS:
+        if (ends and done == total) or time.perf_counter() - last > every_seconds:
             last = time.perf_counter()
-            say(f"{phase} {done}/{total}")
+            progress(phase, done, total)
 
-    return progress
+    return seldom
+
+
+def spoken(say: Callable[[str], None]) -> Progress:
+    """A `Progress` that says a line now and then, for work whose screen is elsewhere."""
+    return now_and_then(lambda phase, done, total: say(f"{phase} {done}/{total}"), SPOKEN_EVERY_SECONDS, ends=False)

@@ -47,3 +47,18 @@ def joined(parts: Sequence[Tensor], like: Tensor) -> Tensor:
     if isinstance(like, DTensor):
         return distribute_tensor(together, like.device_mesh, like.placements, src_data_rank=None)
     return together.to(like.device)
+
+
+def whole_weights(model: CausalLM, *, keep: bool) -> dict[str, Tensor]:
+    """A sharded model's state as it would be without sharding, on the CPU. Every worker must ask for it.
+
+    keep: whether this worker is to get it; else it comes out empty.
+    """
+    made: dict[int, Tensor] = {}  # weights that are tied stay one
+    state: dict[str, Tensor] = {}
+    for name, weight in model.state_dict(keep_vars=True).items():
+        if id(weight) not in made:
+            together = whole(weight.detach())
+            made[id(weight)] = together.cpu() if keep else together.new_empty(0)
+        state[name] = made[id(weight)]
+    return state if keep else {}

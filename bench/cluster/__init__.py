@@ -1,1 +1,1 @@
-"""Ray clusters: joining one, and sending a sweep to one."""
+"""Ray clusters: joining one, sending a sweep to one, working together on one."""

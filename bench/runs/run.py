@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 
 from bench.config import RunConfig
 from bench.models.external import check_models
@@ -11,8 +12,8 @@ from bench.results import store
 from bench.results.doubt import doubt
 from bench.runs.execution import Execution
 from bench.runs.related import at_thresholds, prerequisites
-from bench.runs.rows import Row
-from bench.runs.worker import Known, work
+from bench.runs.rows import Row, failed_row
+from bench.runs.worker import Known, prepare_subject, work
 from bench.sources import say
 
 logger = logging.getLogger(__name__)
@@ -46,9 +47,8 @@ def run(
 def run_prerequisites(config: RunConfig, execution: Execution, progress: Progress = quiet) -> list[Row]:
     """Rows of what a run is measured with, the retain model first; only what is not there is made.
 
-    Raises UserError, before anything is done, where `execution` cannot do the run itself.
+    Nothing of it is unlearned: how they are made and asked need not be how the run itself can be done.
     """
-    execution.check(config.adapter)
     return [run(each, execution, progress=progress)[0] for each in prerequisites(config)]
 
 
@@ -76,8 +76,24 @@ def _run_now(
     configs: Sequence[RunConfig], execution: Execution, known: Known, study: str | None, progress: Progress
 ) -> list[Row]:
     """The run's rows, by as many workers as are asked for."""
+    part = partial(work, configs, known=known, study=study)
     if not execution.uses_ray_train:
-        return work(configs, execution, known, study=study, progress=progress)
-    from bench.runs.ray_train import work_together  # Ray, and seconds of imports
+        return part(execution=execution, progress=progress)
+    from bench.cluster.together import WorkersDied, together  # Ray, and seconds of imports
 
-    return work_together(configs, execution, known, study)
+    try:
+        rows: list[Row] = together(part, execution, progress)
+        return rows
+    except WorkersDied as error:
+        store.write_run(execution.folder, failed_row(configs[0], error, study))
+        raise
+
+
+def prepare(config: RunConfig, execution: Execution, progress: Progress) -> None:
+    """The model that a run starts from, made by as many workers as are asked for where it never was."""
+    if not execution.uses_ray_train:
+        prepare_subject(config, execution, progress=progress)
+        return
+    from bench.cluster.together import together
+
+    together(partial(prepare_subject, config), execution, progress)

@@ -17,7 +17,7 @@ from bench.benchmarks.lengths import check_lengths
 from bench.config import RunConfig, check_content
 from bench.models.cache import cache_dir, max_cache_gb
 from bench.models.external import blaming, models_named
-from bench.models.prepare import commits_of, prepared_model
+from bench.models.prepare import Means, commits_of, prepared_model
 from bench.models.pretrained import context_length, load_pretrained, load_tokenizer
 from bench.progress import Progress, quiet
 from bench.results.storage import Location
@@ -30,6 +30,7 @@ from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.training.openings import open_shares
 from grun.unlearned import described
+from grun.workers import ALONE, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,8 @@ class Subject:
     execution: Execution
     progress: Progress = quiet
     """Told how far the preparation of the model is, where it has to be prepared."""
+    workers: Workers = ALONE
+    """Who prepares it together, this process one of them; each asks for it."""
 
     def __post_init__(self) -> None:
         """This process is about to work on it: torch gets its threads."""
@@ -69,7 +72,14 @@ class Subject:
         """
         start_from = self.config.start_from
         progress = partial(self.progress, f"prepare {start_from}")
-        target, external = prepared_model(self.config.model, self.benchmark, start_from, progress), self.config.external
+        means = Means(
+            device=str(self.device),
+            workers=self.workers,
+            accumulation_steps=self.execution.accumulation_steps,
+            gradient_checkpointing=self.execution.gradient_checkpointing,
+        )
+        target = prepared_model(self.config.model, self.benchmark, start_from, progress, means)
+        external = self.config.external
         if external is None:
             return target
         external.check(target)

@@ -29,6 +29,13 @@ Known = Mapping[StartFrom, Sequence[Row]]
 """Items of what a run is measured with."""
 
 
+def prepare_subject(
+    config: RunConfig, execution: Execution, *, workers: Workers = ALONE, progress: Progress = quiet
+) -> None:
+    """Have its model made where it never was."""
+    Subject(config=config, execution=execution, progress=progress, workers=workers).prepare()
+
+
 def work(
     configs: Sequence[RunConfig],
     execution: Execution,
@@ -43,7 +50,7 @@ def work(
     configs: they differ in their gate threshold alone. An error becomes a row of `runs` too.
     """
     config = configs[0]
-    subject = Subject(config=config, execution=execution, progress=progress)
+    subject = Subject(config=config, execution=execution, progress=progress, workers=workers)
     costs.reset_peak_memory(subject.device)
     subject.prepare()  # a model that cannot be prepared is no failed run
     try:

@@ -24,8 +24,7 @@ from bench.results.storage import is_full
 from bench.runs.execution import Execution
 from bench.runs.related import has_retain_model, prerequisite, prerequisites
 from bench.runs.rows import Row, failed_row
-from bench.runs.run import run
-from bench.runs.subject import Subject
+from bench.runs.run import prepare, run
 from bench.spaces.search_space import SweepConfig
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.search import StudySearch
@@ -145,24 +144,24 @@ def make_prerequisites(
     if not missing:
         return
     log("preparing target and retain models")
-    alone = replace(execution, num_workers=1, ray_train="auto", shard=False)
-    tasks = Tasks(alone, log, at_once)
+    tasks = Tasks(execution, log, at_once)
     for each in missing:
-        tasks.add(_prepare, each, alone)
+        tasks.add(_prepare, each, execution)
     tasks.wait()
-    if execution.shard:  # what one worker does not hold is asked by several
-        alone, tasks = execution, Tasks(execution, log, at_once)
+    # Only what one worker does not hold is asked by several.
+    asking = execution if execution.shard else replace(execution, num_workers=1, ray_train="auto")
+    tasks = Tasks(asking, log, at_once)
     for start_from in dict.fromkeys(each.start_from for each in missing):  # each is measured with those before it
         for each in missing:
             if each.start_from == start_from:
-                tasks.add(_evaluate, each, alone)
+                tasks.add(_evaluate, each, asking)
         tasks.wait()
 
 
 def _prepare(config: RunConfig, execution: Execution, say: Log) -> None:
-    """In a worker: a model in the cache, saying now and then how far it is."""
+    """In a worker, or with workers of its own: a model in the cache, saying now and then how far it is."""
     with _named(config.start_from):
-        Subject(config=config, execution=execution, progress=spoken(say)).prepare()
+        prepare(config, execution, spoken(say))
 
 
 def _evaluate(config: RunConfig, execution: Execution, say: Log) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -15,19 +17,27 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from bench.benchmarks.items import Benchmark
+from bench.cluster import together as ray_train
 from bench.config import RunConfig, overlay, run_config
-from bench.models import prepare
+from bench.models import prepare, sharing
 from bench.models.cache import made_once
 from bench.models.prepare import prepared_model
+from bench.progress import Progress
 from bench.results.storage import Location, location
+from bench.runs.execution import Execution
+from bench.runs.related import prerequisite
+from bench.runs.subject import Subject
 from grun.data import epoch_batches
 from grun.errors import UserError
 from grun.model.forward import PlainModel
+from grun.training import checkpoints
 from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.teach import FineTuningConfig, fine_tune
+from grun.workers import Workers
 
 STEPS = 12
 """Of the target model below: 90 items in batches of 16, twice."""
@@ -117,6 +127,150 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(
     assert _names(tmp_path / "models") == [whole.name, f"{whole.name}.lock"]
 
 
+TOGETHER = """
+import json, os, shutil, sys
+import torch, torch.distributed as dist
+from bench.config import run_config
+from bench.models.prepare import Means, prepared_model
+from grun.training import checkpoints
+from grun.workers import Workers
+
+class CutOff(BaseException):
+    pass
+
+def taught(cache, sharded, stop_at=None, **means):
+    os.environ["GRUN_BENCH_CACHE"] = f"{folder}/{cache}"
+    steps = []
+
+    def progress(done, total):
+        steps.append(done)
+        if done == stop_at:
+            raise CutOff
+
+    means = Means(workers=Workers(rank=rank, size=2, sharded=sharded), **means)
+    try:
+        prepared_model(config.model, benchmark, "target_model", progress, means)
+    except CutOff:
+        pass
+    return steps
+
+rank, folder, settings = json.loads(sys.argv[1])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+checkpoints.EVERY_SECONDS = checkpoints.SPARED = 0.0
+config = run_config(settings)
+benchmark = config.benchmark.load()
+steps = [taught("copies", False, accumulation_steps=2, gradient_checkpointing=True), taught("shards", True, stop_at=8)]
+if rank == 0:
+    shutil.copytree(f"{folder}/shards", f"{folder}/alone")
+dist.barrier()
+steps.append(taught("shards", True))
+print(json.dumps(steps))
+dist.destroy_process_group()
+"""
+"""One of two processes: a model taught by copies of it, one by shards of it, cut off in step 8, and on from there."""
+
+
+@pytest.fixture(scope="module")
+def together(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[list[list[int]]]]:
+    """The folder with the caches of what two processes teach, and the steps that each of them did."""
+    folder = tmp_path_factory.mktemp("together")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TOGETHER, json.dumps([rank, str(folder), config.to_dict()])],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], said
+    return folder, [json.loads(out) for out, _ in said]
+
+
+@pytest.mark.parametrize("how", ["copies", "shards"])
+def test_two_workers_teach_as_one(how: str, together: Any, whole: Path) -> None:
+    """The same global batch, dealt out: the same files, weights to float rounding, and no checkpoint left."""
+    folder, steps = together
+    every = list(range(1, STEPS + 1))
+    assert steps == [[every, every[:8], every[7:]]] * 2
+    models = folder / how / "models"
+    assert _names(models) == [whole.name, f"{whole.name}.lock"]
+    _assert_same_weights(models / whole.name, whole)
+    assert _names(models / whole.name) == _names(whole)
+    others = set(_names(whole)) - {"model.safetensors"}
+    assert {name: (models / whole.name / name).read_bytes() for name in others} == {
+        name: (whole / name).read_bytes() for name in others
+    }
+
+
+def test_a_killed_worker_of_ray_train_is_replaced_and_the_rest_goes_on(
+    config: RunConfig, whole: Path, own_cache: Path, ray_address: str, tmp_path: Path
+) -> None:
+    """kill -9 of the second of two in step 8: both are begun again, after the last checkpoint of the first."""
+    models = own_cache / "models"
+    for left in models.glob(f"{whole.name}*"):  # of an earlier session
+        shutil.rmtree(left, ignore_errors=True)
+    started, settings, told = tmp_path / "started", config.to_json(), list[tuple[str, int, int]]()
+
+    def work(execution: Execution, workers: Workers, progress: Progress) -> str:
+        checkpoints.EVERY_SECONDS = checkpoints.SPARED = 0.0
+        with started.open("a") as log:
+            log.write(f"{workers.rank} ")
+
+        def killing(phase: str, done: int, total: int) -> None:
+            with (tmp_path / f"steps-{workers.rank}").open("a") as log:
+                log.write(f"{done} ")
+            progress(phase, done, total)
+            if (workers.rank, done) == (1, 8) and len(started.read_text().split()) == 2:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        subject = Subject(config=taught, execution=execution, progress=killing, workers=workers)
+        return subject.source
+
+    taught = prerequisite(run_config(json.loads(settings)), "target_model")
+    execution = Execution(results=tmp_path, num_workers=2, num_threads=1)
+    assert ray_train.together(work, execution, lambda *what: told.append(what)) == str(models / whole.name)
+    assert sorted(started.read_text().split()) == ["0", "0", "1", "1"]
+    steps = [int(step) for step in (tmp_path / "steps-1").read_text().split()]
+    assert steps in ([*range(1, 9), *range(first, STEPS + 1)] for first in (8, 9))
+    assert told[-1] == ("prepare target_model", STEPS, STEPS)
+    _assert_same_weights(models / whole.name, whole)
+    assert not (models / f"{whole.name}.checkpoint").exists()
+
+
+def test_one_worker_goes_on_with_what_two_had_sharded(
+    together: Any, whole: Path, teach_in: Callable[..., Any], checkpoint_always: None, tmp_path: Path
+) -> None:
+    """The checkpoint in two parts, of a worker's seven steps, is put together; its losses were those of one worker."""
+    with pytest.raises(InterruptedError):
+        teach_in(tmp_path, lambda step: _raise(InterruptedError) if step == 8 else None)
+    headers = [
+        json.loads((cache / "models" / f"{whole.name}.checkpoint" / "0-0" / "trained.json").read_text())
+        for cache in (tmp_path, together[0] / "alone")
+    ]
+    assert [header["parts"] for header in headers] == [1, 2]
+    torch.testing.assert_close(*(torch.tensor(header["losses"]) for header in headers), rtol=1e-5, atol=1e-6)
+    made, steps = teach_in(together[0] / "alone")
+    assert steps == list(range(8, STEPS + 1))
+    _assert_same_weights(made, whole)
+
+
+def _raise(error: type[Exception]) -> None:
+    raise error
+
+
+def _assert_same_weights(made: Path, whole: Path) -> None:
+    weights = load_file(made / "model.safetensors")
+    expected = load_file(whole / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, weight in weights.items():
+        torch.testing.assert_close(
+            weight, expected[name], rtol=1e-3, atol=1e-4, msg=lambda text, at=name: f"{at}: {text}"
+        )
+
+
 def test_one_worker_teaches_as_the_plain_loop_does(whole: Path, config: RunConfig, monkeypatch: Any) -> None:
     """AdamW, its rate by torch's own scheduler, gradients clipped at 1: the same bits, without checkpoints."""
     seen: list[Any] = []
@@ -172,12 +326,12 @@ def test_a_checkpoint_that_cannot_be_written_is_a_line_and_the_one_before_is_kep
     """What was there after step 1 is found although neither step 2 nor step 3 could be written."""
     parameter, said = torch.nn.Parameter(torch.ones(2)), list[str]()
     optimizer = torch.optim.AdamW([parameter])
-    checkpoints = Checkpoints(location(tmp_path), log=said.append)
+    kept = Checkpoints(location(tmp_path), log=said.append)
 
     def offered(number: int) -> None:
         parameter.grad = torch.ones(2)
         optimizer.step()
-        checkpoints.offer([parameter], optimizer, Trained(losses=[(0.5,)] * number, seconds=1.0))
+        kept.offer([parameter], optimizer, Trained(losses=[(0.5,)] * number, seconds=1.0))
 
     def full(self: Location, last: str) -> Any:
         raise OSError(28, "No space left on device")
@@ -213,7 +367,7 @@ def test_two_commands_at_once_make_one_model(num_nodes: int, tmp_path: Path, mon
         (folder / "config.json").write_text(f"made {len(made)}")
 
     def prepared(folder: Path) -> None:
-        made_once(folder, partial(prepare._fetch_or_build, "m", build))
+        made_once(folder, partial(sharing._fetch_or_build, "m", build))
 
     with ThreadPoolExecutor(max_workers=1) as pool:
         prepared(folders[0])

@@ -15,14 +15,16 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError
 from ray.train import TrainingFailedError, WorkerGroupError
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
 from bench.cli.main import main
+from bench.cluster import together as ray_train
+from bench.cluster.together import own_error
 from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.results import store
-from bench.runs import ray_train, training
+from bench.runs import training
 from bench.runs.execution import Execution
-from bench.runs.ray_train import own_error
 from bench.runs.run import run, run_prerequisites
 from bench.runs.subject import Subject
 from grun.errors import UserError
@@ -174,11 +176,15 @@ def test_one_worker_by_force_gives_the_same_row(
 
 
 def test_a_runs_own_error_is_raised_as_it_is() -> None:
-    """Of what several workers say: what the user can mend, else what was raised; nothing where they only died."""
+    """Of what several workers say: what the user can mend, else what was raised; nothing where one died, in Ray's own
+    words, for what the others say then is that they miss it."""
     mine, other, died = UserError("adapter.learning_rate", "diverged"), ValueError("x"), RayActorError()
     assert own_error(WorkerGroupError("", {0: other, 1: mine})) is mine
-    assert own_error(WorkerGroupError("", {0: died, 1: other})) is other
-    assert own_error(WorkerGroupError("", {0: died})) is None
+    assert own_error(WorkerGroupError("", {0: other, 1: ValueError("y")})) is other
+    missed = RuntimeError("Connection reset by peer")
+    for death in (died, WorkerHealthCheckFailedError("", died)):
+        assert own_error(WorkerGroupError("", {0: missed, 1: death})) is None
+        assert own_error(WorkerGroupError("", {0: death, 1: mine})) is mine
     another = TrainingFailedError("never began")
     assert own_error(another) is another
 

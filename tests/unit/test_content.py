@@ -201,7 +201,7 @@ def test_the_same_weights_elsewhere_are_prepared_once(
     small_benchmark: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder of what is prepared is named by the weights it is made of."""
-    monkeypatch.setattr(prepare, "made_once", lambda folder, make: folder)
+    monkeypatch.setattr(prepare, "prepared_once", lambda name, build, workers: name)
     first, second = _checkpoint(tmp_path / "first"), _checkpoint(tmp_path / "second")
     other = _checkpoint(tmp_path / "other", scale=2.0)
     made = [

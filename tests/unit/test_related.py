@@ -97,8 +97,12 @@ def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, mo
         execution = Execution(results=tmp_path, num_workers=2, shard=shard)
         sweep.make_prerequisites([study.run({})], execution, lambda line: None, 3)
     assert at_once_seen == {3}
-    prepared = [("_prepare", 1, False, 0)] * 2
-    assert asked == [*prepared, *[("_evaluate", 2, True, 1.0)] * 2, *prepared, *[("_evaluate", 1, False, 0)] * 2]
+    assert asked == [
+        *[("_prepare", 2, True, 1.0)] * 2,
+        *[("_evaluate", 2, True, 1.0)] * 2,
+        *[("_prepare", 2, False, 1.0)] * 2,
+        *[("_evaluate", 1, False, 0)] * 2,
+    ]
 
 
 @pytest.mark.parametrize(("adapter", "in_place"), [("full", True), ("lora", False), ("grun", False), ("none", False)])
