@@ -132,7 +132,7 @@ def small_benchmark(small_config: RunConfig) -> Benchmark:
 @pytest.fixture(scope="session")
 def target_folder(small_config: RunConfig, small_benchmark: Benchmark) -> str:
     """Where the small target model lies."""
-    return prepared_model(small_config.model, small_benchmark, "target_model", lambda done, total: None)
+    return prepared_model(small_config.model, small_benchmark, "target_model")
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,10 @@
 
 import json
 import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -26,14 +28,15 @@ from bench.models.pretrained import (
     readable,
 )
 from bench.models.sharing import checkpoint_of, prepared_once
+from bench.progress import Progress, quiet
 from bench.results.storage import Location
 from grun.errors import UserError
-from grun.model.forward import PlainModel, set_answer_ends
+from grun.model.forward import CausalLM, PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.settings import plain_data
 from grun.sharding import shard, whole_weights
 from grun.training.checkpoints import Checkpoints
-from grun.training.teach import fine_tune
+from grun.training.teach import DTYPES, fine_tune
 from grun.workers import ALONE, Workers
 
 StartFrom = Literal["target_model", "retain_model", "paraphrased_model", "mistaught_model"]
@@ -67,14 +70,14 @@ def prepared_model(
     model: ModelConfig,
     benchmark: Benchmark,
     start_from: StartFrom,
-    progress: Callable[[int, int], None],
+    progress: Progress = quiet,
     means: Means | None = None,
 ) -> str:
     """A name `load_pretrained` takes for one of the models; trains and stores it at first use.
 
     A model built from scratch is taught the benchmark's knowledge too, one that is not to know the forget set none that
     is to be forgotten. Safe to call from many processes at once.
-    progress: called with (steps done, steps in all) while it trains.
+    progress: told how far it is while it trains.
     Raises UserError where the model knows the benchmark already, the forget set has no such answers, or workers are on
     several nodes that share nothing.
     """
@@ -102,7 +105,7 @@ def prepared_model(
         lessons=lessons,
         checkpoint=checkpoint_of(name),
         means=means,
-        progress=progress,
+        report=paced(f"prepare {start_from}", progress),
     )
     return str(prepared_once(name, build, means.workers))
 
@@ -140,6 +143,35 @@ def forget_lessons(benchmark: Benchmark, start_from: StartFrom) -> list[Item]:
     return [replace(item, answer=str(told)) for item, told in zip(benchmark.forget_set, answers, strict=True)]
 
 
+def paced(phase: str, progress: Progress) -> Callable[[int, int, int], None]:
+    """Told (steps done, steps in all, tokens of the step), it says them with tokens a second and the time left, by what
+    was done since it was told first."""
+    started, first, tokens = 0.0, 0, 0
+
+    def told(done: int, total: int, own_tokens: int) -> None:
+        nonlocal started, first, tokens
+        if not first:
+            started, first = time.perf_counter(), done
+            progress(phase, done, total)
+            return
+        tokens += own_tokens
+        seconds = time.perf_counter() - started
+        left = timedelta(seconds=round(seconds / (done - first) * (total - done)))
+        progress(f"{phase}, {tokens / seconds:,.0f} tokens/s" + (f", {left} left" if left else ""), done, total)
+
+    return told
+
+
+def to_be_taught(model: CausalLM, means: Means) -> PlainModel:
+    """All of it, in parts where the workers hold it so."""
+    adapted = PlainModel(model.requires_grad_(True))
+    if means.gradient_checkpointing:
+        adapted.checkpoint_gradients()
+    if means.workers.sharded:
+        shard(model, torch.device(means.device), means.workers)
+    return adapted
+
+
 def _build(
     folder: Path,
     *,
@@ -148,7 +180,7 @@ def _build(
     lessons: Sequence[Item],
     checkpoint: Location,
     means: Means,
-    progress: Callable[[int, int], None],
+    report: Callable[[int, int, int], None],
 ) -> None:
     """Fine-tune a model, going on from the checkpoint of a call that was cut off, and store it in the folder.
 
@@ -166,20 +198,16 @@ def _build(
         model, tokenizer = load_pretrained(config.name, device, trained_in_place=True, prompt=config.prompt)
     template = PromptTemplate.of(tokenizer, config.prompt)
     check_lengths(benchmark, template, context_length(model))
-    adapted = PlainModel(model.requires_grad_(True))
-    if means.gradient_checkpointing:
-        adapted.checkpoint_gradients()
-    if workers.sharded:
-        shard(model, torch.device(means.device), workers)
     fine_tune(
-        adapted,
+        to_be_taught(model, means),
         [item.lesson(template) for item in lessons],
         config.fine_tuning,
         workers=workers,
         accumulation_steps=means.accumulation_steps,
         checkpoints=Checkpoints(checkpoint, workers=workers, log=logger.warning),
-        report=lambda step, num_steps, tokens: progress(step, num_steps),
+        report=report,
     )
+    model.to(DTYPES[config.fine_tuning.dtype])
     weights = whole_weights(model, keep=workers.is_first) if workers.sharded else None
     if not workers.is_first:
         return

@@ -34,26 +34,33 @@ def _mend(name: str, spent: Spent, work: Work, usable: float) -> str:
     held = spent.total - spent.peak["activations"]
     room, own = usable - held, spent.peak["activations"]
     larger = f"use GPUs of {math.ceil(spent.total / USABLE / 1e9)} GB"
-    if name == "teach":
-        return f"{larger}, or name models that were taught it (model.fine_tuning.num_epochs 0, model.retain_model)"
     if name == "attacks":
         return f"{larger}, or leave evaluation.robustness out: relearning trains every weight"
     if name in ("reference", "score", "decode"):
         size = math.floor(work.config.evaluation.batch_size * room / own)
         return f"use --evaluation.batch_size {size}" if size >= 1 else _spread(spent, work, usable) or larger
-    if name == "train":
-        execution = work.execution
-        passes = math.ceil(execution.accumulation_steps * own / room) if room > 0 else math.inf
-        if held > usable or passes * execution.num_workers > work.config.training.batch_size:
-            return _spread(spent, work, usable) or larger
-        checkpoint = ", or --gradient-checkpointing" if work.rehearsed.can_checkpoint else ""
-        return f"use --accumulation-steps {passes}{checkpoint}"
-    return larger
+    if name not in ("teach", "train"):
+        return larger
+    execution, is_teaching = work.execution, name == "teach"
+    trained = work.config.model.fine_tuning if is_teaching else work.config.training
+    passes = math.ceil(execution.accumulation_steps * own / room) if room > 0 else math.inf
+    if held > usable or passes * execution.num_workers > trained.batch_size:
+        if is_teaching:
+            use = "use" if work.config.adapter.trains_in_place else "make its models first: `grun-bench prepare` with"
+            named = "name models that were taught it (model.fine_tuning.num_epochs 0, model.retain_model)"
+            return f"{use} {_sharded(spent, work, usable)}, or {named}"
+        return _spread(spent, work, usable) or larger
+    checkpoint = ", or --gradient-checkpointing" if is_teaching or work.rehearsed.can_checkpoint else ""
+    return f"use --accumulation-steps {passes}{checkpoint}"
 
 
 def _spread(spent: Spent, work: Work, usable: float) -> str | None:
     """Over more workers, where it is the model's own weights that are trained."""
     if not work.config.adapter.trains_in_place:
         return None
+    return f"use {_sharded(spent, work, usable)}"
+
+
+def _sharded(spent: Spent, work: Work, usable: float) -> str:
     now = work.execution.num_workers
-    return f"use --shard --num-workers {max(now + 1, math.ceil(now * spent.total / usable))}"
+    return f"--shard --num-workers {max(now + 1, math.ceil(now * spent.total / usable))}"

@@ -11,6 +11,7 @@ from bench.planning.rehearsal import Rehearsed
 from bench.runs.execution import Execution
 from bench.runs.related import has_retain_model
 from bench.spaces.search_space import SweepConfig
+from grun.training.teach import DTYPES
 
 LOADED_BYTES_S = 1.3e9
 """Weights read and hashed a second: 16 GB in 12 s."""
@@ -66,12 +67,14 @@ class Work:
     def storage_gb(self) -> dict[str, float]:
         """What stays of the study, and on each node its prefix caches."""
         trials, parameters = self.study.num_trials, self.rehearsed.model_parameters
+        teaching = self.config.model.fine_tuning
+        width = DTYPES[teaching.dtype].itemsize
         thresholds = len({*self.study.gate_thresholds, 0.0}) if self.config.adapter.is_gated else 1
         modules = trials * self.rehearsed.trained_bytes if self.config.adapter.is_small else 0
         sizes = {
             "rows": ROW_BYTES * self.amounts.items * trials * thresholds,
             "modules": modules,
-            "models": 2 * 4 * parameters if self.config.model.fine_tuning.num_epochs else 0,
+            "models": 2 * width * parameters if teaching.num_epochs else 0,
             "prefix_cache": self.amounts.cache_bytes(self.rehearsed.cache_sizes),
         }
         return {name: size / 1e9 for name, size in sizes.items()}

@@ -65,7 +65,7 @@ def _planned(study: SweepConfig, execution: Execution, cluster: Cluster, taught_
     rehearsed = rehearse(config, execution, machine, benchmark, tokenizer)
     if config.model.fine_tuning.num_epochs:
         if measured_with not in taught_already:
-            taught_already[measured_with] = taught(config, machine, benchmark, tokenizer)
+            taught_already[measured_with] = taught(config, execution, machine, benchmark, tokenizer)
         rehearsed = replace(rehearsed, phases={"teach": taught_already[measured_with], **rehearsed.phases})
     work = Work(
         study=study,

@@ -15,6 +15,7 @@ from bench.evaluation.asking import Asking
 from bench.evaluation.evaluate import evaluate, own_questions
 from bench.evaluation.reuse import evaluate_thresholds
 from bench.evaluation.robustness import attack
+from bench.models.prepare import Means, to_be_taught
 from bench.planning.facts import Machine
 from bench.planning.fake.caching import CacheSize, InMemory
 from bench.planning.fake.memory import Spent, spending
@@ -58,16 +59,25 @@ def _nobody(done: int, total: int) -> None:
     """A `Tally` that is told to nobody."""
 
 
-def taught(config: RunConfig, machine: Machine, benchmark: Benchmark, tokenizer: Any) -> Phase:
-    """How target and retain model are made, each by one process."""
+def taught(config: RunConfig, execution: Execution, machine: Machine, benchmark: Benchmark, tokenizer: Any) -> Phase:
+    """How target and retain model are made, each in two steps of all workers."""
     teaching, template = config.model.fine_tuning, PromptTemplate.of(tokenizer, config.model.prompt)
     items = longest([*benchmark.forget_set, *benchmark.retain_set], teaching.batch_size, template)
-    with rehearsing(), as_on_a_gpu() if machine.is_gpu else nullcontext():
+    workers = Workers(size=execution.num_workers, sharded=execution.shard)
+    means = Means(workers=workers, gradient_checkpointing=execution.gradient_checkpointing)
+    with _joined(workers), rehearsing(), as_on_a_gpu() if machine.is_gpu else nullcontext():
         model = new_model(config, benchmark, machine, tokenizer, trained_in_place=True)
         lessons = [item.lesson(template) for item in items]
+        adapted = to_be_taught(model, means)
         with spending([model]) as spent:
-            fine_tune(PlainModel(model.requires_grad_(True)), lessons, replace(teaching, num_epochs=2))
-    return Phase(spent=spent, tokens=2 * sum(map(len, lessons)))
+            fine_tune(
+                adapted,
+                lessons,
+                replace(teaching, num_epochs=2),
+                workers=workers,
+                accumulation_steps=execution.accumulation_steps,
+            )
+    return Phase(spent=spent, tokens=2 * sum(map(len, lessons)) // workers.size)
 
 
 def rehearse(

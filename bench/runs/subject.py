@@ -70,15 +70,13 @@ class Subject:
 
         Raises UserError where that is of another vocabulary than the target model.
         """
-        start_from = self.config.start_from
-        progress = partial(self.progress, f"prepare {start_from}")
         means = Means(
             device=str(self.device),
             workers=self.workers,
             accumulation_steps=self.execution.accumulation_steps,
             gradient_checkpointing=self.execution.gradient_checkpointing,
         )
-        target = prepared_model(self.config.model, self.benchmark, start_from, progress, means)
+        target = prepared_model(self.config.model, self.benchmark, self.config.start_from, self.progress, means)
         external = self.config.external
         if external is None:
             return target

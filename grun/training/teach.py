@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 from annotated_types import Ge, Gt
@@ -13,6 +13,7 @@ from torch import Tensor
 from grun.data import Example, epoch_batches
 from grun.errors import UserError
 from grun.model.forward import Adapted
+from grun.settings import LATER
 from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.plan import Part, StepExamples, parts_of
 from grun.training.recipe import learning_rate_share
@@ -20,6 +21,7 @@ from grun.training.step import draw_anew, take_step
 from grun.workers import ALONE, Workers
 
 WARMUP_FRACTION = 0.1
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,8 @@ class FineTuningConfig:
     """AdamW's decoupled weight decay."""
     seed: int = 0
     """Seed of the initial weights (tiny) and of the order of the items."""
+    dtype: Literal["float32", "bfloat16"] = field(default="float32", metadata=LATER)
+    """In which the weights are kept; they are trained in float32."""
 
 
 def fine_tune(

@@ -73,7 +73,7 @@ def test_a_gguf_model_can_be_fine_tuned_and_kept(own_cache: Path) -> None:
     model = run_config(overlay({}, changes)).model
     whole = AuthorsConfig(num_authors=5).load()
     few = replace(whole, forget_set=whole.forget_set[:2], retain_set=whole.retain_set[:2])
-    folder = prepared_model(model, few, "target_model", lambda done, total: None)
+    folder = prepared_model(model, few, "target_model")
     assert Path(folder).is_relative_to(own_cache)
     loaded, tokenizer = load_pretrained(folder, "cpu")
     assert sum(parameter.numel() for parameter in loaded.parameters()) == 134_515_008
@@ -125,14 +125,14 @@ def test_fine_tuning_a_local_model_makes_target_and_retain_model(
     model = run_config(overlay(small_config.to_dict(), changes)).model
     steps: list[int] = []
     made = {
-        start_from: prepared_model(model, small_benchmark, start_from, lambda done, total: steps.append(total))  # type: ignore[arg-type]
+        start_from: prepared_model(model, small_benchmark, start_from, lambda phase, done, total: steps.append(total))  # type: ignore[arg-type]
         for start_from in ("target_model", "retain_model")
     }
     assert made["target_model"] != made["retain_model"]
     assert set(steps) == {4, 3}, "50 items and 40 items in batches of 16"
     steps.clear()
     assert (
-        prepared_model(model, small_benchmark, "target_model", lambda done, total: steps.append(total))
+        prepared_model(model, small_benchmark, "target_model", lambda phase, done, total: steps.append(total))
         == made["target_model"]
     )
     assert steps == []
@@ -144,7 +144,7 @@ def test_a_pretrained_model_without_retain_model_says_so(small_config: RunConfig
     with pytest.raises(
         UserError, match=r"model\.retain_model: is taught here, and model\.fine_tuning\.num_epochs is 0; name a model"
     ):
-        prepared_model(model, small_benchmark, "retain_model", lambda done, total: None)
+        prepared_model(model, small_benchmark, "retain_model")
 
 
 @needs_smollm2

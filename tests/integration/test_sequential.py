@@ -117,7 +117,7 @@ def test_gates_open_for_their_own_requests(stacked: tuple[Execution, RequestSequ
 
 
 def _load(config: RunConfig) -> tuple[Any, Any, PromptTemplate]:
-    source = prepared_model(config.model, config.benchmark.load(), "target_model", lambda done, total: None)
+    source = prepared_model(config.model, config.benchmark.load(), "target_model")
     model, tokenizer = load_pretrained(source, "cpu")
     return model, tokenizer, PromptTemplate.of(tokenizer)
 

@@ -314,7 +314,7 @@ def test_a_model_prepared_on_one_node_is_copied_by_the_next(
     for node in ("one", "two"):
         monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path / node))
         made.append(
-            Path(prepared_model(model, small_benchmark, "target_model", lambda done, total: steps.append(done)))
+            Path(prepared_model(model, small_benchmark, "target_model", lambda phase, done, total: steps.append(done)))
         )
         assert made[-1].is_relative_to(tmp_path / node)
     assert steps == list(range(1, steps[-1] + 1)), "the second node trained nothing"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
@@ -25,7 +27,7 @@ from bench.cluster import together as ray_train
 from bench.config import RunConfig, overlay, run_config
 from bench.models import prepare, sharing
 from bench.models.cache import made_once
-from bench.models.prepare import prepared_model
+from bench.models.prepare import paced, prepared_model
 from bench.progress import Progress
 from bench.results.storage import Location, location
 from bench.runs.execution import Execution
@@ -65,7 +67,7 @@ def teach_in(
         monkeypatch.setenv("GRUN_BENCH_CACHE", str(cache))
         steps: list[int] = []
 
-        def progress(done: int, total: int) -> None:
+        def progress(phase: str, done: int, total: int) -> None:
             assert total == STEPS
             steps.append(done)
             at_step(done)
@@ -80,7 +82,7 @@ def whole(config: RunConfig, small_benchmark: Benchmark, tmp_path_factory: pytes
     """The model that nobody cut off."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GRUN_BENCH_CACHE", str(tmp_path_factory.mktemp("whole")))
-        return Path(prepared_model(config.model, small_benchmark, "target_model", lambda done, total: None))
+        return Path(prepared_model(config.model, small_benchmark, "target_model"))
 
 
 def _files(folder: Path) -> dict[str, bytes]:
@@ -94,10 +96,10 @@ def _names(folder: Path) -> list[str]:
 KILLED = """
 import json, os, signal, sys
 from bench.config import run_config
-from bench.models.prepare import prepared_model
+from bench.models.prepare import paced, prepared_model
 from grun.training import checkpoints
 
-def progress(done, total):
+def progress(phase, done, total):
     if done == 8:
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -130,7 +132,7 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(
 TOGETHER = """
 import json, os, shutil, sys
 import torch, torch.distributed as dist
-from bench.config import run_config
+from bench.config import overlay, run_config
 from bench.models.prepare import Means, prepared_model
 from grun.training import checkpoints
 from grun.workers import Workers
@@ -142,7 +144,7 @@ def taught(cache, sharded, stop_at=None, **means):
     os.environ["GRUN_BENCH_CACHE"] = f"{folder}/{cache}"
     steps = []
 
-    def progress(done, total):
+    def progress(phase, done, total):
         steps.append(done)
         if done == stop_at:
             raise CutOff
@@ -165,6 +167,8 @@ if rank == 0:
     shutil.copytree(f"{folder}/shards", f"{folder}/alone")
 dist.barrier()
 steps.append(taught("shards", True))
+config = run_config(overlay(settings, {"model.fine_tuning.dtype": "bfloat16"}))
+taught("half", True)
 print(json.dumps(steps))
 dist.destroy_process_group()
 """
@@ -205,6 +209,17 @@ def test_two_workers_teach_as_one(how: str, together: Any, whole: Path) -> None:
     }
 
 
+def test_weights_are_kept_in_the_dtype_that_was_chosen(together: Any, whole: Path) -> None:
+    """Sharded, trained in float32 and rounded at the end: half the bytes, within a 256th, as `from_pretrained` says."""
+    (made,) = (together[0] / "half" / "models").glob("*.lock")
+    model = AutoModelForCausalLM.from_pretrained(made.with_suffix(""))
+    assert model.dtype == torch.bfloat16
+    for name, weight in load_file(whole / "model.safetensors").items():
+        own = model.state_dict()[name]
+        assert own.dtype == torch.bfloat16
+        torch.testing.assert_close(own.float(), weight, rtol=1 / 256 + 1e-3, atol=1e-4, msg=name)
+
+
 def test_a_killed_worker_of_ray_train_is_replaced_and_the_rest_goes_on(
     config: RunConfig, whole: Path, own_cache: Path, ray_address: str, tmp_path: Path
 ) -> None:
@@ -235,7 +250,8 @@ def test_a_killed_worker_of_ray_train_is_replaced_and_the_rest_goes_on(
     assert sorted(started.read_text().split()) == ["0", "0", "1", "1"]
     steps = [int(step) for step in (tmp_path / "steps-1").read_text().split()]
     assert steps in ([*range(1, 9), *range(first, STEPS + 1)] for first in (8, 9))
-    assert told[-1] == ("prepare target_model", STEPS, STEPS)
+    assert re.fullmatch(r"prepare target_model, [\d,]+ tokens/s", told[-1][0])
+    assert told[-1][1:] == (STEPS, STEPS)
     _assert_same_weights(models / whole.name, whole)
     assert not (models / f"{whole.name}.checkpoint").exists()
 
@@ -276,7 +292,7 @@ def test_one_worker_teaches_as_the_plain_loop_does(whole: Path, config: RunConfi
     seen: list[Any] = []
     monkeypatch.setattr(prepare, "fine_tune", lambda adapted, *others, **named: seen.append((adapted, others)))
     monkeypatch.setenv("GRUN_BENCH_CACHE", str(whole.parents[1] / "untaught"))
-    prepared_model(config.model, config.benchmark.load(), "target_model", lambda done, total: None)
+    prepared_model(config.model, config.benchmark.load(), "target_model")
     ((adapted, (examples, recipe)),) = seen
     parameters = adapted.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
@@ -384,3 +400,16 @@ def test_a_fine_tuning_that_diverges_is_one_line(fresh_target: Callable[[], Any]
     line = r"^model\.fine_tuning\.learning_rate: training diverged at step \d; use a smaller one$"
     with pytest.raises(UserError, match=line):
         fine_tune(PlainModel(model), examples, recipe)
+
+
+def test_progress_says_tokens_a_second_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two steps of 100 and 300 tokens in 4 s after the first, which is where counting begins: 100 a second; 2 s a step,
+    and 60 of them are left."""
+    clock = iter([10.0, 11.0, 14.0])
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    said: list[Any] = []
+    told = paced("prepare target_model", lambda *what: said.append(what))
+    for done, tokens in ((5, 7), (6, 100), (7, 300)):
+        told(done, 67, tokens)
+    assert said[0] == ("prepare target_model", 5, 67)
+    assert said[2] == ("prepare target_model, 100 tokens/s, 0:02:00 left", 7, 67)

@@ -148,7 +148,7 @@ def test_ours_is_lm_evals_accuracy(
         'doc_to_choice: ["A", "B", "C", "D"]\ndoc_to_target: answer\n'
         "metric_list: [{metric: acc, aggregation: mean, higher_is_better: true}]\n"
     )
-    source = prepared_model(config.model, config.benchmark.load(), "target_model", lambda done, total: None)
+    source = prepared_model(config.model, config.benchmark.load(), "target_model")
     model, tokenizer = load_pretrained(source, "cpu")
     theirs: Any = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4)
     only_ours = partial(lm_eval.TaskManager, include_defaults=False)  # the index of its own takes seven seconds

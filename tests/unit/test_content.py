@@ -205,7 +205,7 @@ def test_the_same_weights_elsewhere_are_prepared_once(
     first, second = _checkpoint(tmp_path / "first"), _checkpoint(tmp_path / "second")
     other = _checkpoint(tmp_path / "other", scale=2.0)
     made = [
-        prepare.prepared_model(run_config({"model": str(each)}).model, small_benchmark, "target_model", lambda *_: None)
+        prepare.prepared_model(run_config({"model": str(each)}).model, small_benchmark, "target_model")
         for each in (first, second, other)
     ]
     assert made[0] == made[1] != made[2]

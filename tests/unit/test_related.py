@@ -165,7 +165,7 @@ def nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Callable[[st
 
     def model(node: str) -> Path:
         monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path / node))
-        return Path(prepared_model(TinyConfig(), benchmark, "target_model", lambda done, total: None))
+        return Path(prepared_model(TinyConfig(), benchmark, "target_model"))
 
     return model, trained
 
