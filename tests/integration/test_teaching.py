@@ -129,6 +129,19 @@ def test_a_killed_fine_tuning_goes_on_to_the_same_bytes(
     assert _names(tmp_path / "models") == [whole.name, f"{whole.name}.lock"]
 
 
+def test_another_node_goes_on_with_what_one_left(
+    whole: Path, teach_in: Callable[..., Any], checkpoint_always: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node is taken away in step 8: the next finds the checkpoint where models are shared, and shares the model."""
+    monkeypatch.setenv("GRUN_BENCH_SHARED", str(tmp_path / "shared"))
+    with pytest.raises(InterruptedError):
+        teach_in(tmp_path / "one", lambda step: _raise(InterruptedError) if step == 8 else None)
+    made, steps = teach_in(tmp_path / "two")
+    assert steps == list(range(8, STEPS + 1))
+    assert _files(made) == _files(whole)
+    assert _names(tmp_path / "shared" / "models") == [whole.name, f"{whole.name}.lock"]
+
+
 TOGETHER = """
 import json, os, shutil, sys
 import torch, torch.distributed as dist

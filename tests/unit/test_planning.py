@@ -18,10 +18,12 @@ from bench.benchmarks.wmdp import WmdpConfig
 from bench.cli.main import main
 from bench.config import run_config
 from bench.planning.facts import BENCHMARKS, GPUS, MODELS, model_config
-from bench.planning.fake.memory import spending
+from bench.planning.fake.memory import Spent, spending
 from bench.planning.fake.tensors import rehearsing
 from bench.planning.fake.texts import Words, benchmark_of
+from bench.planning.fit import USABLE, problem
 from bench.planning.hours import Work
+from bench.runs.execution import Execution
 
 
 def test_what_is_counted_stays_known_and_nothing_else() -> None:
@@ -154,6 +156,27 @@ def test_each_rate_of_relearning_is_counted(rates: list[float] | None, count: in
         rehearsed=SimpleNamespace(model_parameters=7),
     )
     assert Work._relearning(work) == count * 1260
+
+
+@pytest.mark.parametrize(
+    ("adapter", "held", "mended"),
+    [
+        ("grun", 100, "make its models first: `grun-bench prepare` with --shard --num-workers 3, or name models"),
+        ("full", 100, "use --shard --num-workers 3, or name models that were taught it"),
+        ("grun", 20, "use --accumulation-steps 2, or --gradient-checkpointing"),
+    ],
+)
+def test_what_mends_teaching(adapter: str, held: int, mended: str) -> None:
+    """Of 50 GB at hand: 100 held and 40 worked with are three parts of 46.7, and GRUN's own command cannot be sharded;
+    20 and 40 are one passing in two of 20."""
+    spent = Spent(peak={"weights": held * 10**9, "activations": 40 * 10**9})
+    config = run_config({"adapter": adapter, "model": {"name": "tiny", "fine_tuning": {"batch_size": 4}}})
+    work: Any = SimpleNamespace(config=config, execution=Execution(results="none"), rehearsed=None)
+    work.machine = SimpleNamespace(memory_gb=50 / USABLE)
+    work.rehearsed = SimpleNamespace(phases={"teach": SimpleNamespace(spent=spent)})
+    line = problem(work)
+    assert line is not None
+    assert line.startswith(f"teach takes {held + 40:.1f} GB of the 50.0 that a GPU has for it; {mended}")
 
 
 def test_a_plan_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
