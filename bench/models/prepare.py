@@ -46,9 +46,7 @@ REFERENCES: tuple[StartFrom, ...] = ("retain_model", "target_model")
 """What every other run is measured with, in the order in which they are."""
 logger = logging.getLogger(__name__)
 RECIPE_VERSION = 1
-"""Raise it when a change to this file or to the tiny model changes the weights a recipe gives."""
-
-
+"""Raise it when a change to how models are taught or to the tiny model changes the weights a recipe gives."""
 MADE_OF = "made_of.json"
 """File of a prepared model's folder: the commits of the hub that it was made of."""
 

@@ -1,5 +1,7 @@
 """What a run is measured with, and how what it works on is opened."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -140,6 +142,17 @@ def test_a_full_cache_is_one_line_and_nothing_half_made(tmp_path: Path, monkeypa
     with pytest.raises(UserError, match="GRUN_BENCH_CACHE: no space is left in"):
         made_once(tmp_path / "models" / "m", make)
     assert [each.name for each in (tmp_path / "models").iterdir()] == ["m.lock"]
+
+
+def test_what_a_killed_process_left_half_made_goes(tmp_path: Path) -> None:
+    """One that another had begun to fill, in whatever process, is neither found nor left to lie there."""
+    other = "import sys, os, pathlib\nfrom bench.models.cache import made_once\n"
+    other += "made_once(pathlib.Path(sys.argv[1]), lambda folder: (folder.mkdir(), os.kill(os.getpid(), 9)))"
+    killed = subprocess.run([sys.executable, "-c", other, str(tmp_path / "m")])
+    assert killed.returncode == -9
+    assert len(list(tmp_path.iterdir())) == 2, "the lock, and what was begun"
+    made_once(tmp_path / "m", lambda folder: folder.mkdir())
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["m", "m.lock"]
 
 
 def test_a_cache_that_is_a_file_is_one_line(tmp_path: Path) -> None:
