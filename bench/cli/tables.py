@@ -60,8 +60,8 @@ def print_front(comparison: Comparison) -> None:
 def print_methods(comparison: Comparison) -> None:
     """A line a method, and what its columns mean."""
     table = Table(_method(), title="Methods", box=SIMPLE_HEAD, padding=0)
-    counted, own = ("runs", "failed", "hyper-\nvolume"), "its\nutility"
-    for heading in (*counted, "best log10\nquality", own, "least forget\nROUGE-L", own, "its train-\nable", "train\ns"):
+    counted, own, costs = ("runs", "failed", "hyper-\nvolume"), "its\nutility", ("its train-\nable", "train\ns")
+    for heading in (*counted, "best log10\nquality", own, "least\nforget\nROUGE-L", own, *costs):
         table.add_column(heading, justify="right")
     by_quality, by_rouge = ("log10_forget_quality", comparison.utility), ("forget_rouge_l_recall", comparison.utility)
     for summary in comparison.methods:
@@ -71,8 +71,8 @@ def print_methods(comparison: Comparison) -> None:
             cells = [number(quality[name]) if quality else "" for name in by_quality]
             cells += [number(best[name]) for name in by_rouge]
             chosen = quality or best
-            costs = (("trainable_parameters", ",.0f"), ("train_seconds", ".1f"))
-            cells += ["" if chosen[name] is None else format(chosen[name], how) for name, how in costs]
+            spent = (("trainable_parameters", ",.0f"), ("train_seconds", ".1f"))
+            cells += ["" if chosen[name] is None else format(chosen[name], how) for name, how in spent]
         counts = [str(summary.num_runs), str(summary.num_failed), number(summary.hypervolume)]
         table.add_row(summary.method, *counts, *cells)
     for row in _references(comparison):
