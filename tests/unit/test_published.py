@@ -1,0 +1,26 @@
+"""What docs/results.md shows of docs/data is what the rows there say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bench.reports.comparison import compare
+from bench.reports.table import methods_table, repeated
+from bench.results.storage import location
+
+DOCS = Path(__file__).parents[2] / "docs"
+PUBLISHED = sorted(path for path in (DOCS / "data").iterdir() if path.is_dir())
+
+
+@pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
+def test_a_published_table_is_made_of_its_rows(folder: Path) -> None:
+    lines = list(methods_table(repeated(compare(folder), location(folder))))
+    assert (folder / "table.md").read_text().splitlines() == lines
+
+
+def test_the_first_table_is_the_real_llms() -> None:
+    first, *_ = (line for line in (DOCS / "results.md").read_text().splitlines() if line.startswith("| "))
+    assert (DOCS / "data" / "smollm2" / "table.md").read_text().startswith(first)
+    assert (DOCS / "data" / "smollm2" / "table.md").read_text() in (DOCS / "results.md").read_text()
