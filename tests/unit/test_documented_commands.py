@@ -131,7 +131,7 @@ def test_under_each_figure_stands_the_command_that_draws_it() -> None:
             drawn = re.match(rf"(?:Drawn by )?`({NAME} [^`]+)`", below)
             assert drawn is not None, f"{file.name}: no command under {figure}"
             assert " ".join(drawn[1].split()) in named, "so that it is parsed, too"
-    assert shown == {file for kind in ("png", "svg") for file in (ROOT / "docs").glob(f"*.{kind}")}
+    assert shown == {file for kind in ("png", "svg") for file in (ROOT / "docs").rglob(f"*.{kind}")}
 
 
 def test_an_option_that_is_named_is_one(capsys: pytest.CaptureFixture[str]) -> None:
