@@ -157,7 +157,7 @@ class Checkpoints:
                 header = json.loads((parts[0] / TRAINED).read_text())
                 del header["parts"]
                 return Trained(**header), [
-                    _state([load_file(part / _file(place)) for part in parts], parameter)
+                    _state([load_file(part / f"{place}.safetensors") for part in parts], parameter)
                     for place, parameter in enumerate(parameters)
                 ]
         except (Damaged, SafetensorError, FileNotFoundError, ValueError, KeyError, TypeError) as error:
@@ -172,14 +172,9 @@ class Checkpoints:
             for place, parameter in enumerate(parameters):
                 state = {"value": parameter.detach(), **optimizer.state[parameter]}
                 tensors = {name: own_part(tensor).cpu().contiguous() for name, tensor in state.items()}
-                save_file(tensors, scratch / _file(place))
+                save_file(tensors, scratch / f"{place}.safetensors")
             header = {**vars(trained), "parts": workers.size if workers.sharded else 1}
             (scratch / TRAINED).write_text(json.dumps(header))
-
-
-def _file(place: int) -> str:
-    """Of one parameter, by its place among them."""
-    return f"{place}.safetensors"
 
 
 def _state(parts: Sequence[dict[str, Tensor]], parameter: nn.Parameter) -> dict[str, Tensor]:

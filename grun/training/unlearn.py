@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from statistics import mean
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -92,6 +93,8 @@ def _make_ready(adapted: Adapted, plan: Plan, progress: Callable[[str, int, int]
         adapted.announce(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
     adapted.fit(plan.forget, [*plan.retain, *plan.keep])
     adapted.train(False)
+    if plan.workers.sharded:  # passes before leave the outermost weights whole, and it is the parts that are trained
+        cast(Any, adapted).model.reshard()
 
 
 def _backward(

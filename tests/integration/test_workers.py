@@ -50,7 +50,7 @@ def _config(small_config: RunConfig, name: str) -> RunConfig:
 
 
 WORK = """
-import json, sys
+import contextlib, json, sys
 from pathlib import Path
 import torch, torch.distributed as dist
 from bench.config import run_config
@@ -58,18 +58,34 @@ from bench.runs.execution import Execution
 from bench.results import store
 from bench.runs.related import prerequisites
 from bench.runs.worker import work
+from grun.training import checkpoints
 from grun.workers import Workers
 
+class CutOff(BaseException):
+    pass
+
+def cut_off(phase, done, total):
+    if phase.startswith("unlearn, loss") and done == 5:
+        raise CutOff
+
+checkpoints.EVERY_SECONDS = checkpoints.SPARED = 0.0
 rank, meeting, folder, todo = json.loads(sys.argv[1])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
 for config, execution in todo:
     config, execution = run_config(config), Execution(results=Path(folder), **execution)
     known = {each.start_from: store.read_items(folder, each.run_key) for each in prerequisites(config)}
-    work([config], execution, known, workers=Workers(rank=rank, size=2, sharded=execution.shard))
+    workers = Workers(rank=rank, size=2, sharded=execution.shard)
+    if execution.shard:
+        with contextlib.suppress(CutOff):
+            work([config], execution, known, workers=workers, progress=cut_off)
+        dist.barrier()
+        left = Path(folder, "checkpoints", config.train_key)
+        assert sorted(each.name for each in left.iterdir()) == ["0-0", "0-1"]
+    work([config], execution, known, workers=workers)
 dist.destroy_process_group()
 """
-"""One of two processes: one run after another."""
+"""One of two processes: one run after another; a sharded one cut off in its second epoch of three steps, and on."""
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +136,7 @@ def test_two_processes_are_one(
     name: str, alone: Any, together: Path, small_config: RunConfig, assert_same_metrics: Callable[..., None]
 ) -> None:
     """Global batch, items and seeds the same; the second worker's parts are smaller, and once it has none."""
+    assert not list((together / "checkpoints").iterdir())
     row = store.read_run(together, _config(small_config, name).run_key)
     assert row is not None
     assert_same_metrics(row, alone[name])
