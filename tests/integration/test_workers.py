@@ -13,9 +13,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from ray.exceptions import RayActorError
 from ray.train import TrainingFailedError, WorkerGroupError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from safetensors.torch import load_file
 
 from bench.cli.main import main
 from bench.cluster import together as ray_train
@@ -104,12 +106,15 @@ def results(references: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def alone(
-    small_config: RunConfig, references: Path, tmp_path_factory: pytest.TempPathFactory
-) -> dict[str, dict[str, Any]]:
+def results_alone(references: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The results folder of one process."""
+    return Path(shutil.copytree(references, tmp_path_factory.mktemp("alone") / "results"))
+
+
+@pytest.fixture(scope="module")
+def alone(small_config: RunConfig, results_alone: Path) -> dict[str, dict[str, Any]]:
     """Each method by one process."""
-    folder = shutil.copytree(references, tmp_path_factory.mktemp("alone") / "results")
-    return {name: run(_config(small_config, name), Execution(results=folder))[0] for name in METHODS}
+    return {name: run(_config(small_config, name), Execution(results=results_alone))[0] for name in METHODS}
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +146,19 @@ def test_two_processes_are_one(
     assert row is not None
     assert_same_metrics(row, alone[name])
     assert row["trainable_parameters"] == alone[name]["trainable_parameters"]
+
+
+def test_sharded_weights_are_all_trained(
+    alone: dict[str, dict[str, Any]], results_alone: Path, together: Path, target_folder: str
+) -> None:
+    """To what one process trains. The last norm stayed as it was where the reference model's pass came before."""
+    file = Path("modules", alone["full"]["train_key"], "weights.safetensors")
+    trained, expected = (load_file(folder / file) for folder in (together, results_alone))
+    before = load_file(Path(target_folder) / "model.safetensors")
+    assert trained.keys() == expected.keys()
+    for name, weight in trained.items():
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-5, msg=name)
+        assert not torch.equal(weight, before[name]), name
 
 
 def test_ray_train_gives_the_same_rows(
