@@ -295,9 +295,7 @@ def _assert_same_weights(made: Path, whole: Path) -> None:
     expected = load_file(whole / "model.safetensors")
     assert weights.keys() == expected.keys()
     for name, weight in weights.items():
-        torch.testing.assert_close(
-            weight, expected[name], rtol=1e-3, atol=1e-4, msg=lambda text, at=name: f"{at}: {text}"
-        )
+        torch.testing.assert_close(weight, expected[name], rtol=0, atol=2e-5, msg=name)
 
 
 def test_one_worker_teaches_as_the_plain_loop_does(whole: Path, config: RunConfig, monkeypatch: Any) -> None:
