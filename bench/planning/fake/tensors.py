@@ -7,8 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch._subclasses import fake_tensor
+from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._mode_utils import no_dispatch
+from torch.utils._python_dispatch import _disable_current_modes
 
+_PROPAGATES = "_propagate_tensor_meta_non_cached"
+_PROPAGATED = getattr(ShardingPropagator, _PROPAGATES)
 aten = torch.ops.aten
 KNOWN_NUMBERS = 2**20
 """Largest tensor of token ids, positions or masks whose values are kept."""
@@ -76,6 +80,13 @@ def _there(tensors: Mapping[str, Any]) -> list[tuple[str, Any]]:
     return [(name, tensor) for name, tensor in tensors.items() if tensor is not None]
 
 
+def _shape_alone(propagator: Any, operation: Any) -> Any:
+    """How DTensor finds a result's whole shape: on fake tensors of its own in any case, which no worker ever holds and
+    which are not to be counted as if it did."""
+    with _disable_current_modes():
+        return _PROPAGATED(propagator, operation)
+
+
 @contextlib.contextmanager
 def rehearsing() -> Iterator[None]:
     """Inside, every tensor that is made is fake."""
@@ -84,6 +95,7 @@ def rehearsing() -> Iterator[None]:
         (fake_tensor.FakeTensor, "tolist", _tolist),
         (fake_tensor.FakeTensor, "__deepcopy__", _deepcopy),
         (nn.Module, "_apply", _apply),
+        (ShardingPropagator, _PROPAGATES, _shape_alone),
     ]
     before = [getattr(owner, name) for owner, name, _ in replaced]
     for owner, name, ours in replaced:
