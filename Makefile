@@ -14,7 +14,7 @@ QUIET := -qq
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo bench results results-smollm2 publish tables test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
+.PHONY: demo bench bench-gpu results results-smollm2 publish tables test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
 
 demo: $(READY)
 	@echo "== three adapters unlearn a tiny model, by three losses, two trials each: rows and modules into $(RESULTS)"
@@ -34,6 +34,17 @@ bench: setup-smollm2
 	$(BIN)/grun-bench benchmark $(BENCH) --model smollm2 --rounds 3 --steps 1 --num-trials 0 \
 		--training.num_epochs 8 --evaluation.max_items_per_split 8 \
 		$(if $(TOFU),--benchmark.num_items 100,--benchmark.num_authors 6)
+
+# On a machine with a GPU, a few minutes: steps and decoding at the true sizes, on random weights; nothing is downloaded.
+GPU ?= h100-80gb
+SHAPES := paper/tofu_grun_llama paper/tofu_lora_llama paper/tofu_full_llama --forget_loss npo --evaluation.robustness null
+bench-gpu: $(READY)
+	@echo "== GRUN, LoRA and full fine-tuning in the shape of Llama-3.2-1B: ms a step, GB"
+	$(BIN)/grun-bench plan $(SHAPES) --gpu $(GPU) --measure --model meta-llama/Llama-3.2-1B
+	@echo "== and of Llama-3.1-8B, as far as it fits, into results/$(GPU).json, for plan --rates"
+	@mkdir -p results
+	$(BIN)/grun-bench plan $(SHAPES) --gpu $(GPU) --measure --format json > results/$(GPU).json
+	$(BIN)/grun-bench plan paper/tofu_grun_llama --gpu $(GPU) --rates results/$(GPU).json
 
 # About an hour and a half on 2 cores. TOFU=DIR: the real TOFU's JSON files; without it they come from the hub.
 results: $(READY)

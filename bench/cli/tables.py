@@ -163,12 +163,18 @@ def print_plan(record: Mapping[str, Any]) -> None:
         once = ", ".join(f"{name} {value / 3600:.1f}" for name, value in study["once_gpu_seconds"].items() if value)
         log(f"before them, GPU hours: {once}; storage, GB: {', '.join(f'{k} {v:.2f}' for k, v in storage.items())}")
         log(f"DOES NOT FIT: {study['problem']}" if study["problem"] else f"fits {record['gpu']}")
+        if found := study["measured"]:
+            decoded = "" if found["decode_ms"] is None else f", {found['decode_ms']:.1f} ms a decoding step"
+            step = f"{found['step_ms']:.0f} ms a step of {found['step_tokens']:,} tokens"
+            log(f"measured on {found['device']}: {step}, {found['peak_gb']:.1f} GB{decoded}")
+        log(f"reckoned with {study['mfu']:.1%} of the GPU's peak, {study['decode_ms']:.1f} ms a decoding step")
         if study["made_up_texts"]:
             log("texts: made up, as long as the benchmark's own")
         log("")
     cost = "" if record["cost"] is None else f", {record['cost']:,.0f} $"
     log(f"all: {record['gpu_hours']:.1f} GPU hours, {record['hours']:.1f} hours on {record['num_gpus']}{cost}")
-    log(f"computed, not measured: {record['mfu']:.0%} of the GPU's peak, {record['decode_ms']:g} ms a decoding step")
+    if not any(study["measured"] for study in record["studies"]):
+        log("computed, not measured")
 
 
 def _references(comparison: Comparison) -> list[dict[str, Any]]:

@@ -1,6 +1,7 @@
 """What does not fit, and the option that mends it."""
 
 import math
+from collections.abc import Sequence
 
 from bench.models.cache import max_cache_gb
 from bench.planning.fake.memory import Spent
@@ -15,13 +16,19 @@ def usable_bytes(work: Work) -> float:
     return USABLE * work.machine.memory_gb * 1e9
 
 
+def too_large(work: Work, leave_out: Sequence[str] = ()) -> list[str]:
+    """Parts of a run that do not fit, in the order of a run."""
+    phases = work.rehearsed.phases.items()
+    return [name for name, each in phases if name not in leave_out and each.spent.total > usable_bytes(work)]
+
+
 def problem(work: Work) -> str | None:
     """The first thing that does not fit, in the order of a run, and what mends it, in one line; None: all fits."""
     usable = usable_bytes(work)
-    for name, phase in work.rehearsed.phases.items():
-        if phase.spent.total > usable:
-            what = f"{name} takes {phase.spent.total / 1e9:.1f} GB of the {usable / 1e9:.1f} that a GPU has for it"
-            return f"{what}; {_mend(name, phase.spent, work, usable)}"
+    for name in too_large(work):
+        spent = work.rehearsed.phases[name].spent
+        what = f"{name} takes {spent.total / 1e9:.1f} GB of the {usable / 1e9:.1f} that a GPU has for it"
+        return f"{what}; {_mend(name, spent, work, usable)}"
     cache = work.storage_gb()["prefix_cache"]
     if cache > max_cache_gb():
         what = f"the prefix caches take {cache:.1f} GB of the {max_cache_gb():g} allowed on a node"

@@ -12,8 +12,9 @@ from bench.planning.amounts import amounts_of
 from bench.planning.facts import gpu
 from bench.planning.fake.stage import tokenizer_of
 from bench.planning.fake.texts import benchmark_of
-from bench.planning.fit import problem, usable_bytes
+from bench.planning.fit import problem, too_large, usable_bytes
 from bench.planning.hours import Work
+from bench.planning.measured import Rates, at_rates, measured, reached
 from bench.planning.rehearsal import Phase, rehearse, taught
 from bench.progress import Progress
 from bench.runs.execution import Execution
@@ -25,15 +26,25 @@ Record = dict[str, Any]
 """Plain data, as `--format json` prints it."""
 
 
-def plan(studies: Sequence[SweepConfig], execution: Execution, cluster: Cluster, progress: Progress) -> Record:
+def plan(
+    studies: Sequence[SweepConfig],
+    execution: Execution,
+    cluster: Cluster,
+    progress: Progress,
+    *,
+    rates: Rates | None = None,
+    measure: bool = False,
+) -> Record:
     """Every study by its first trial, and all together: what several are measured with is made once.
 
+    rates: instead of the cluster's own. measure: what fits is also run, on random weights, and its own rates count.
     Raises UserError where something is not known, or cannot be read.
     """
     records, taught_already = [], dict[str, Phase]()
     for done, study in enumerate(studies):
         progress(f"plan {study.study}", done, len(studies))
-        records.append(_planned(study, execution, cluster, taught_already))
+        own = cluster if rates is None else reached(cluster, study, rates)
+        records.append(_planned(study, execution, own, taught_already, measure))
     progress("plan", len(studies), len(studies))
     once = sum({record["measured_with"]: record["once_gpu_hours"] for record in records}.values())
     hours = once + sum(record["num_trials"] * record["trial_gpu_hours"] for record in records)
@@ -56,7 +67,9 @@ def first_trial(study: SweepConfig) -> RunConfig:
     return study.run(study.sample(drawn.ask()))
 
 
-def _planned(study: SweepConfig, execution: Execution, cluster: Cluster, taught_already: dict[str, Phase]) -> Record:
+def _planned(
+    study: SweepConfig, execution: Execution, cluster: Cluster, taught_already: dict[str, Phase], measure: bool
+) -> Record:
     """taught_already: how models are made, by the runs that they are made for; added to."""
     config, machine = first_trial(study), gpu(cluster.gpu)
     benchmark, is_made_up = benchmark_of(config.benchmark)
@@ -76,7 +89,17 @@ def _planned(study: SweepConfig, execution: Execution, cluster: Cluster, taught_
         amounts=amounts_of(config, benchmark, PromptTemplate.of(tokenizer, config.model.prompt)),
         rehearsed=rehearsed,
     )
-    return {"measured_with": measured_with, "made_up_texts": is_made_up, **_record(work)}
+    found = None
+    if measure and not too_large(work, ("teach", "attacks")):
+        step_flop = rehearsed.phases["train"].spent.flop / 2  # it was two steps
+        found = measured(config, execution, machine, benchmark, tokenizer, step_flop)
+        work = replace(work, cluster=at_rates(cluster, asdict(found)))
+    return {
+        "measured_with": measured_with,
+        "made_up_texts": is_made_up,
+        "measured": None if found is None else asdict(found),
+        **_record(work),
+    }
 
 
 def _record(work: Work) -> Record:
@@ -96,6 +119,8 @@ def _record(work: Work) -> Record:
             for name, phase in rehearsed.phases.items()
         },
         "problem": problem(work),
+        "mfu": work.cluster.mfu,
+        "decode_ms": work.cluster.decode_ms,
         "tokens": {
             "taught": amounts.taught_tokens,
             "trained": amounts.trained_tokens,

@@ -17,13 +17,19 @@ from bench.benchmarks.tofu import TofuConfig
 from bench.benchmarks.wmdp import WmdpConfig
 from bench.cli.main import main
 from bench.config import run_config
+from bench.planning import Cluster
 from bench.planning.facts import BENCHMARKS, GPUS, MODELS, model_config
 from bench.planning.fake.memory import Spent, spending
 from bench.planning.fake.tensors import rehearsing
 from bench.planning.fake.texts import Words, benchmark_of
 from bench.planning.fit import USABLE, problem
 from bench.planning.hours import Work
+from bench.planning.measured import reached, read_rates
 from bench.runs.execution import Execution
+from bench.spaces.search_space import read_studies
+from grun.errors import UserError
+
+PAPER = Path(__file__).parents[2] / "search_spaces" / "paper"
 
 
 def test_what_is_counted_stays_known_and_nothing_else() -> None:
@@ -113,7 +119,11 @@ def test_words_of_any_length_and_vocabulary() -> None:
 
 @pytest.mark.parametrize(
     ("model", "parameters"),
-    [("meta-llama/Llama-3.1-8B", 8_030_261_248), ("mistralai/Mistral-7B-v0.1", 7_241_732_096)],
+    [
+        ("meta-llama/Llama-3.1-8B", 8_030_261_248),
+        ("meta-llama/Llama-3.2-1B", 1_235_814_400),
+        ("mistralai/Mistral-7B-v0.1", 7_241_732_096),
+    ],
 )
 def test_the_shipped_facts_are_those_of_the_models(model: str, parameters: int) -> None:
     """The published number of parameters comes out of the shapes."""
@@ -136,6 +146,7 @@ def test_the_shipped_facts_are_those_of_the_models(model: str, parameters: int) 
         (["paper/tofu_grun_llama", "--mfu", "1.5"], "--mfu"),
         (["paper/tofu_lora_llama", "--shard", "--num-workers", "2"], "--shard: splits weights that are trained"),
         (["paper/tofu_grun_llama", "--model", "/none"], "/none is not a folder"),
+        (["paper/tofu_grun_llama", "--rates", str(PAPER / "tofu_grun_llama.yaml")], "is not what `plan --measure"),
     ],
 )
 def test_what_a_user_can_get_wrong_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -179,8 +190,29 @@ def test_what_mends_teaching(adapter: str, held: int, mended: str) -> None:
     assert line.startswith(f"teach takes {held + 40:.1f} GB of the 50.0 that a GPU has for it; {mended}")
 
 
+def test_rates_of_a_record(tmp_path: Path) -> None:
+    """By adapter, latched edits included; one that was not measured, or a record without any, is one line."""
+    found = {"mfu": 0.4, "decode_ms": None}
+    file = tmp_path / "gpu.json"
+    studies = [{"method": "grun_latched+npo", "measured": found}, {"method": "full+npo", "measured": None}]
+    file.write_text(json.dumps({"studies": studies}))
+    rates = read_rates(file)
+    assert rates == {"grun": found}
+    (grun,) = read_studies(str(PAPER / "wmdp_grun_llama.yaml"), {}, None)
+    assert reached(Cluster(), grun, rates) == Cluster(mfu=0.4), "what was not measured is assumed"
+    (rmu,) = read_studies(str(PAPER / "wmdp_rmu_llama.yaml"), {}, None)
+    with pytest.raises(UserError, match="full; measure that, too"):
+        reached(Cluster(), rmu, rates)
+    file.write_text(json.dumps({"studies": studies[1:]}))
+    with pytest.raises(UserError, match="nothing was measured"):
+        read_rates(file)
+
+
 def test_a_plan_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of the tiny model, in each part of a run: a file of one's own, the last of three trials counted."""
+    """Of the tiny model, in each part of a run: a file of one's own, the last of three trials counted.
+
+    Run here, too, it takes time and memory, and its seconds follow from what was measured.
+    """
     space = {
         "study": "mine",
         "base": {
@@ -204,6 +236,9 @@ def test_a_plan_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
             "2",
             "--num-gpus",
             "4",
+            "--measure",
+            "--device",
+            "cpu",
         ]
     )
     record = json.loads(capsys.readouterr().out)
@@ -212,3 +247,8 @@ def test_a_plan_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert (study["method"], study["problem"], study["made_up_texts"]) == ("grun+grad_ascent", None, False)
     assert record["gpu_hours"] == pytest.approx(study["once_gpu_hours"] + 3 * study["trial_gpu_hours"])
     assert (record["cost"], record["hours"]) == pytest.approx((2 * record["gpu_hours"], record["gpu_hours"] / 4))
+    found, spent = study["measured"], study["trial_gpu_seconds"]
+    assert (found["device"], study["mfu"], study["decode_ms"]) == ("cpu", found["mfu"], found["decode_ms"])
+    assert min(found["step_ms"], found["decode_ms"], found["peak_gb"]) > 0
+    assert spent["decode"] == pytest.approx(study["decoding_steps"] * found["decode_ms"] / 1000)
+    assert spent["train"] == pytest.approx(study["pflop"]["train"] * 1e15 / (found["mfu"] * 989e12))

@@ -16,6 +16,7 @@ from bench.runs.subject import Subject
 from grun.model.forward import CausalLM, set_answer_ends
 from grun.prompts.template import PromptTemplate
 
+CPU = torch.device("cpu")
 NEW_TOKENS = 3
 """Decoding steps that are run; what the further ones add is keys and values alone."""
 
@@ -28,6 +29,8 @@ class Stage(Subject):
     words: Any
     """Its tokenizer."""
     machine: Machine
+    place: torch.device = CPU
+    """Where the model is made."""
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -42,12 +45,14 @@ class Stage(Subject):
     @cached_property
     def device(self) -> torch.device:
         """See `Subject`."""
-        return torch.device("cpu")
+        return self.place
 
     @cached_property
     def _opened(self) -> tuple[CausalLM, Any]:
         in_place = self.config.adapter.trains_in_place
-        return new_model(self.config, self.few, self.machine, self.words, trained_in_place=in_place), self.words
+        with self.place:
+            model = new_model(self.config, self.few, self.machine, self.words, trained_in_place=in_place)
+        return model.to(self.place), self.words
 
 
 def new_model(
