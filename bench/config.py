@@ -23,10 +23,10 @@ from grun.adapters.grun import GrunConfig
 from grun.errors import UserError
 from grun.forget_losses import FORGET_LOSSES, ForgetLossConfig
 from grun.forget_losses.grad_ascent import GradAscentConfig
+from grun.gates.openings import check_gates
 from grun.retain_losses import RETAIN_LOSSES, RetainLossConfig
 from grun.retain_losses.ce import CeConfig
 from grun.settings import LATER, plain_data
-from grun.training.openings import check_gates
 from grun.training.recipe import Recipe, TrainingConfig
 
 COMPONENTS = (ADAPTERS, FORGET_LOSSES, RETAIN_LOSSES)

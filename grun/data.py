@@ -1,10 +1,11 @@
 """Examples and batches: token ids of prompts and answers, in the order in which they are trained on."""
 
+import math
 import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, islice, zip_longest
 from typing import Self
 
 import torch
@@ -97,15 +98,39 @@ def epoch_batches(num_items: int, batch_size: int, num_epochs: int, seed: int) -
             yield order[start : start + batch_size]
 
 
+def batches_in_turn(
+    groups: Sequence[Sequence[int]], batch_size: int, num_epochs: int, seed: int
+) -> Iterator[list[int]]:
+    """As `epoch_batches`, but each batch of one group alone, and the groups in turn until the epoch has had them all.
+
+    groups: the indices of each.
+    """
+    streams = [epoch_batches(len(group), batch_size, num_epochs, seed) for group in groups]
+    for _ in range(num_epochs):
+        epoch = [
+            [[group[place] for place in batch] for batch in islice(stream, math.ceil(len(group) / batch_size))]
+            for group, stream in zip(groups, streams, strict=True)
+        ]
+        for turn in zip_longest(*epoch):
+            yield from (batch for batch in turn if batch is not None)
+
+
 def paired_batches(
-    num_forget: int, num_retain: int, *, batch_size: int, num_epochs: int, seed: int, fixed: bool = False
+    groups: Sequence[Sequence[int]],
+    num_retain: int,
+    *,
+    batch_size: int,
+    num_epochs: int,
+    seed: int,
+    fixed: bool = False,
 ) -> Iterator[tuple[list[int], list[int]]]:
     """Forget and retain indices for each step, as many of one as of the other.
 
+    groups: the forget indices; those of one step are of one group, the groups in turn.
     An epoch is one pass over the forget set. Retain items come from an endless stream of reshuffled passes,
     so a forget item meets a new retain item every time. fixed: it meets its first one in all epochs.
     """
     retain_stream = chain.from_iterable(epoch_batches(num_retain, num_retain, sys.maxsize, seed + 1))
-    partners = [next(retain_stream) for _ in range(num_forget)] if fixed else []
-    for forget in epoch_batches(num_forget, batch_size, num_epochs, seed):
+    partners = [next(retain_stream) for _ in range(sum(map(len, groups)))] if fixed else []
+    for forget in batches_in_turn(groups, batch_size, num_epochs, seed):
         yield forget, [partners[item] if fixed else next(retain_stream) for item in forget]

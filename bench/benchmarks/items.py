@@ -38,6 +38,10 @@ class Item:
     its beginning; or a whole text, of which all but the first token is scored."""
     examples: tuple[tuple[str, str], ...] = ()
     """(question, answer) of each example that is shown before a question, after those of the prompt itself."""
+    corpus: str = ""
+    """Which of the benchmark's corpora a passage is from, where there are several."""
+    passage_tokens: int | None = None
+    """How much is read of a passage; None: as much as of any."""
     max_new_tokens: int | None = None
     """Where its answer is cut, and what is generated. None: only evaluation.max_new_tokens cuts."""
     ends: tuple[str, ...] = ()
@@ -56,7 +60,7 @@ class Item:
         if self.form in ("continuation", "excerpt"):
             example = template.continuation(self.question, answer)
             return replace(example, answer_ids=example.answer_ids[: self.max_new_tokens])
-        passage = template.passage(answer) if self.form == "passage" else template.whole(answer)
+        passage = template.passage(answer, self.passage_tokens) if self.form == "passage" else template.whole(answer)
         if not passage.prompt_ids or not passage.answer_ids:
             raise UserError("benchmark", f"the passage {answer!r} is a single token, with no beginning; leave it out")
         return passage

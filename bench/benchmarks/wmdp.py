@@ -57,6 +57,9 @@ class WmdpConfig:
     min_characters: Annotated[int, Ge(10)] = 50
     """Shorter passages are left out. 200 in the published runs of Mistral-7B."""
 
+    cyber_tokens: Annotated[int, Ge(10)] | None = field(default=None, metadata=LATER)
+    """Tokens that are read of a passage of cyber to be forgotten, 768 in RMU's own code. None: 512, as of others."""
+
     @property
     def parts(self) -> tuple[str, ...]:
         """Files it reads, those that need not be there included."""
@@ -95,7 +98,11 @@ class WmdpConfig:
                 f"{part}: {len(rows) - len(texts)} of {len(rows)} passages are left out, being of at most "
                 f"{self.min_characters} characters (benchmark.min_characters)"
             )
-        return [Item(question="", answer=text, form="passage") for text in texts[: self.num_passages]]
+        num_tokens = self.cyber_tokens if part == "cyber_forget" else None
+        return [
+            Item(question="", answer=text, form="passage", corpus=part, passage_tokens=num_tokens)
+            for text in texts[: self.num_passages]
+        ]
 
     def _questions(self, part: str) -> list[Item]:
         topic = TOPICS.get(part)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from bench.config import RunConfig, run_config
 from bench.models.prepare import StartFrom
-from grun.training.openings import check_thresholds
+from grun.gates.openings import check_thresholds
 
 
 def prerequisite(config: RunConfig, start_from: StartFrom) -> RunConfig:

@@ -26,9 +26,9 @@ from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import Damaged
+from grun.gates.openings import open_shares
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
-from grun.training.openings import open_shares
 from grun.unlearned import described
 from grun.workers import ALONE, Workers
 

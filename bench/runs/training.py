@@ -16,12 +16,12 @@ from bench.results import store
 from bench.results.storage import Location
 from bench.runs.subject import Subject
 from grun.errors import Damaged, UserError
+from grun.gates.openings import at_chosen_threshold
 from grun.model.forward import Adapted
 from grun.sharding import shard
 from grun.targets.sampling import told
 from grun.targets.target import ForgetSet, Texts
 from grun.training.checkpoints import Checkpoints
-from grun.training.openings import at_chosen_threshold
 from grun.training.plan import Plan, hold_back, plan_steps
 from grun.training.reference import Reference, reference_of
 from grun.training.unlearn import unlearn
@@ -117,6 +117,7 @@ def plan_of(
         recipe,
         forget_set_of(subject, benchmark, workers).examples(recipe.forget_loss.targets),
         [item.example(subject.template) for item in benchmark.retain_set],
+        corpora=[item.corpus for item in benchmark.forget_set],
         workers=workers,
         accumulation_steps=subject.execution.accumulation_steps,
     )

@@ -14,9 +14,9 @@ from bench.sequential.scores import PREFILL_PROMPTS, SOFT_GATE_IS_SHUT, prefill_
 from bench.sequential.states import States
 from grun.data import Example
 from grun.engine.edited import EditedModel
+from grun.gates.openings import choose_threshold
 from grun.model.forward import Adapted
 from grun.sequential import combine
-from grun.training.openings import choose_threshold
 from grun.training.plan import hold_back
 
 

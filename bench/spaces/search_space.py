@@ -25,7 +25,7 @@ from bench.spaces.parameters import (
 from bench.splits import Direction
 from bench.validation import validated
 from grun.errors import UserError
-from grun.training.openings import check_thresholds
+from grun.gates.openings import check_thresholds
 
 Kind = TypeVar("Kind")
 THRESHOLD = "adapter.gate_threshold"

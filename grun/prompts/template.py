@@ -103,9 +103,9 @@ class PromptTemplate:
         whole_ids = self._read(context + answer, special=True)
         return Example(prompt_ids=context_ids, answer_ids=whole_ids[len(context_ids) :])
 
-    def passage(self, text: str) -> Example:
-        """The first PASSAGE_TOKENS tokens of a text: PASSAGE_PROMPT_SHARE of them stand for the prompt."""
-        ids = self._read(text, special=True)[:PASSAGE_TOKENS]
+    def passage(self, text: str, num_tokens: int | None = None) -> Example:
+        """The first so many tokens of a text, or PASSAGE_TOKENS: PASSAGE_PROMPT_SHARE of them stand for the prompt."""
+        ids = self._read(text, special=True)[: num_tokens or PASSAGE_TOKENS]
         cut = min(max(int(PASSAGE_PROMPT_SHARE * len(ids)), 1), len(ids) - 1)
         return Example(prompt_ids=ids[:cut], answer_ids=ids[cut:])
 

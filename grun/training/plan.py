@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -65,36 +64,36 @@ def plan_steps(
     forget: Mapping[str, Sequence[Sequence[Example]]],
     retain: Sequence[Example],
     *,
+    corpora: Sequence[str] | None = None,
     workers: Workers = ALONE,
     accumulation_steps: int = 1,
 ) -> Plan:
     """An epoch is one pass over the forget set.
 
+    corpora: of each forget item, the corpus it is from, if steps are to be of one corpus each (`corpora_in_turn`).
     forget: target → each forget item's examples, one an epoch in turn (see `grun.targets.target.ForgetSet.examples`).
     accumulation_steps: passes of each worker, a step; the batch size is that of all workers and passes together.
     """
     training = recipe.training
     retain, held_back = (retain, ()) if recipe.max_false_openings is None else hold_back(retain)
     if recipe.retain_loss.positions == "all":
-        retain = [example.from_its_second_token() for example in retain]
+        retain = _all_said(retain)
     if recipe.forget_loss.positions == "all":
-        forget = {
-            target: [[example.from_its_second_token() for example in item] for item in items]
-            for target, items in forget.items()
-        }
+        forget = {target: [_all_said(item) for item in items] for target, items in forget.items()}
     num_forget = len(next(iter(forget.values())))
-    steps_an_epoch = math.ceil(num_forget / training.batch_size)
-    pairs = paired_batches(
-        num_forget,
-        len(retain),
-        batch_size=training.batch_size,
-        num_epochs=training.num_epochs,
-        seed=recipe.seed,
-        fixed=training.fixed_partners,
-    )
+    pairs = [
+        *paired_batches(
+            _groups(corpora if training.corpora_in_turn else None, num_forget),
+            len(retain),
+            batch_size=training.batch_size,
+            num_epochs=training.num_epochs,
+            seed=recipe.seed,
+            fixed=training.fixed_partners,
+        )
+    ]
     steps = []
     for step, (forget_rows, retain_rows) in enumerate(pairs):
-        epoch = step // steps_an_epoch
+        epoch = step * training.num_epochs // len(pairs)
         whole = StepExamples(
             forget={
                 target: [items[row][epoch % len(items[row])] for row in forget_rows] for target, items in forget.items()
@@ -110,6 +109,17 @@ def plan_steps(
         retain=retain,
         held_back=held_back,
     )
+
+
+def _all_said(examples: Sequence[Example]) -> list[Example]:
+    return [example.from_its_second_token() for example in examples]
+
+
+def _groups(corpora: Sequence[str] | None, num_items: int) -> list[Sequence[int]]:
+    """Items that share steps."""
+    if corpora is None:
+        return [range(num_items)]
+    return [[row for row in range(num_items) if corpora[row] == name] for name in dict.fromkeys(corpora)]
 
 
 def hold_back(retain: Sequence[Example]) -> tuple[Sequence[Example], Sequence[Example]]:

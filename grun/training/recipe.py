@@ -1,7 +1,7 @@
 """Everything that decides a training but the model and the data."""
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from annotated_types import Ge, Gt, Lt
 
@@ -10,6 +10,8 @@ from grun.forget_losses.forget_loss import ForgetLoss
 from grun.losses import Need
 from grun.retain_losses.retain_loss import RetainLoss
 from grun.settings import LATER
+
+Schedule = Literal["linear", "constant"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,11 +29,15 @@ class TrainingConfig:
     weight_decay: Annotated[float, Ge(0)] = 0.0
     """AdamW's decoupled weight decay."""
     warmup_fraction: Annotated[float, Ge(0), Lt(1)] = 0.1
-    """Share of the steps over which the learning rate rises to its peak; from there it falls linearly to 0."""
+    """Share of the steps over which the learning rate rises to its peak; then it falls linearly to 0, or stays."""
+    schedule: Schedule = field(default="linear", metadata=LATER)
+    """Whether the learning rate falls to 0 behind the warm-up, or stays at its peak, as in RMU's own code."""
     max_grad_norm: Annotated[float, Gt(0)] = 1.0
     """Gradients of a larger joint norm are scaled down to it."""
     fixed_partners: bool = field(default=False, metadata=LATER)
     """Each forget item meets the same retain item in all epochs, as in GRUN's own code; else a new one each time."""
+    corpora_in_turn: bool = field(default=False, metadata=LATER)
+    """Where the forget set is of several corpora, each step is of one, in turn, as in RMU's own code."""
     max_retain_loss: Annotated[float, Gt(0)] | None = None
     """Training ends early once the retain loss, its mean over an epoch, is larger: such a model is lost, and the
     rest of a trial's time with it. None: never."""
@@ -80,12 +86,18 @@ class Recipe:
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """In a step, counted from 1."""
-        return self.learning_rate * learning_rate_share(step - 1, num_steps, self.training.warmup_fraction)
+        return self.learning_rate * learning_rate_share(
+            step - 1, num_steps, self.training.warmup_fraction, self.training.schedule
+        )
 
 
-def learning_rate_share(steps_done: int, num_steps: int, warmup_fraction: float) -> float:
-    """Learning rate as a share of its peak: linear up over the warm-up, linear down to 0 after it."""
+def learning_rate_share(
+    steps_done: int, num_steps: int, warmup_fraction: float, schedule: Schedule = "linear"
+) -> float:
+    """Learning rate as a share of its peak: linear up over the warm-up; after it linear down to 0, or constant."""
     warmup_steps = warmup_fraction * num_steps
     if steps_done + 1 < warmup_steps:
         return (steps_done + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
     return min(1.0, max(0.0, (num_steps - steps_done) / (num_steps - warmup_steps)))

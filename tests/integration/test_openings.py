@@ -22,7 +22,7 @@ from bench.sequential.run import run_sequence
 from bench.studies.rescore import rescore
 from grun.adapters.grun import GrunConfig
 from grun.engine.edited import EditedModel
-from grun.training import openings
+from grun.gates import openings
 from grun.unlearned import load
 
 RATE = 0.05

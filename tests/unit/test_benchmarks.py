@@ -30,6 +30,8 @@ def test_authors_stay_as_they_are() -> None:
     since = {
         "examples",
         "max_new_tokens",
+        "corpus",
+        "passage_tokens",
         "ends",
         "told",
         "config",
@@ -333,6 +335,15 @@ def test_repeats_are_said(load: Any, tmp_path: Path, caplog: pytest.LogCaptureFi
         "benchmark.data_dir: 2 items are in the holdout set, and trained on: no stranger",
         "benchmark.data_dir: 1 item is in the forget set more than once",
     ]
+
+
+def test_passages_of_cyber_may_be_longer(wmdp_dir: Path, fresh_target: Any) -> None:
+    """Of some thirty tokens, twelve of cyber are read and all of biology; a passage of each in turn, and named so."""
+    _, template = fresh_target()
+    forget = WmdpConfig(data_dir=str(wmdp_dir), forget_split="bio_cyber", cyber_tokens=12).load().forget_set
+    assert [item.corpus for item in forget[:4]] == 2 * ["bio_forget", "cyber_forget"]
+    read = {item.corpus: len(item.example(template)) + 1 for item in forget[:2]}
+    assert read["cyber_forget"] == 12 < read["bio_forget"]
 
 
 def test_short_passages_of_wmdp_are_counted(wmdp_dir: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """Templates, batches and their order."""
 
 from itertools import chain, product
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from grun.data import Example, collate, epoch_batches, length_sorted_batches, padding_groups, paired_batches
 from grun.targets.refusal import PER_ITEM, REFUSALS, refusals_of
+from grun.training.recipe import Schedule, learning_rate_share
 
 EXAMPLE = Example(prompt_ids=(5, 6, 7), answer_ids=(8, 9))
 
@@ -59,7 +60,7 @@ def test_epoch_batches_show_every_item_once_an_epoch() -> None:
 def test_fixed_partners_are_those_of_the_first_epoch() -> None:
     """Five items, three epochs: whichever step an item comes in, the retain item beside it is the same."""
     drawn, fixed = (
-        list(paired_batches(5, 20, batch_size=2, num_epochs=3, seed=3, fixed=fixed)) for fixed in (False, True)
+        list(paired_batches([range(5)], 20, batch_size=2, num_epochs=3, seed=3, fixed=fixed)) for fixed in (False, True)
     )
     assert [forget for forget, _ in fixed] == [forget for forget, _ in drawn]
     met = {pair for forget, retain in fixed for pair in zip(forget, retain, strict=True)}
@@ -67,13 +68,32 @@ def test_fixed_partners_are_those_of_the_first_epoch() -> None:
     assert len({pair for forget, retain in drawn for pair in zip(forget, retain, strict=True)}) == 15
 
 
+def test_a_learning_rate_stays_or_falls() -> None:
+    """Of four steps, half of them warm-up: 1/2, 1, then 1 and 1/2 falling, or 1 and 1."""
+    shares = {
+        schedule: [learning_rate_share(done, 4, 0.5, schedule) for done in range(4)] for schedule in get_args(Schedule)
+    }
+    assert shares == {"linear": [0.5, 1.0, 1.0, 0.5], "constant": [0.5, 1.0, 1.0, 1.0]}
+
+
+def test_batches_of_corpora_in_turn() -> None:
+    """Five of one and two of another in twos: three batches and one an epoch, the other's second; each item once."""
+    groups = [[0, 2, 4, 5, 6], [1, 3]]
+    batches = [forget for forget, _ in paired_batches(groups, 20, batch_size=2, num_epochs=2, seed=3)]
+    assert [len(batch) for batch in batches] == 2 * [2, 2, 2, 1]
+    for epoch in (batches[:4], batches[4:]):
+        assert set(epoch[1]) == {1, 3}, "of one corpus alone"
+        assert sorted(chain(*epoch)) == list(range(7))
+    assert batches[:4] != batches[4:], "reshuffled"
+
+
 def test_paired_batches_give_new_retain_items_each_epoch() -> None:
     """The reference code fixes one retain item per forget item for ever; here 5 epochs of 4 items meet all 20."""
-    pairs = list(paired_batches(4, 20, batch_size=2, num_epochs=5, seed=3))
+    pairs = list(paired_batches([range(4)], 20, batch_size=2, num_epochs=5, seed=3))
     assert all(len(forget) == len(retain) for forget, retain in pairs)
     assert sorted(row for _, retain in pairs for row in retain) == list(range(20))
-    assert pairs == list(paired_batches(4, 20, batch_size=2, num_epochs=5, seed=3))
-    assert pairs != list(paired_batches(4, 20, batch_size=2, num_epochs=5, seed=4))
+    assert pairs == list(paired_batches([range(4)], 20, batch_size=2, num_epochs=5, seed=3))
+    assert pairs != list(paired_batches([range(4)], 20, batch_size=2, num_epochs=5, seed=4))
 
 
 @given(st.lists(st.integers(1, 50), max_size=20), st.integers(1, 6))

@@ -19,9 +19,9 @@ from grun.adapters.grun import GrunConfig
 from grun.data import Example
 from grun.errors import UserError
 from grun.forget_losses.grad_ascent import GradAscentConfig
+from grun.gates.openings import choose_threshold, open_shares
 from grun.retain_losses.ce import CeConfig
 from grun.testing.small import FORGET, RETAIN, SmallModels
-from grun.training.openings import choose_threshold, open_shares
 from grun.training.plan import hold_back, plan_steps
 from grun.training.recipe import Recipe, TrainingConfig
 

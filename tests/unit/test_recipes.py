@@ -75,7 +75,9 @@ def test_wmdp(model: str, steering: float, alpha: float, characters: int) -> Non
     assert (ours.forget_loss.steering_coefficient, ours.training.retain_weight) == (steering, alpha)
     assert ours.forget_loss.positions == ours.retain_loss.positions == "all"
     assert 2 * ours.benchmark.num_passages == 150 * ours.training.batch_size == 600
-    assert ours.benchmark.min_characters == characters
+    assert (ours.benchmark.min_characters, ours.benchmark.cyber_tokens) == (characters, 768)
+    assert (ours.training.schedule, ours.training.warmup_fraction) == ("constant", 0.0)
+    assert ours.training.corpora_in_turn
     theirs: Any = grun
     assert layer_index(theirs.forget_loss.layer, NUM_LAYERS, "") == 30
     assert (theirs.forget_loss.steering_coefficient, theirs.training.retain_weight) == (300.0, 1.0)
