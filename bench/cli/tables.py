@@ -42,7 +42,9 @@ def print_rows(rows: Sequence[Mapping[str, Any]]) -> None:
 def print_front(comparison: Comparison) -> None:
     """A line for each point of each method's front."""
     names = list(comparison.objectives)
-    table = Table(_method(), *(name.replace("_", " ") for name in names), "gate threshold", title="Fronts")
+    table = Table(_method(), title="Fronts", box=SIMPLE_HEAD, padding=0)
+    for heading in (*(name.replace("_", " ") for name in names), "gate threshold"):
+        table.add_column(heading, justify="right")
     table.add_column("run_key", no_wrap=True, min_width=KEY_COLUMNS + 3)
     on_front = {row["run_key"] for row in comparison.front}
     for summary in comparison.methods:
