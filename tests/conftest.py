@@ -71,6 +71,7 @@ LONGEST = (
     "integration/test_pretrained.py",
     "integration/test_planning.py",
     "integration/test_faults.py",
+    "integration/test_teaching.py",
     "integration/test_sequential.py",
     "integration/test_workers.py",
     "integration/test_sweep.py",
@@ -83,6 +84,10 @@ LONGEST = (
     "integration/test_run.py",
     "integration/test_speed.py",
     "integration/test_hub.py",
+    "integration/test_metrics.py",
+    "integration/test_gated_lora.py",
+    "integration/test_wheel.py",
+    "integration/test_page.py",
     "integration/test_lm_eval.py",
     "integration/test_wmdp.py",
 )

@@ -19,8 +19,9 @@ class RobustnessConfig:
 
     prefix_share: Annotated[float, Gt(0), Lt(1)] = 0.3
     """Share of the answer's tokens that the prefix attack gives away, at least one."""
-    relearn_items: Annotated[int, Ge(1)] = 10
-    """Forget items that the attacker has, at most half of them; the others' answers are what must not come back."""
+    relearn_items: Annotated[int, Ge(0)] = 10
+    """Forget items that the attacker has, at most half of them; the others' answers are what must not come back. 0: no
+    relearning, which needs the memory of training every weight."""
     relearn_steps: Annotated[int, Ge(1)] = 10
     """Steps on all of them at once, of every weight, the adapter left on."""
     relearn_learning_rates: Annotated[tuple[Annotated[float, Gt(0)], ...], MinLen(1)] | None = None

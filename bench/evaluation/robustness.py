@@ -61,6 +61,8 @@ def attack(asking: Asking, numbered: Numbered, config: RobustnessConfig, learnin
 
 def relearning_rates(config: RobustnessConfig, learning_rate: float) -> tuple[float, ...]:
     """AdamW's, each of which the attacker tries. learning_rate: what the model was taught with."""
+    if not config.relearn_items:
+        return ()
     return config.relearn_learning_rates or (learning_rate, learning_rate / 10)
 
 

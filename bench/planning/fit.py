@@ -42,7 +42,7 @@ def _mend(name: str, spent: Spent, work: Work, usable: float) -> str:
     room, own = usable - held, spent.peak["activations"]
     larger = f"use GPUs of {math.ceil(spent.total / USABLE / 1e9)} GB"
     if name == "attacks":
-        return f"{larger}, or leave evaluation.robustness out: relearning trains every weight"
+        return f"{larger}, or --evaluation.robustness.relearn_items 0: relearning trains every weight"
     if name in ("reference", "score", "decode"):
         size = math.floor(work.config.evaluation.batch_size * room / own)
         return f"use --evaluation.batch_size {size}" if size >= 1 else _spread(spent, work, usable) or larger

@@ -193,8 +193,8 @@ def test_the_predicted_peak_is_the_measured_one() -> None:
     In a process of its own, for real and then rehearsed; its allocator gives back at once what is freed.
     """
     settings = {
-        "benchmark": "tofu",
-        "benchmark.forget_split": "forget01",
+        "benchmark": "authors",
+        "benchmark.num_authors": 5,
         "model": "smollm2",
         "forget_loss": "npo",
         "training.batch_size": 1,

@@ -13,6 +13,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from bench.benchmarks.items import Benchmark, Item
 from bench.cli.main import main
 from bench.config import RunConfig, overlay, run_config
+from bench.evaluation import robustness
 from bench.evaluation.asking import Asking, EvaluationConfig, RobustnessConfig
 from bench.evaluation.robustness import attack, rounded
 from bench.evaluation.score import score
@@ -36,7 +37,8 @@ Fresh = Callable[[], tuple[Any, PromptTemplate]]
 def _attack(adapted: Any, template: PromptTemplate, benchmark: Benchmark, **settings: Any) -> dict[str, list[Any]]:
     adapted.train(False)
     asking = Asking(adapted=adapted, template=template, config=EvaluationConfig(max_new_tokens=40, batch_size=8))
-    rows = attack(asking, list(enumerate(benchmark.forget_set)), RobustnessConfig(relearn_items=4, **settings), 3e-3)
+    config = RobustnessConfig(**({"relearn_items": 4} | settings))
+    rows = attack(asking, list(enumerate(benchmark.forget_set)), config, 3e-3)
     by_split: dict[str, list[Any]] = {}
     for row in rows:
         by_split.setdefault(row["split"], []).append(row)
@@ -90,12 +92,15 @@ def test_the_prefix_attack_asks_for_the_rest(fresh_target: Fresh, small_benchmar
 def test_what_never_comes_back_is_zero_and_not_missing(
     fresh_target: Fresh, small_benchmark: Benchmark, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A model that answers nothing at all, relearned at any rate: six rows, ROUGE-L 0."""
+    """A model that answers nothing at all, relearned at any rate: six rows, ROUGE-L 0. An attacker who has no items
+    relearns nothing: no rows."""
     model, template = fresh_target()
     monkeypatch.setattr(PlainModel, "generate", lambda self, prompts, _: Generated(answers=[[]] * len(prompts)))
     rows = _attack(PlainModel(model), template, small_benchmark)["forget_relearned"]
     assert len(rows) == 6
     assert score(rows, None, 0.0) == {"forget_relearned_rouge_l_recall": 0.0}
+    monkeypatch.setattr(robustness, "relearned", None)
+    assert "forget_relearned" not in _attack(PlainModel(model), template, small_benchmark, relearn_items=0)
 
 
 def test_an_answer_of_one_token_has_no_rest(fresh_target: Fresh) -> None:

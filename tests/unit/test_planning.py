@@ -157,10 +157,12 @@ def test_what_a_user_can_get_wrong_is_one_line(words: list[str], said: str, caps
     assert said in error
 
 
-@pytest.mark.parametrize(("rates", "count"), [(None, 2), ([1e-4], 1), ([1e-3, 1e-4, 1e-5], 3)])
-def test_each_rate_of_relearning_is_counted(rates: list[float] | None, count: int) -> None:
+@pytest.mark.parametrize(
+    ("items", "rates", "count"), [(2, None, 2), (2, [1e-4], 1), (2, [1e-3, 1e-4, 1e-5], 3), (0, None, 0)]
+)
+def test_each_rate_of_relearning_is_counted(items: int, rates: list[float] | None, count: int) -> None:
     """3 steps on 2 items of 5 tokens, 6 FLOP a token and weight, 7 weights: 1,260 a rate, two where none is set."""
-    robustness = {"relearn_items": 2, "relearn_steps": 3, "relearn_learning_rates": rates}
+    robustness = {"relearn_items": items, "relearn_steps": 3, "relearn_learning_rates": rates}
     work: Any = SimpleNamespace(
         config=run_config({"evaluation": {"robustness": robustness}}),
         amounts=SimpleNamespace(forget_item_tokens=5.0),

@@ -47,7 +47,7 @@ def test_tofu(adapter: str, model: str) -> None:
         assert training.retain_weight == (2.0 if (adapter, loss.name) == ("grun", "grad_ascent") else 1.0)
         assert loss.name != "npo" or loss.beta == 0.1  # type: ignore[union-attr]
         assert run.evaluation.robustness is not None
-        assert run.evaluation.robustness.quantize
+        assert (run.evaluation.robustness.quantize, run.evaluation.robustness.relearn_items) == (True, 0)
         if adapter == "grun":
             assert layer_indices(own.layers, NUM_LAYERS) == (20, 25, 31)
             assert (own.rank, own.learning_rate, own.gate_weight, own.edits) == (4, 4e-3, 10.0, "prompt_end")
