@@ -9,6 +9,9 @@ from bench.results import store
 from bench.results.storage import Location
 from grun.errors import UserError
 
+TRAINED_ON = ("num_passages", "min_characters", "cyber_tokens")
+"""What says which passages of WMDP are trained on, and nothing of what is asked."""
+
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Plain data of a config by dotted keys."""
@@ -21,9 +24,12 @@ def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def setting(config_json: str) -> dict[str, Any]:
     """What runs must share to be compared: benchmark, model and evaluation, by content.
 
-    Attacks are columns beside the others; how many sequences a pass has changes no score beyond float rounding.
+    Attacks are columns beside the others; how many sequences a pass has changes no score beyond float rounding. What is
+    trained on is not measured, unless the model was taught it first.
     """
     config = json.loads(config_json)
+    if config["model"].get("fine_tuning", {}).get("num_epochs") == 0:
+        config["benchmark"] = {key: value for key, value in config["benchmark"].items() if key not in TRAINED_ON}
     evaluation = {key: value for key, value in config["evaluation"].items() if key not in ("robustness", "batch_size")}
     return by_content({"benchmark": config["benchmark"], "model": config["model"], "evaluation": evaluation})
 

@@ -121,7 +121,8 @@ def test_a_sweep_of_wmdps_spaces(
 def test_the_papers_recipes(without_ray: None, made_up_tofu_dir: Path, wmdp_dir: Path, tmp_path: Path) -> None:
     """They run as they are, but for the model and less of the data: NPO with each adapter, RMU by both."""
     tofu = {"benchmark.data-dir": made_up_tofu_dir, "benchmark.forget_split": "forget01", "benchmark.num_items": 60}
-    wmdp = {"benchmark.data-dir": wmdp_dir, "benchmark.num-passages": 4}
+    # A model that is taught the passages is another one where more is read of them, so that its runs do not compare.
+    wmdp = {"benchmark.data-dir": wmdp_dir, "benchmark.num-passages": 4, "benchmark.cyber-tokens": 768}
     few = {"evaluation.robustness.quantize": False, "evaluation.robustness.relearn_steps": 1}
     _run(
         "sweep",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import optuna
 import pytest
 
-from bench.config import RunConfig
+from bench.config import RunConfig, overlay
+from bench.results.settings import check_one_setting
 from bench.spaces.search_space import read_studies
+from grun.errors import UserError
 from grun.model.layers import layer_index, layer_indices
 
 PAPER = Path(__file__).parents[2] / "search_spaces" / "paper"
@@ -68,6 +71,11 @@ def test_wmdp(model: str, steering: float, alpha: float, characters: int) -> Non
     for run in (rmu, grun):
         assert (run.benchmark.forget_split, run.model.name) == ("bio_cyber", MODELS[model])
         assert run.retain_loss.name == "rmu_mse"
+    configs = [rmu.to_dict(), grun.to_dict()]
+    check_one_setting(map(json.dumps, configs))  # they read different passages, and are asked the same
+    taught = [overlay(config, {"model.fine_tuning.num_epochs": 1}) for config in configs]
+    with pytest.raises(UserError, match=r"which do not compare \(benchmark\."):
+        check_one_setting(map(json.dumps, taught))
     ours: Any = rmu
     assert layer_indices(ours.adapter.layers, NUM_LAYERS) == (13, 14, 15)
     assert (ours.adapter.modules, ours.adapter.learning_rate) == (("mlp.down_proj",), 5e-5)
