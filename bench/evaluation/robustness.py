@@ -34,9 +34,6 @@ def attack(asking: Asking, numbered: Numbered, config: RobustnessConfig, learnin
 
     learning_rate: what the model was taught with. Raises UserError where an attack does nothing to the model.
     """
-    if config.quantize and asking.workers.sharded:
-        problem = "rounds a copy of the model, and one that is sharded cannot be copied; leave it out"
-        raise UserError("evaluation.robustness.quantize", problem)
     reworded = [(number, item) for number, item in numbered if item.paraphrased_question is not None]
     prompts = [asking.template.prompt_ids(str(item.paraphrased_question)) for _, item in reworded]
     rows = _answers(asking, "forget_paraphrased_question", reworded, prompts, [item.answer for _, item in reworded])

@@ -13,7 +13,7 @@ from grun.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from grun.adapters import AdapterConfig
+    from bench.config import RunConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +64,13 @@ class Execution:
             raise UserError("--device", "cuda was asked for, but torch sees no GPU; use --device cpu")
         return torch.device(device)
 
-    def check(self, adapter: AdapterConfig) -> None:
-        """Raises UserError where a run with that adapter cannot happen in this way."""
+    def check(self, config: RunConfig) -> None:
+        """Raises UserError where that run cannot happen in this way."""
+        adapter, robustness = config.adapter, config.evaluation.robustness
         if self.shard and adapter.trains and not adapter.trains_in_place:
             raise UserError("--shard", f"splits weights that are trained, and {adapter.name} trains none; leave it out")
         if self.shard and not self.uses_ray_train:
             raise UserError("--shard", "splits the weights over workers, and there is one; use --num-workers 2 or more")
+        if self.shard and robustness is not None and robustness.quantize:
+            problem = "rounds a copy of the model, and one that is sharded cannot be copied; leave it out"
+            raise UserError("evaluation.robustness.quantize", problem)

@@ -33,7 +33,7 @@ def run(
     one trained module. What is in the results already is not computed again, and what the run is measured with is
     made before it where it is not there. Raises UserError, before anything is done, where `execution` cannot do it.
     """
-    execution.check(config.adapter)
+    execution.check(config)
     configs = at_thresholds(config, gate_thresholds)
     found = {each.run_key: store.read_run(execution.folder, each.run_key) for each in configs}
     missing = [each for each in configs if found[each.run_key] is None]

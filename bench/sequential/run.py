@@ -18,7 +18,7 @@ def run_sequence(sequence: RequestSequence, execution: Execution, say: Say, prog
     say: gets one line for each state. Raises UserError where a training diverges.
     """
     states = States(sequence, execution, say, progress)
-    execution.check(sequence.config.adapter)
+    execution.check(sequence.config)
     run_prerequisites(sequence.config, execution)
     if sequence.config.adapter.is_stackable:
         stack.train_modules(states, range(sequence.only_after or len(states.requests)))

@@ -96,7 +96,7 @@ def run_studies(  # noqa: C901 (rounds of work, one after the other)
     if execution.uses_ray_train:
         raise UserError("--num-workers", "a sequence has one worker for each method; leave it out")
     for study in studies:
-        execution.check(study.run({}).adapter)
+        execution.check(study.run({}))
     store.create(execution.folder)
     with study_locks([study.study for study in studies], execution.folder), connected(log):
         num_concurrent, worker = place(pool, execution)

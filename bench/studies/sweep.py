@@ -51,7 +51,7 @@ def sweep(
     with study_locks([study.study for study in studies], execution.folder), connected(log):
         num_concurrent, worker = place(pool, execution)
         for study in studies:
-            worker.check(study.run({}).adapter)
+            worker.check(study.run({}))
         make_prerequisites([study.run({}) for study in studies], worker, log, num_concurrent)
         _check_measurable(studies, worker)
         search = StudySearch(studies, execution.results, log, pool)

@@ -29,7 +29,6 @@ from grun.adapters.none import NoneConfig
 from grun.errors import UserError
 from grun.model.forward import Generated, PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
-from grun.workers import Workers
 
 Fresh = Callable[[], tuple[Any, PromptTemplate]]
 
@@ -141,18 +140,6 @@ def test_quantisation_that_rounds_nothing_is_refused(fresh_target: Fresh, small_
     set_answer_ends(model, template)
     with pytest.raises(UserError, match=r"quantize: no layer of a GPT2LMHeadModel can be rounded; leave it out"):
         _attack(PlainModel(model), template, small_benchmark, quantize=True)
-
-
-def test_a_sharded_model_is_not_rounded() -> None:
-    """Said before any attack: it would be copied, which FSDP2 refuses."""
-    asking = Asking(
-        adapted=None,  # type: ignore[arg-type]
-        template=None,  # type: ignore[arg-type]
-        config=EvaluationConfig(),
-        workers=Workers(size=2, sharded=True),
-    )
-    with pytest.raises(UserError, match="cannot be copied; leave it out"):
-        attack(asking, [], RobustnessConfig(quantize=True), 1e-5)
 
 
 def test_shallow_unlearning_comes_back(fresh_target: Fresh, small_benchmark: Benchmark) -> None:

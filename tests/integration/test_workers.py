@@ -241,6 +241,17 @@ def test_only_trained_weights_are_sharded(adapter: str, tmp_path: Path, capsys: 
     assert not (tmp_path / "r").exists()
 
 
+def test_a_sharded_model_is_not_rounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would be copied, which FSDP2 refuses: that was said behind the training, and is said before."""
+    words = ["--adapter", "full", "--num-workers", "2", "--shard", "--results", str(tmp_path / "r")]
+    with pytest.raises(SystemExit) as stopped:
+        main(["train", *words, "--evaluation.robustness.quantize", "true"])
+    assert stopped.value.code == 2
+    line = "rounds a copy of the model, and one that is sharded cannot be copied; leave it out"
+    assert capsys.readouterr().err.strip() == f"grun-bench: evaluation.robustness.quantize: {line}"
+    assert not (tmp_path / "r").exists()
+
+
 def test_one_worker_has_nothing_to_shard(small_config: RunConfig, tmp_path: Path) -> None:
     """It used to die in torch.distributed, and to leave a failed row of the retain model."""
     config = run_config(overlay(small_config.to_dict(), {"adapter": "full"}))

@@ -35,7 +35,7 @@ def run(options: Options) -> None:
     from bench.planning.plan import plan
 
     for study in studies:
-        execution.check(study.run({}).adapter)
+        execution.check(study.run({}))
     rates = None if options.rates is None else read_rates(options.rates)
     if options.format == "json":
         log(json.dumps(plan(studies, execution, cluster, quiet, rates=rates, measure=options.measure), indent=2))

@@ -14,7 +14,7 @@ def run(options: Options) -> None:
 
     if store.read_run(execution.folder, config.run_key) is not None:
         console.print(f"{execution.folder} holds this run already; name another --results to do it again")
-    execution.check(config.adapter)  # before what it is measured with is made
+    execution.check(config)  # before what it is measured with is made
     with progress() as shown:
         references = run_prerequisites(config, execution, shown)
         rows = run(config, execution, gate_thresholds=options.gate_thresholds, progress=shown)
