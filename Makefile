@@ -43,7 +43,7 @@ bench-gpu: $(READY)
 	$(BIN)/grun-bench plan $(SHAPES) --gpu $(GPU) --measure --model meta-llama/Llama-3.2-1B
 	@echo "== and of Llama-3.1-8B, as far as it fits, into results/$(GPU).json, for plan --rates"
 	@mkdir -p results
-	$(BIN)/grun-bench plan $(SHAPES) --gpu $(GPU) --measure --format json > results/$(GPU).json
+	$(BIN)/grun-bench plan $(SHAPES) --gpu $(GPU) --measure --gradient-checkpointing --format json > results/$(GPU).json
 	$(BIN)/grun-bench plan paper/tofu_grun_llama --gpu $(GPU) --rates results/$(GPU).json
 
 # About an hour and a half on 2 cores. TOFU=DIR: the real TOFU's JSON files; without it they come from the hub.

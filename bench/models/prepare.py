@@ -79,7 +79,7 @@ def prepared_model(
     Raises UserError where the model knows the benchmark already, the forget set has no such answers, or workers are on
     several nodes that share nothing.
     """
-    knowledge, means = benchmark.knowledge_set if isinstance(model, TinyConfig) else [], means or Means()
+    knowledge, means = _knowledge(model, benchmark), means or Means()
     if isinstance(model, PretrainedConfig):
         if start_from == "retain_model" and model.retain_model is not None:
             return model.retain_model
@@ -110,8 +110,12 @@ def prepared_model(
 
 def _everything(model: ModelConfig, benchmark: Benchmark) -> list[tuple[str, str]]:
     """What any model of this kind is taught: what a vocabulary is made of."""
-    knowledge = benchmark.knowledge_set if isinstance(model, TinyConfig) else []
-    return [item.pair for item in (*benchmark.forget_set, *benchmark.retain_set, *knowledge)]
+    return [item.pair for item in (*benchmark.forget_set, *benchmark.retain_set, *_knowledge(model, benchmark))]
+
+
+def _knowledge(model: ModelConfig, benchmark: Benchmark) -> Sequence[Item]:
+    """What a model built from scratch has to be taught beside the benchmark, and others know."""
+    return benchmark.knowledge_set if isinstance(model, TinyConfig) else []
 
 
 def commits_of(name: str) -> dict[str, str]:

@@ -24,8 +24,8 @@ def too_large(work: Work, leave_out: Sequence[str] = ()) -> list[str]:
 
 def problem(work: Work) -> str | None:
     """The first thing that does not fit, in the order of a run, and what mends it, in one line; None: all fits."""
-    usable = usable_bytes(work)
-    for name in too_large(work):
+    if large := too_large(work):
+        name, usable = large[0], usable_bytes(work)
         spent = work.rehearsed.phases[name].spent
         what = f"{name} takes {spent.total / 1e9:.1f} GB of the {usable / 1e9:.1f} that a GPU has for it"
         return f"{what}; {_mend(name, spent, work, usable)}"

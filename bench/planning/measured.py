@@ -29,8 +29,6 @@ from grun.errors import UserError
 from grun.prompts.template import PromptTemplate
 from grun.training.unlearn import unlearn
 
-Rates = Mapping[str, Mapping[str, Any]]
-"""Adapter → what was measured of it, a `Measured` as data."""
 STEPS = 5
 """Training steps that are timed, behind a first one that is not."""
 NEW_TOKENS = 32
@@ -54,19 +52,26 @@ class Measured:
     """Of a decoding step of a batch; None where nothing is answered freely."""
 
 
+Rates = Mapping[str, Measured]
+"""By adapter."""
+
+
+def check_measurable(execution: Execution) -> None:
+    """Raises UserError where it is of several workers, or there is no GPU and no CPU was asked for."""
+    if execution.num_workers > 1:
+        raise UserError("--measure", "times one worker; leave --num-workers and --shard out")
+    if execution.torch_device().type == "cpu" and execution.device == "auto":
+        raise UserError("--measure", "torch sees no GPU here; --device cpu times the CPU")
+
+
 def measured(
     config: RunConfig, execution: Execution, machine: Machine, benchmark: Benchmark, tokenizer: Any, step_flop: float
 ) -> Measured:
     """Train on a batch of the longest items, then answer a batch of prompts.
 
-    machine: whose peak the speed is related to. step_flop: of one training step.
-    Raises UserError where `execution` is of several workers, or there is no GPU and no CPU was asked for.
+    execution: of one worker. machine: whose peak the speed is related to. step_flop: of one training step.
     """
-    if execution.num_workers > 1:
-        raise UserError("--measure", "times one worker; leave --num-workers and --shard out")
     device = execution.torch_device()
-    if execution.device == "auto" and device.type == "cpu":
-        raise UserError("--measure", "torch sees no GPU here; --device cpu times the CPU")
     few = few_of(benchmark, PromptTemplate.of(tokenizer, config.model.prompt), config)
     config = replace(config, training=replace(config.training, num_epochs=STEPS + 1))
     with TemporaryDirectory(prefix="grun-bench-plan-") as folder:
@@ -120,16 +125,19 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def read_rates(file: Path) -> Rates:
-    """Of a record that `--measure` left.
+def read_rates(file: Path, gpu: str) -> Rates:
+    """Of a record that `--measure` left. gpu: which they are wanted of, as the record calls it.
 
-    Raises UserError where it is none.
+    Raises UserError where it is none, or of another GPU.
     """
     try:
-        studies = json.loads(file.read_bytes())["studies"]
-        found = {_adapter(study["method"]): study["measured"] for study in studies if study["measured"]}
+        record = json.loads(file.read_bytes())
+        of, studies = record["gpu"], [study for study in record["studies"] if study["measured"]]
+        found = {_adapter(study["method"]): Measured(**study["measured"]) for study in studies}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError("--rates", f"{file} is not what `plan --measure --format json` prints") from error
+    if of != gpu:
+        raise UserError("--rates", f"{file} is of {of}, and --gpu is {gpu}; plan with the one that was measured")
     if not found:
         raise UserError("--rates", f"nothing was measured in {file}")
     return found
@@ -143,9 +151,9 @@ def reached(cluster: Cluster, study: SweepConfig, rates: Rates) -> Cluster:
     return at_rates(cluster, rates[adapter])
 
 
-def at_rates(cluster: Cluster, found: Mapping[str, Any]) -> Cluster:
-    """With the rates that were measured. found: a `Measured`, as data."""
-    return replace(cluster, mfu=found["mfu"], decode_ms=found["decode_ms"] or cluster.decode_ms)
+def at_rates(cluster: Cluster, found: Measured) -> Cluster:
+    """With the rates that were measured, and its own where one was not."""
+    return replace(cluster, mfu=found.mfu, decode_ms=found.decode_ms or cluster.decode_ms)
 
 
 def _adapter(method: str) -> str:

@@ -14,7 +14,7 @@ from bench.planning.fake.stage import tokenizer_of
 from bench.planning.fake.texts import benchmark_of
 from bench.planning.fit import problem, too_large, usable_bytes
 from bench.planning.hours import Work
-from bench.planning.measured import Rates, at_rates, measured, reached
+from bench.planning.measured import Rates, at_rates, check_measurable, measured, reached
 from bench.planning.rehearsal import Phase, rehearse, taught
 from bench.progress import Progress
 from bench.runs.execution import Execution
@@ -38,18 +38,22 @@ def plan(
     """Every study by its first trial, and all together: what several are measured with is made once.
 
     rates: instead of the cluster's own. measure: what fits is also run, on random weights, and its own rates count.
-    Raises UserError where something is not known, or cannot be read.
+    Raises UserError where something is not known, cannot be read, or cannot be measured here.
     """
+    if measure:
+        check_measurable(execution)
+    clusters = [cluster if rates is None else reached(cluster, study, rates) for study in studies]
     records, taught_already = [], dict[str, Phase]()
-    for done, study in enumerate(studies):
+    for done, (study, own) in enumerate(zip(studies, clusters, strict=True)):
         progress(f"plan {study.study}", done, len(studies))
-        own = cluster if rates is None else reached(cluster, study, rates)
         records.append(_planned(study, execution, own, taught_already, measure))
     progress("plan", len(studies), len(studies))
     once = sum({record["measured_with"]: record["once_gpu_hours"] for record in records}.values())
     hours = once + sum(record["num_trials"] * record["trial_gpu_hours"] for record in records)
     return {
-        **asdict(cluster),
+        "gpu": cluster.gpu,
+        "num_gpus": cluster.num_gpus,
+        "price": cluster.price,
         "studies": records,
         "once_gpu_hours": once,
         "gpu_hours": hours,
@@ -93,7 +97,7 @@ def _planned(
     if measure and not too_large(work, ("teach", "attacks")):
         step_flop = rehearsed.phases["train"].spent.flop / 2  # it was two steps
         found = measured(config, execution, machine, benchmark, tokenizer, step_flop)
-        work = replace(work, cluster=at_rates(cluster, asdict(found)))
+        work = replace(work, cluster=at_rates(cluster, found))
     return {
         "measured_with": measured_with,
         "made_up_texts": is_made_up,

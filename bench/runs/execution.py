@@ -66,11 +66,13 @@ class Execution:
 
     def check(self, config: RunConfig) -> None:
         """Raises UserError where that run cannot happen in this way."""
-        adapter, robustness = config.adapter, config.evaluation.robustness
+        adapter, evaluation = config.adapter, config.evaluation
         if self.shard and adapter.trains and not adapter.trains_in_place:
             raise UserError("--shard", f"splits weights that are trained, and {adapter.name} trains none; leave it out")
         if self.shard and not self.uses_ray_train:
             raise UserError("--shard", "splits the weights over workers, and there is one; use --num-workers 2 or more")
-        if self.shard and robustness is not None and robustness.quantize:
+        quantizes = evaluation.robustness is not None and evaluation.robustness.quantize
+        if self.shard and (quantizes or evaluation.after == "4_bit"):
+            field = "evaluation.robustness.quantize" if quantizes else "evaluation.after"
             problem = "rounds a copy of the model, and one that is sharded cannot be copied; leave it out"
-            raise UserError("evaluation.robustness.quantize", problem)
+            raise UserError(field, problem)

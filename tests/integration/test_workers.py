@@ -241,14 +241,17 @@ def test_only_trained_weights_are_sharded(adapter: str, tmp_path: Path, capsys: 
     assert not (tmp_path / "r").exists()
 
 
-def test_a_sharded_model_is_not_rounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """It would be copied, which FSDP2 refuses: that was said behind the training, and is said before."""
+@pytest.mark.parametrize(("key", "value"), [("robustness.quantize", "true"), ("after", "4_bit")])
+def test_a_sharded_model_is_not_rounded(
+    key: str, value: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It would be copied, which FSDP2 refuses: that was said behind the training, or never, and is said before."""
     words = ["--adapter", "full", "--num-workers", "2", "--shard", "--results", str(tmp_path / "r")]
     with pytest.raises(SystemExit) as stopped:
-        main(["train", *words, "--evaluation.robustness.quantize", "true"])
+        main(["train", *words, f"--evaluation.{key}", value])
     assert stopped.value.code == 2
     line = "rounds a copy of the model, and one that is sharded cannot be copied; leave it out"
-    assert capsys.readouterr().err.strip() == f"grun-bench: evaluation.robustness.quantize: {line}"
+    assert capsys.readouterr().err.strip() == f"grun-bench: evaluation.{key}: {line}"
     assert not (tmp_path / "r").exists()
 
 

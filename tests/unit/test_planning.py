@@ -24,7 +24,7 @@ from bench.planning.fake.tensors import rehearsing
 from bench.planning.fake.texts import Words, benchmark_of
 from bench.planning.fit import USABLE, problem
 from bench.planning.hours import Work
-from bench.planning.measured import reached, read_rates
+from bench.planning.measured import Measured, reached, read_rates
 from bench.runs.execution import Execution
 from bench.spaces.search_space import read_studies
 from grun.errors import UserError
@@ -146,6 +146,7 @@ def test_the_shipped_facts_are_those_of_the_models(model: str, parameters: int) 
         (["paper/tofu_grun_llama", "--mfu", "1.5"], "--mfu"),
         (["paper/tofu_lora_llama", "--shard", "--num-workers", "2"], "--shard: splits weights that are trained"),
         (["paper/tofu_grun_llama", "--model", "/none"], "/none is not a folder"),
+        (["paper/tofu_grun_llama", "--measure", "--num-workers", "2"], "--measure: times one worker"),
         (["paper/tofu_grun_llama", "--rates", str(PAPER / "tofu_grun_llama.yaml")], "is not what `plan --measure"),
     ],
 )
@@ -193,21 +194,24 @@ def test_what_mends_teaching(adapter: str, held: int, mended: str) -> None:
 
 
 def test_rates_of_a_record(tmp_path: Path) -> None:
-    """By adapter, latched edits included; one that was not measured, or a record without any, is one line."""
-    found = {"mfu": 0.4, "decode_ms": None}
+    """By adapter, latched edits included; one that was not measured, another GPU, or a record without any, is one
+    line."""
+    found = {"device": "H100", "step_ms": 1.0, "step_tokens": 2, "peak_gb": 3.0, "mfu": 0.4, "decode_ms": None}
     file = tmp_path / "gpu.json"
     studies = [{"method": "grun_latched+npo", "measured": found}, {"method": "full+npo", "measured": None}]
-    file.write_text(json.dumps({"studies": studies}))
-    rates = read_rates(file)
-    assert rates == {"grun": found}
+    file.write_text(json.dumps({"gpu": "h100-80gb", "studies": studies}))
+    rates = read_rates(file, "h100-80gb")
+    assert rates == {"grun": Measured(**found)}
+    with pytest.raises(UserError, match="is of h100-80gb, and --gpu is a100-80gb"):
+        read_rates(file, "a100-80gb")
     (grun,) = read_studies(str(PAPER / "wmdp_grun_llama.yaml"), {}, None)
     assert reached(Cluster(), grun, rates) == Cluster(mfu=0.4), "what was not measured is assumed"
     (rmu,) = read_studies(str(PAPER / "wmdp_rmu_llama.yaml"), {}, None)
     with pytest.raises(UserError, match="full; measure that, too"):
         reached(Cluster(), rmu, rates)
-    file.write_text(json.dumps({"studies": studies[1:]}))
+    file.write_text(json.dumps({"gpu": "h100-80gb", "studies": studies[1:]}))
     with pytest.raises(UserError, match="nothing was measured"):
-        read_rates(file)
+        read_rates(file, "h100-80gb")
 
 
 def test_a_plan_as_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -36,7 +36,7 @@ def run(options: Options) -> None:
 
     for study in studies:
         execution.check(study.run({}))
-    rates = None if options.rates is None else read_rates(options.rates)
+    rates = None if options.rates is None else read_rates(options.rates, cluster.gpu)
     if options.format == "json":
         log(json.dumps(plan(studies, execution, cluster, quiet, rates=rates, measure=options.measure), indent=2))
         return

@@ -23,7 +23,8 @@ NEW_TOKENS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Stage(Subject):
-    """A Subject whose model holds nothing, and whose benchmark is a few items of the whole one."""
+    """A Subject whose model is drawn at random, or holds nothing in a rehearsal, and whose benchmark is a few items of
+    the whole one."""
 
     few: Benchmark
     words: Any

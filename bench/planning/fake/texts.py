@@ -6,6 +6,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, lru_cache
+from itertools import repeat
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -46,20 +47,12 @@ class Words:
 
 @lru_cache(maxsize=8)  # a question is read again with each of its choices
 def _ids(text: str, vocab_size: int) -> Sequence[int]:
-    return list(map(_known(vocab_size).__getitem__, PIECES.findall(text)))
+    return list(map(_id, PIECES.findall(text), repeat(vocab_size)))
 
 
-class _Known(dict[str, int]):
-    """The id of each piece that was met: a million words are looked up, and few are different."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-
-    def __missing__(self, piece: str) -> int:
-        return self.setdefault(piece, zlib.crc32(piece.encode()) % self.vocab_size)
-
-
-_known = cache(_Known)
+@cache
+def _id(piece: str, vocab_size: int) -> int:
+    return zlib.crc32(piece.encode()) % vocab_size
 
 
 def benchmark_of(config: BenchmarkConfig) -> tuple[Benchmark, bool]:
