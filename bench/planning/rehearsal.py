@@ -1,7 +1,7 @@
 """One step of each part of a run, on the longest items there are: the run's own code, at the model's own size."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +24,7 @@ from bench.planning.fake.tensors import rehearsing
 from bench.runs.execution import Execution
 from bench.runs.training import plan_of
 from grun.engine.edited import EditedModel
-from grun.model.forward import Adapted, CausalLM, PlainModel, as_on_a_gpu
+from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.sharding import shard
 from grun.training.teach import fine_tune
@@ -65,7 +65,7 @@ def taught(config: RunConfig, execution: Execution, machine: Machine, benchmark:
     items = longest([*benchmark.forget_set, *benchmark.retain_set], teaching.batch_size, template)
     workers = Workers(size=execution.num_workers, sharded=execution.shard)
     means = Means(workers=workers, gradient_checkpointing=execution.gradient_checkpointing)
-    with _joined(workers), rehearsing(), as_on_a_gpu() if machine.is_gpu else nullcontext():
+    with _joined(workers), rehearsing(on_gpu=machine.is_gpu):
         model = new_model(config, benchmark, machine, tokenizer, trained_in_place=True)
         lessons = [item.lesson(template) for item in items]
         adapted = to_be_taught(model, means)
@@ -93,9 +93,7 @@ def rehearse(
     with ExitStack() as stack:
         folder = stack.enter_context(TemporaryDirectory(prefix="grun-bench-plan-"))
         stack.enter_context(_joined(workers))
-        stack.enter_context(rehearsing())
-        if machine.is_gpu:
-            stack.enter_context(as_on_a_gpu())
+        stack.enter_context(rehearsing(on_gpu=machine.is_gpu))
         execution = replace(execution, results=Path(folder), num_threads=None)
         stage = Stage(config=short, execution=execution, few=few, words=tokenizer, machine=machine)
         caching = InMemory()

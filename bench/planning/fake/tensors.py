@@ -11,6 +11,8 @@ from torch.distributed.tensor._sharding_prop import ShardingPropagator
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import _disable_current_modes
 
+from grun.model.forward import as_on_a_gpu
+
 _PROPAGATES = "_propagate_tensor_meta_non_cached"
 _PROPAGATED = getattr(ShardingPropagator, _PROPAGATES)
 aten = torch.ops.aten
@@ -87,10 +89,17 @@ def _shape_alone(propagator: Any, operation: Any) -> Any:
         return _PROPAGATED(propagator, operation)
 
 
+def _dropout(input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+    """`functional.dropout` as a GPU has it: what is kept for the way back is which elements were dropped, a byte each.
+    A CPU keeps a float each."""
+    return torch.native_dropout(input, p, training)[0] if training else input
+
+
 @contextlib.contextmanager
-def rehearsing() -> Iterator[None]:
-    """Inside, every tensor that is made is fake."""
+def rehearsing(*, on_gpu: bool = False) -> Iterator[None]:
+    """Inside, every tensor that is made is fake. on_gpu: and computed on as on a GPU."""
     replaced: list[tuple[Any, str, Any]] = [
+        *([(nn.functional, "dropout", _dropout)] if on_gpu else []),
         (fake_tensor, "CONSTANT_NUMEL_LIMIT", KNOWN_NUMBERS),
         (fake_tensor.FakeTensor, "tolist", _tolist),
         (fake_tensor.FakeTensor, "__deepcopy__", _deepcopy),
@@ -101,7 +110,7 @@ def rehearsing() -> Iterator[None]:
     for owner, name, ours in replaced:
         setattr(owner, name, ours)
     try:
-        with Fakes(allow_non_fake_inputs=True):
+        with as_on_a_gpu() if on_gpu else contextlib.nullcontext(), Fakes(allow_non_fake_inputs=True):
             yield
     finally:
         for (owner, name, _), theirs in zip(replaced, before, strict=True):
