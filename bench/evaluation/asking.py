@@ -67,7 +67,8 @@ class Asking:
     template: PromptTemplate
     config: EvaluationConfig
     progress: Progress = quiet
-    """Told of `evaluate <split>`, items done, items of the split; and of attacks."""
+    """Told of `evaluate <split>`, once its answers are scored; of `evaluate answers`, done and in all, of any split;
+    and of attacks."""
     workers: Workers = ALONE
     """They share out the items of each split; every one gets all rows."""
     drafts: Drafts = field(default_factory=dict)

@@ -51,15 +51,31 @@ class Question:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """A question whose answer is to be decoded."""
+
+    question: Question
+    row: ItemRow
+    """Gets it."""
+    limit: int
+    """In tokens."""
+    draft: tuple[int, ...]
+    """How it may well go; empty: nobody knows."""
+
+
 def evaluate(asking: Asking, splits: Mapping[str, Sequence[Item]]) -> list[ItemRow]:
     """Raw values of every item, as rows of the `items` table without their run_key.
 
     Raises UserError where a likelihood is not finite.
     """
-    rows: list[ItemRow] = []
+    rows: dict[str, list[ItemRow]] = {}
+    asked: list[Asked] = []
     for split, items in splits.items():
-        rows += in_order(asking, measure(asking, split, own_questions(asking, split, items)))
-    return rows
+        rows[split], of_split = _scored(asking, split, own_questions(asking, split, items))
+        asked += of_split
+    _answer(asking, asked)
+    return [row for own in rows.values() for row in in_order(asking, own)]
 
 
 def in_order(asking: Asking, own_rows: Sequence[ItemRow]) -> list[ItemRow]:
@@ -87,6 +103,17 @@ def own_questions(asking: Asking, split: str, items: Sequence[Item]) -> list[Que
 
 def measure(asking: Asking, split: str, questions: Sequence[Question]) -> list[ItemRow]:
     """Likelihoods and generations of some questions, a row each, in their order."""
+    rows, asked = _scored(asking, split, questions)
+    _answer(asking, asked)
+    return rows
+
+
+def _scored(asking: Asking, split: str, questions: Sequence[Question]) -> tuple[list[ItemRow], list[Asked]]:
+    """Likelihoods, and of them the generations that follow; those that do not are still to be asked for.
+
+    Greedy decoding gives an item's own answer exactly where each of its tokens, EOS last unless it is cut before, is
+    the model's first choice: the likelihoods say so already, and only the other questions are decoded.
+    """
     rows = {question.index: question.row(split, asking.template) for question in questions}
     answers = [(question, kind, example) for question in questions for kind, example in question.answers]
     likelihoods = answer_likelihoods(
@@ -106,8 +133,18 @@ def measure(asking: Asking, split: str, questions: Sequence[Question]) -> list[I
         own = [replace(question.own, answer_ids=question.own.answer_ids[:end]) for question in questions]
         for row, norm in zip(rows.values(), gradient_norms(asking.adapted, own), strict=True):
             row["gradient_norm"] = norm
-    _generate(asking, split, questions, rows)
-    return list(rows.values())
+    asked = []
+    for question, row in zip(questions, rows.values(), strict=True):
+        own_ids, limit = question.own.answer_ids, _limit(asking, question)
+        answer = own_ids[:-1] if own_ids[-1] == asking.template.end_id else own_ids
+        ends = len(answer) < len(own_ids) or len(own_ids) >= limit
+        if question.item.is_asked and ends and all(row["token_is_argmax"]) and not asking.decode_all:
+            row["generation"] = question.item.generation(asking.template, answer[:limit])
+        elif question.item.is_asked:
+            draft = () if asking.decode_all else _draft(asking, split, question, row)
+            asked.append(Asked(question=question, row=row, limit=limit, draft=draft[:limit]))
+    asking.progress(f"evaluate {split}", len(questions), len(questions))
+    return list(rows.values()), asked
 
 
 def _note(row: ItemRow, kind: str, likelihood: AnswerLikelihood, num_tokens: int) -> None:
@@ -123,41 +160,30 @@ def _note(row: ItemRow, kind: str, likelihood: AnswerLikelihood, num_tokens: int
         row |= {f"token_{name}": values for name, values in vars(likelihood.tokens).items()}
 
 
-def _generate(asking: Asking, split: str, questions: Sequence[Question], rows: Mapping[int, ItemRow]) -> None:
-    """Fill in what the model answers in its own words.
-
-    Greedy decoding gives an item's own answer exactly where each of its tokens, EOS last unless it is cut before, is
-    the model's first choice: the likelihoods say so already, and only the other questions are decoded.
-    """
-    template = asking.template
-    asked = []
-    for question in questions:
-        own, limit = question.own.answer_ids, _limit(asking, question)
-        answer = own[:-1] if own[-1] == template.end_id else own
-        ends = len(answer) < len(own) or len(own) >= limit
-        knows = ends and all(rows[question.index]["token_is_argmax"])
-        if question.item.is_asked and knows and not asking.decode_all:
-            rows[question.index]["generation"] = question.item.generation(template, answer[:limit])
-        elif question.item.is_asked:
-            asked.append(question)
-    done = len(questions) - len(asked)
-    for batch in length_sorted_batches([len(question.prompt_ids) for question in asked], asking.config.batch_size):
-        asking.progress(f"evaluate {split}", done, len(questions))
-        limit = max(_limit(asking, asked[at]) for at in batch)
-        drafts = [] if asking.decode_all else [_draft(asking, split, asked[at], rows)[:limit] for at in batch]
-        generated = asking.adapted.generate([asked[at].prompt_ids for at in batch], limit, drafts)
-        for at, answer_ids in zip(batch, generated.answers, strict=True):
-            rows[asked[at].index]["generation"] = asked[at].item.generation(template, answer_ids)
-        done += len(batch)
-    asking.progress(f"evaluate {split}", done, len(questions))
+def _answer(asking: Asking, asked: Sequence[Asked]) -> None:
+    """Fill in what the model answers in its own words, of all splits at once: a decoding step costs little more of many
+    questions than of few."""
+    done = 0
+    for limit in sorted({each.limit for each in asked}):
+        alike = [each for each in asked if each.limit == limit]
+        for batch in length_sorted_batches([len(each.question.prompt_ids) for each in alike], asking.config.batch_size):
+            asking.progress("evaluate answers", done, len(asked))
+            own = [alike[at] for at in batch]
+            prompts, drafts = [each.question.prompt_ids for each in own], [each.draft for each in own]
+            answers = asking.adapted.generate(prompts, limit, drafts).answers
+            for each, answer_ids in zip(own, answers, strict=True):
+                each.row["generation"] = each.question.item.generation(asking.template, answer_ids)
+            done += len(batch)
+    if asked:
+        asking.progress("evaluate answers", done, len(asked))
 
 
-def _draft(asking: Asking, split: str, question: Question, rows: Mapping[int, ItemRow]) -> tuple[int, ...]:
+def _draft(asking: Asking, split: str, question: Question, row: ItemRow) -> tuple[int, ...]:
     """How the model's answer may well go: as the target model's, unless the likelihoods speak against it.
 
     They say how far greedy decoding follows the right answer, and that it leaves it then: nothing else can begin so.
     """
-    own, argmax = question.own.answer_ids, rows[question.index]["token_is_argmax"]
+    own, argmax = question.own.answer_ids, row["token_is_argmax"]
     right = own[: argmax.index(False) if False in argmax else len(own)]
     text = asking.drafts.get((split, question.index))
     is_free = text is not None and question.item.form == "question"

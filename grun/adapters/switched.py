@@ -16,7 +16,10 @@ from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.model.forward import AnswerOutput, Generated, PlainModel, mixed_precision
+from grun.model.layers import Layer
 from grun.model.prompted import read_prompts
+from grun.model.reading import left_padding
+from grun.model.side_by_side import is_worth_it, read_side_by_side, unique_prompts
 
 Prompts = Sequence[tuple[int, ...]]
 
@@ -39,6 +42,19 @@ class SwitchedModel(EditedModel):
     def take_hold(self) -> None:
         """pyvene has no part in it."""
 
+    def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
+        """See `grun.model.forward.Adapted`. Where nothing is trained, a prompt of several answers is read once."""
+        if hidden_layer is not None or not is_worth_it(examples):
+            return super().answer_output(examples, hidden_layer)
+        prompts = unique_prompts(examples)
+        weight_BK, logit_BK = self._read(prompts)
+        with self.changed(prompts, weight_BK, left_padding(prompts)) as keep, mixed_precision(self.device):
+            logits_NV, head_input_ND = read_side_by_side(self.model, examples, keep=keep)
+        row_B = [prompts.index(example.prompt_ids) for example in examples]
+        return AnswerOutput(
+            examples=examples, logits_NV=logits_NV, head_input_ND=head_input_ND, gate_logit_BK=logit_BK[row_B]
+        )
+
     def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
         prompts = [example.prompt_ids for example in examples]
         weight_BK, logit_BK = self._read(prompts)
@@ -60,8 +76,7 @@ class SwitchedModel(EditedModel):
             if not weight_BK.any():
                 with mixed_precision(self.device):
                     return Generated(answers=read.answers(max_new_tokens, drafts), gate_logit_BK=logit_BK)
-        padding = [max(map(len, prompts)) - len(prompt) for prompt in prompts]
-        with self.changed(prompts, weight_BK, padding) as keep, mixed_precision(self.device):
+        with self.changed(prompts, weight_BK, left_padding(prompts)) as keep, mixed_precision(self.device):
             answers = read_prompts(self.model, prompts).answers(max_new_tokens, drafts, keep)
         return Generated(answers=answers, gate_logit_BK=logit_BK)
 

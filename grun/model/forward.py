@@ -14,6 +14,7 @@ from grun.losses import AnswerScores
 from grun.model.layers import Layer
 from grun.model.prompted import read_prompts
 from grun.model.reading import eos_ids, head_at, hidden_layer_index, layer_output, model_inputs
+from grun.model.side_by_side import is_worth_it, read_side_by_side
 from grun.prompts.template import PromptTemplate
 
 CausalLM = Any
@@ -131,8 +132,12 @@ class PlainModel:
         """See `Adapted`. There is nothing of the kind."""
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
-        """See `Adapted`."""
+        """See `Adapted`. Where nothing is trained, a prompt of several answers is read once."""
         at = None if hidden_layer is None else hidden_layer_index(self.model, hidden_layer)
+        if at is None and is_worth_it(examples):
+            with mixed_precision(self.device):
+                logits_NV, head_input_ND = read_side_by_side(self.model, examples, partial(like_lengths, self.device))
+            return AnswerOutput(examples=examples, logits_NV=logits_NV, head_input_ND=head_input_ND)
         return in_groups(examples, len, self.device, partial(self.one_pass, hidden_layer=at))
 
     def one_pass(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
@@ -186,8 +191,8 @@ def in_groups(
 
     length: tokens of an example that cost something.
     """
-    lengths = [length(example) for example in examples]
-    if device.type in _GPUS or len(groups := padding_groups(lengths, GROUP_OVERHEAD_TOKENS)) == 1:
+    groups = like_lengths(device, [length(example) for example in examples])
+    if len(groups) == 1:
         return run(examples)
     outputs = [run([examples[row] for row in group]) for group in groups]
     num_tokens = [len(example.answer_ids) for example in examples]
@@ -199,6 +204,13 @@ def in_groups(
             pieces |= zip(group, vars(output)[name].split([sizes[row] for row in group]), strict=True)
         whole[name] = torch.cat([pieces[row] for row in range(len(examples))])
     return AnswerOutput(examples=examples, **whole)
+
+
+def like_lengths(device: torch.device, lengths: Sequence[int]) -> Sequence[Sequence[int]]:
+    """Groups of sequences to be read together: where starting a group costs little, those of like length."""
+    if device.type in _GPUS:
+        return [range(len(lengths))]
+    return padding_groups(lengths, GROUP_OVERHEAD_TOKENS)
 
 
 def set_answer_ends(model: CausalLM, template: PromptTemplate) -> None:

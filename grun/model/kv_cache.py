@@ -60,6 +60,14 @@ def keep_rows(cache: Any, row_B: Tensor) -> None:
     cache.batch_select_indices(row_B)
 
 
+def rows_of(cache: Any, row_B: Tensor) -> Any:
+    """A cache of its own that holds these sequences, some perhaps more than once."""
+    chosen = new_cache()
+    for layer, kept in enumerate(cache.layers):
+        chosen.update(kept.keys[row_B.to(kept.keys.device)], kept.values[row_B.to(kept.values.device)], layer)
+    return chosen
+
+
 def move_right(cache: Any, columns_B: Tensor, mask_BS: Tensor) -> Tensor:
     """Move each sequence so many columns to the right, those behind its end round to the left; returns the mask, moved
     likewise. Columns that are such leftovers of all are dropped. Keys were turned to their positions when they were

@@ -1,11 +1,11 @@
 """How likely a model holds some answers, token by token."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from grun.data import Example, length_sorted_batches
+from grun.data import Example
 from grun.model.forward import Adapted
 
 
@@ -34,16 +34,35 @@ class AnswerLikelihood:
     """Where they were asked for."""
 
 
+def prompt_batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
+    """Indices in batches of like length, longest first, where what has one prompt stays together if it fits a batch."""
+    by_prompt: dict[tuple[int, ...], list[int]] = {}
+    for index, example in enumerate(examples):
+        by_prompt.setdefault(example.prompt_ids, []).append(index)
+    longest = {prompt: max(len(examples[index]) for index in rows) for prompt, rows in by_prompt.items()}
+    batch: list[int] = []
+    for prompt in sorted(by_prompt, key=lambda prompt: -longest[prompt]):
+        rows = by_prompt[prompt]
+        if batch and len(batch) + len(rows) > batch_size:
+            yield batch
+            batch = []
+        *full, rest = (rows[start : start + batch_size] for start in range(0, len(rows), batch_size))
+        yield from full
+        batch = [*batch, *rest]
+    if batch:
+        yield batch
+
+
 @torch.no_grad()
 def answer_likelihoods(
     adapted: Adapted, examples: Sequence[Example], *, with_tokens: Sequence[bool], batch_size: int
 ) -> list[AnswerLikelihood]:
-    """In the order of `examples`; batched by length, which changes no value beyond float rounding.
+    """In the order of `examples`; batched by prompt and length, which changes no value beyond float rounding.
 
     with_tokens: for which of the examples to keep the details.
     """
     found: dict[int, AnswerLikelihood] = {}
-    for rows in length_sorted_batches([len(example) for example in examples], batch_size):
+    for rows in prompt_batches(examples, batch_size):
         output = adapted.answer_output([examples[row] for row in rows])
         scores = output.scores
         nll_B = scores.nll_B.tolist()

@@ -22,6 +22,8 @@ class Prompted:
     """`transformers`' own, of their keys and values."""
     logits_BV: Tensor
     """What follows each prompt's last token."""
+    head_input_BD: Tensor
+    """What the LM head made that of."""
     attention_mask_BL: Tensor
     next_position_B: Tensor
     hidden_BD: Sequence[Tensor]
@@ -55,13 +57,14 @@ def read_prompts(model: Any, prompts: Sequence[tuple[int, ...]], layers: Sequenc
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
     cache = new_cache()
     with ExitStack() as stack:
-        stack.enter_context(head_at(model, last_position(mask_BL)))
+        head_inputs = stack.enter_context(head_at(model, last_position(mask_BL)))
         seen = [stack.enter_context(layer_output(model, layer)) for layer in layers]
         outputs = model(**inputs, position_ids=position_ids_BL, past_key_values=cache, use_cache=True)
     return Prompted(
         model=model,
         cache=cache,
         logits_BV=outputs.logits[0],
+        head_input_BD=head_inputs[0],
         attention_mask_BL=mask_BL,
         next_position_B=position_ids_BL[:, -1] + 1,
         hidden_BD=[hidden_BLD[:, -1] for (hidden_BLD,) in seen],

@@ -86,6 +86,12 @@ def eos_ids(model: Any) -> list[int]:
     return [ids] if isinstance(ids, int) else list(ids)
 
 
+def left_padding(prompts: Sequence[Sequence[int]]) -> list[int]:
+    """Columns before each prompt where their last tokens stand in the last column."""
+    longest = max(map(len, prompts))
+    return [longest - len(prompt) for prompt in prompts]
+
+
 def prompt_inputs(prompts: Sequence[Sequence[int]], model: Any) -> dict[str, Tensor]:
     """Prompts as the model's arguments: their last tokens stand in the last column."""
     read, pad = [torch.tensor(prompt) for prompt in prompts], model.generation_config.pad_token_id

@@ -1,6 +1,7 @@
 """What every adapter must keep."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,16 @@ class AdapterContract:
         prompts = [example.prompt_ids for example in examples]
         apart = [adapted.generate([prompt], MAX_NEW_TOKENS).answers[0] for prompt in prompts]
         assert adapted.generate(prompts, MAX_NEW_TOKENS).answers == apart
+
+    def test_answers_to_one_prompt_are_scored_as_each_alone(self, config: Any, models: SmallModels) -> None:
+        """Of one token, of several, and of another prompt between them."""
+        adapted, template = _trained(config, models)
+        one, other, *_ = _examples(template)
+        answers = (one.answer_ids, other.answer_ids, one.answer_ids[:1], other.answer_ids[:3])
+        examples = [replace(one, answer_ids=answer) for answer in answers]
+        examples.insert(2, other)
+        alone = torch.cat([_logits(adapted, [example]) for example in examples])
+        torch.testing.assert_close(_logits(adapted, examples), alone, rtol=1e-5, atol=1e-4)
 
     def test_drafts_change_no_answer(self, config: Any, models: SmallModels) -> None:
         """Right to the end, wrong from some token on, too short, ended too early or missing: the same answers."""

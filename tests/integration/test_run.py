@@ -193,8 +193,14 @@ def test_answers_that_follow_from_the_likelihoods_are_those_decoded(
     decoded: list[int] = []
     passes: list[int] = []
     generate, decode = PlainModel.generate, model.forward
-    monkeypatch.setattr(PlainModel, "generate", lambda *args: decoded.append(len(args[1])) or generate(*args))
-    monkeypatch.setattr(model, "forward", lambda **inputs: passes.append(1) or decode(**inputs))
+
+    def counted(adapted: PlainModel, prompts: Any, *others: Any) -> Any:
+        decoded.append(len(prompts))
+        with monkeypatch.context() as decoding:
+            decoding.setattr(model, "forward", lambda **inputs: passes.append(1) or decode(**inputs))
+            return generate(adapted, prompts, *others)
+
+    monkeypatch.setattr(PlainModel, "generate", counted)
     config = EvaluationConfig(max_new_tokens=max_new_tokens)
     asking = Asking(adapted=PlainModel(model), template=template, config=config)
     drafts: dict[tuple[str, int], str] = {}

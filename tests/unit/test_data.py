@@ -1,5 +1,6 @@
 """Templates, batches and their order."""
 
+import random
 from itertools import chain, product
 from typing import Any, get_args
 
@@ -8,7 +9,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grun.data import Example, collate, epoch_batches, length_sorted_batches, padding_groups, paired_batches
+from grun.data import (
+    Example,
+    collate,
+    epoch_batches,
+    length_sorted_batches,
+    padding_groups,
+    paired_batches,
+)
+from grun.model.likelihood import prompt_batches
 from grun.targets.refusal import PER_ITEM, REFUSALS, refusals_of
 from grun.training.recipe import Schedule, learning_rate_share
 
@@ -119,6 +128,21 @@ def test_batches_move_to_a_device() -> None:
 
 def _group_cost(lengths: list[int], groups: list[list[int]], overhead: int) -> int:
     return sum(len(group) * max(lengths[row] for row in group) + overhead for group in groups)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 100])
+def test_what_has_one_prompt_stays_in_one_batch_that_holds_it(size: int) -> None:
+    """Prompts of 1, 3 and 8 answers, shuffled: all are there once; split is only what is larger than a batch."""
+    prompts = [(7,)] * 8 + [(5, 6)] + [(1, 2, 3)] * 3
+    order = random.Random(0).sample(range(12), 12)
+    examples = [Example(prompt_ids=prompts[at], answer_ids=(9,) * (at + 1)) for at in order]
+    batches = list(prompt_batches(examples, size))
+    assert sorted(row for batch in batches for row in batch) == list(range(12))
+    assert max(map(len, batches)) <= size
+    for prompt, count in ((7,), 8), ((5, 6), 1), ((1, 2, 3), 3):
+        holding = [batch for batch in batches if any(examples[row].prompt_ids == prompt for row in batch)]
+        assert len(holding) == -(-count // size)
+    assert max(len(examples[row]) for row in batches[0]) == max(map(len, examples)), "memory peaks at once"
 
 
 @pytest.mark.parametrize("overhead", [0, 5, 1000])
