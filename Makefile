@@ -14,7 +14,7 @@ QUIET := -qq
 
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-.PHONY: demo bench bench-gpu results results-smollm2 publish tables test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
+.PHONY: demo bench bench-gpu results results-smollm2 sequential-smollm2 publish tables test test-quick test-cluster check setup setup-smollm2 setup-cluster clean
 
 demo: $(READY)
 	@echo "== three adapters unlearn a tiny model, by three losses, two trials each: rows and modules into $(RESULTS)"
@@ -65,6 +65,12 @@ results-smollm2: setup-smollm2
 			$(if $(TOFU),--benchmark.data_dir $(TOFU)) || exit; \
 	done
 	$(BIN)/grun-bench seeds results/smollm2 --num-seeds 2
+
+# Hours on 2 cores. REQUESTS=10: as many requests.
+sequential-smollm2: setup-smollm2
+	@echo "== twenty deletion requests of TOFU, SmolLM2: two stacks of gated edits, a stack of LoRAs, two chains of weights"
+	$(BIN)/grun-bench sequential search_spaces/sequential_smollm2_*.yaml --results results/sequential-smollm2 \
+		$(if $(REQUESTS),--num-requests $(REQUESTS)) $(if $(TOFU),--benchmark.data_dir $(TOFU))
 
 # NAME=smollm2 FROM=results/smollm2: rows of runs and requests, not what was asked and trained, into docs/data/NAME.
 publish: $(READY)

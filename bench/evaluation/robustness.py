@@ -15,13 +15,13 @@ import torch
 
 from bench.benchmarks.items import Item
 from bench.evaluation.asking import Asking, RobustnessConfig
-from bench.evaluation.gradients import weights_open
 from bench.metrics.rouge import rouge_l
 from bench.results.columns import ItemRow, item_row
 from grun.data import Example, length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
+from grun.training.gradients import weights_open
 from grun.training.step import take_step
 from grun.training.teach import lesson, nll_backward
 

@@ -31,6 +31,9 @@ def best_runs(comparison: Comparison, folder: Location, best: Best = "rouge_l") 
         (summary.best_quality if best == "quality" else None) or summary.best or summary.recommended
         for summary in comparison.methods
     ]
+    if not any(chosen) and comparison.num_unscored:
+        found, wanted = comparison.num_unscored, " or ".join(comparison.objectives)
+        raise UserError("--objectives", f"{found} finished runs of {folder} lack {wanted}; name scores that they have")
     if not any(chosen):
         raise UserError("RESULTS", f"{folder} holds no finished run of a method; run a sweep first")
     return [row for row in chosen if row]

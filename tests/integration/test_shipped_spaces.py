@@ -19,7 +19,9 @@ from bench.results import store
 from bench.results.columns import SCORES
 from bench.results.requests import scan_requests
 
-OF_TOFU = [f"sequential_{method}" for method in ("grun", "router", "lora", "gated_lora", "full", "reft")]
+OF_TOFU = [
+    f"sequential_{method}" for method in ("grun", "router", "lora", "gated_lora", "full", "reft", "smollm2_grun")
+]
 SPACES = Path(__file__).parents[2] / "search_spaces"
 TINY = {
     "model": "tiny",
@@ -159,6 +161,22 @@ def test_a_sweep_of_ones_own_data(
     main(["report", str(tmp_path / "r")])
     main(["seeds", str(tmp_path / "r"), "--num-seeds", "1"])
     assert "| lora+grad_ascent | 1 |" in (tmp_path / "r" / "seeds.md").read_text()
+
+
+def test_the_example_of_own_knowledge(
+    without_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A tiny model that was taught nothing; without a retain model there is no forget quality, and a line says so."""
+    monkeypatch.chdir(SPACES.parent)
+    space, settings = Path("docs/examples/capitals/space"), TINY | {"model.fine_tuning.num_epochs": 0}
+    _run("sweep", [str(".." / space)], tmp_path, settings, "--num-trials", "1")
+    assert set(store.scan_runs(tmp_path)["method"]) == {"target_model", "grun_latched+idk"}
+    with pytest.raises(SystemExit, match="2"):
+        main(["seeds", str(tmp_path), "--num-seeds", "1"])
+    assert "--objectives: 2 finished runs" in capsys.readouterr().err
+    scored = ["--objectives", "forget_rouge_l_recall:min", "partial_model_utility:max"]
+    main(["seeds", str(tmp_path), "--num-seeds", "1", *scored])
+    assert "| grun_latched+idk | 1 |" in (tmp_path / "seeds.md").read_text()
 
 
 @pytest.mark.parametrize(

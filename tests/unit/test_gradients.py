@@ -13,12 +13,12 @@ from torch import nn
 from bench.benchmarks.items import Benchmark
 from bench.evaluation.asking import Asking, EvaluationConfig
 from bench.evaluation.evaluate import evaluate
-from bench.evaluation.gradients import gradient_norms
 from bench.evaluation.score import score
 from grun.adapters.grun import GrunConfig
 from grun.data import Example
 from grun.model.forward import AnswerOutput, PlainModel
 from grun.testing.small import FORGET, SmallModels
+from grun.training.gradients import gradient_norms
 
 
 class Sum(PlainModel):
