@@ -176,7 +176,9 @@ def test_the_example_of_own_knowledge(
     assert "--objectives: 2 finished runs" in capsys.readouterr().err
     scored = ["--objectives", "forget_rouge_l_recall:min", "partial_model_utility:max"]
     main(["seeds", str(tmp_path), "--num-seeds", "1", *scored])
-    assert "| grun_latched+idk | 1 |" in (tmp_path / "seeds.md").read_text()
+    table = (tmp_path / "seeds.md").read_text()
+    assert "| grun_latched+idk | 1 |" in table
+    assert f"--utility-kept 0.95 {' '.join(scored)}\n" in table, "the command makes the table again"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,7 @@
 """Each method's best run again with other seeds: a table of mean ± deviation."""
 
+import shlex
+
 from bench.cli.options import COMPARED_RUNS, WHERE_IT_RUNS, Options
 from bench.cli.parser import fields_of, option, positive
 from bench.cli.tables import console, log
@@ -26,5 +28,9 @@ def run(options: Options) -> None:
     output = location(options.output or str(execution.folder / "seeds.md"))
     command = f"grun-bench seeds {options.folder} --num-seeds {options.num_seeds}"
     chosen = f" --best {options.best} --utility-kept {options.utility_kept}"
+    if options.objectives:
+        chosen += " --objectives " + " ".join(f"{name}:{way}" for name, way in options.objectives)
+    if options.where:
+        chosen += " --where " + shlex.join(f"{key}={value}" for key, value in options.where)
     write_table(output, rows, command + chosen)
     console.print(f"wrote {output}")
