@@ -14,7 +14,7 @@ from grun.losses import AnswerScores
 from grun.model.layers import Layer
 from grun.model.prompted import read_prompts
 from grun.model.reading import eos_ids, head_at, hidden_layer_index, layer_output, model_inputs
-from grun.model.side_by_side import is_worth_it, read_side_by_side
+from grun.model.side_by_side import all_together, is_worth_it, read_side_by_side
 from grun.prompts.template import PromptTemplate
 
 CausalLM = Any
@@ -209,7 +209,7 @@ def in_groups(
 def like_lengths(device: torch.device, lengths: Sequence[int]) -> Sequence[Sequence[int]]:
     """Groups of sequences to be read together: where starting a group costs little, those of like length."""
     if device.type in _GPUS:
-        return [range(len(lengths))]
+        return all_together(lengths)
     return padding_groups(lengths, GROUP_OVERHEAD_TOKENS)
 
 

@@ -9,14 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from grun.data import (
-    Example,
-    collate,
-    epoch_batches,
-    length_sorted_batches,
-    padding_groups,
-    paired_batches,
-)
+from grun.data import Example, collate, epoch_batches, length_sorted_batches, padding_groups, paired_batches
 from grun.model.likelihood import prompt_batches
 from grun.targets.refusal import PER_ITEM, REFUSALS, refusals_of
 from grun.training.recipe import Schedule, learning_rate_share
