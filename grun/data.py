@@ -5,7 +5,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice, zip_longest
+from itertools import chain, islice, takewhile, zip_longest
 from typing import Self
 
 import torch
@@ -67,14 +67,14 @@ def length_sorted_batches(lengths: Sequence[int], batch_size: int) -> Iterator[l
         yield order[start : start + batch_size]
 
 
-def padding_groups(lengths: Sequence[int], overhead: int) -> list[list[int]]:
+def padding_groups(lengths: Sequence[int], overhead: float) -> list[list[int]]:
     """Indices in groups of like length, longest first, cut where tokens and padding cost least together.
 
     lengths: tokens of each sequence; a group costs its size times its longest.
     overhead: what starting a group costs, in tokens of padding. Exact, by dynamic programming over the cuts.
     """
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
-    best = [(0, 0)]  # for the first n of them: (cost, where their last group starts)
+    best = [(0.0, 0)]  # for the first n of them: (cost, where their last group starts)
     for end in range(1, len(order) + 1):
         best.append(
             min((best[start][0] + (end - start) * lengths[order[start]] + overhead, start) for start in range(end))
@@ -86,6 +86,11 @@ def padding_groups(lengths: Sequence[int], overhead: int) -> list[list[int]]:
         groups.append(order[start:end])
         end = start
     return groups[::-1]
+
+
+def num_shared(sequences: Sequence[Sequence[int]]) -> int:
+    """How many tokens all of them begin with."""
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
 
 
 def epoch_batches(num_items: int, batch_size: int, num_epochs: int, seed: int) -> Iterator[list[int]]:

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from grun.lm.patching import decoder_layers
 from grun.model.forward import CausalLM
-from grun.model.patching import decoder_layers
 from grun.workers import Workers
 
 

@@ -14,10 +14,10 @@ from grun.adapters.grun import GrunConfig
 from grun.data import Batch, Example, collate
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
+from grun.lm.layers import Layer
+from grun.lm.patching import decoder_layers, output_tensor, with_output_tensor
+from grun.lm.reading import model_inputs
 from grun.model.forward import AnswerOutput, CausalLM
-from grun.model.layers import Layer
-from grun.model.patching import decoder_layers, output_tensor, with_output_tensor
-from grun.model.reading import model_inputs
 from pyvene_custom.editing import Editing
 
 EDITED = ("pyvene", "hooks", "engine")

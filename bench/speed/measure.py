@@ -31,8 +31,8 @@ from grun.adapters.grun import GrunConfig, set_gate_threshold
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
+from grun.lm.layers import layer_indices
 from grun.model.forward import Adapted, PlainModel
-from grun.model.layers import layer_indices
 from grun.training.unlearn import unlearn
 
 Record = dict[str, Any]

@@ -8,8 +8,8 @@ import torch
 from grun.adapters.adapter import Adapter
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
+from grun.lm.layers import Layer, Layers, layer_index, layer_indices
 from grun.model.forward import CausalLM
-from grun.model.layers import Layer, Layers, layer_index, layer_indices
 from pyvene_custom.editing import Edits
 from pyvene_custom.edits import LoReFT, load_edits, save_edits
 from pyvene_custom.gate_functions import GateFunction

@@ -26,9 +26,9 @@ from grun.adapters.attaching import GatedEdited
 from grun.adapters.grun import set_gate_threshold
 from grun.adapters.switched import Prompts, SwitchedModel
 from grun.errors import UserError
+from grun.lm.layers import Layer, layer_index
+from grun.lm.patching import patched
 from grun.model.forward import CausalLM
-from grun.model.layers import Layer, layer_index
-from grun.model.patching import patched
 from grun.settings import LATER, LocalPath
 from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import new_gate

@@ -11,9 +11,9 @@ from torch import nn
 
 from grun.adapters.adapter import Adapter
 from grun.errors import UserError
+from grun.lm.layers import Layers, layer_indices
+from grun.lm.patching import decoder_layers
 from grun.model.forward import CausalLM, PlainModel
-from grun.model.layers import Layers, layer_indices
-from grun.model.patching import decoder_layers
 from grun.settings import LATER
 from grun.sharding import whole
 

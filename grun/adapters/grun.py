@@ -9,8 +9,8 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 
 from grun.adapters.attaching import GatedEdited, attach_edits
 from grun.engine.edited import EditedModel
+from grun.lm.layers import Layer, Layers
 from grun.model.forward import CausalLM
-from grun.model.layers import Layer, Layers
 from grun.settings import LATER, LocalPath
 from pyvene_custom.editing import Edits
 from pyvene_custom.edits import Gated

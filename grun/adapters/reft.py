@@ -9,8 +9,8 @@ from annotated_types import Ge, Gt, MinLen
 from grun.adapters.adapter import Ungated
 from grun.adapters.attaching import Edited, attach_edits
 from grun.engine.edited import EditedModel
+from grun.lm.layers import Layers
 from grun.model.forward import CausalLM
-from grun.model.layers import Layers
 from grun.settings import LATER
 from pyvene_custom.editing import Edits
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
+from grun.lm.layers import Layer
+from grun.lm.prompted import read_prompts
+from grun.lm.reading import left_padding
+from grun.lm.side_by_side import is_worth_it, read_side_by_side, unique_prompts
 from grun.model.forward import AnswerOutput, Generated, PlainModel, mixed_precision
-from grun.model.layers import Layer
-from grun.model.prompted import read_prompts
-from grun.model.reading import left_padding
-from grun.model.side_by_side import is_worth_it, read_side_by_side, unique_prompts
 
 Prompts = Sequence[tuple[int, ...]]
 

@@ -26,12 +26,12 @@ from grun.engine.prefix_cache import PrefixCache, PrefixCaching, weights_hash
 from grun.engine.prefix_layout import CannotServe, Layout
 from grun.engine.read_once import ReadOnce
 from grun.errors import UserError
+from grun.lm.kv_cache import keys_and_values
+from grun.lm.layers import Layer
+from grun.lm.patching import decoder_layers
+from grun.lm.prompted import read_prompts
+from grun.lm.reading import eos_ids, hidden_layer_index, model_inputs, prompt_inputs
 from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, in_groups, read_off
-from grun.model.kv_cache import keys_and_values
-from grun.model.layers import Layer
-from grun.model.patching import decoder_layers
-from grun.model.prompted import read_prompts
-from grun.model.reading import eos_ids, hidden_layer_index, model_inputs, prompt_inputs
 from pyvene_custom.editing import Editing, Edits
 
 if TYPE_CHECKING:

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from grun.data import Example
 from grun.engine.prefix_batch import PrefixBatch, assemble
 from grun.engine.prefix_cache import PrefixCache
+from grun.lm.greedy import decode
+from grun.lm.kv_cache import aligned, fill_below, filled_cache
+from grun.lm.patching import decoder_layers, output_tensor, patched, with_output_tensor
+from grun.lm.reading import eos_ids, head_at
 from grun.model.forward import AnswerOutput, Generated
-from grun.model.greedy import decode
-from grun.model.kv_cache import aligned, fill_below, filled_cache
-from grun.model.patching import decoder_layers, output_tensor, patched, with_output_tensor
-from grun.model.reading import eos_ids, head_at
 from pyvene_custom.editing import Editing
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Example
-from grun.model.kv_cache import aligned
+from grun.lm.kv_cache import aligned
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,11 +13,11 @@ from torch.nn.utils.rnn import pad_sequence
 from grun.data import Example, length_sorted_batches
 from grun.engine.prefix_batch import assemble
 from grun.engine.prefix_layout import INDEX, SHARD_PROMPTS, CannotServe, Layout, write_shard
+from grun.lm.kv_cache import filled_cache, keys_and_values, new_cache
+from grun.lm.patching import decoder_layers
+from grun.lm.reading import head_at, layer_output
 from grun.losses import AnswerScores, token_nll
 from grun.model.forward import Tally
-from grun.model.kv_cache import filled_cache, keys_and_values, new_cache
-from grun.model.patching import decoder_layers
-from grun.model.reading import head_at, layer_output
 
 
 @dataclass(frozen=True)

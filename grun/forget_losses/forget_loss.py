@@ -5,8 +5,8 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
+from grun.lm.layers import Layer
 from grun.losses import ForgetScores, Need, Positions, Unit
-from grun.model.layers import Layer
 from grun.targets.answer import own_answers
 from grun.targets.target import Target
 

@@ -9,8 +9,8 @@ from annotated_types import Gt
 from torch import Tensor
 
 from grun.forget_losses.forget_loss import ForgetLoss
+from grun.lm.layers import Layer
 from grun.losses import ForgetScores, Positions
-from grun.model.layers import Layer
 from grun.settings import LATER
 
 

@@ -1,6 +1,7 @@
 """A causal LM as training and evaluation see it: answer logits, greedy answers, what is trainable."""
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -10,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from grun.data import Batch, Example, collate, padding_groups
+from grun.lm.layers import Layer
+from grun.lm.prompted import read_prompts
+from grun.lm.reading import eos_ids, head_at, hidden_layer_index, layer_output, model_inputs
+from grun.lm.side_by_side import is_worth_it, read_side_by_side
 from grun.losses import AnswerScores
-from grun.model.layers import Layer
-from grun.model.prompted import read_prompts
-from grun.model.reading import eos_ids, head_at, hidden_layer_index, layer_output, model_inputs
-from grun.model.side_by_side import all_together, is_worth_it, read_side_by_side
 from grun.prompts.template import PromptTemplate
 
 CausalLM = Any
@@ -98,7 +99,7 @@ class Adapted(Protocol):
     ) -> Generated:
         """Greedy answers to a batch of prompts.
 
-        drafts: how each answer may well go, which changes the time and no answer; see `grun.model.greedy.decode`.
+        drafts: how each answer may well go, which changes the time and no answer; see `grun.lm.greedy.decode`.
         """
 
     def trainable_parameters(self) -> list[nn.Parameter]:
@@ -136,7 +137,7 @@ class PlainModel:
         at = None if hidden_layer is None else hidden_layer_index(self.model, hidden_layer)
         if at is None and is_worth_it(examples):
             with mixed_precision(self.device):
-                logits_NV, head_input_ND = read_side_by_side(self.model, examples, partial(like_lengths, self.device))
+                logits_NV, head_input_ND = read_side_by_side(self.model, examples, pass_tokens=pass_tokens(self.device))
             return AnswerOutput(examples=examples, logits_NV=logits_NV, head_input_ND=head_input_ND)
         return in_groups(examples, len, self.device, partial(self.one_pass, hidden_layer=at))
 
@@ -152,7 +153,8 @@ class PlainModel:
     ) -> Generated:
         """See `Adapted`."""
         with mixed_precision(self.device):
-            return Generated(answers=read_prompts(self.model, prompts).answers(max_new_tokens, drafts))
+            read = read_prompts(self.model, prompts, pass_tokens=pass_tokens(self.device))
+            return Generated(answers=read.answers(max_new_tokens, drafts))
 
     def trainable_parameters(self) -> list[nn.Parameter]:
         """See `Adapted`."""
@@ -191,7 +193,7 @@ def in_groups(
 
     length: tokens of an example that cost something.
     """
-    groups = like_lengths(device, [length(example) for example in examples])
+    groups = padding_groups([length(example) for example in examples], pass_tokens(device))
     if len(groups) == 1:
         return run(examples)
     outputs = [run([examples[row] for row in group]) for group in groups]
@@ -206,11 +208,9 @@ def in_groups(
     return AnswerOutput(examples=examples, **whole)
 
 
-def like_lengths(device: torch.device, lengths: Sequence[int]) -> Sequence[Sequence[int]]:
-    """Groups of sequences to be read together: where starting a group costs little, those of like length."""
-    if device.type in _GPUS:
-        return all_together(lengths)
-    return padding_groups(lengths, GROUP_OVERHEAD_TOKENS)
+def pass_tokens(device: torch.device) -> float:
+    """What starting a pass costs, in tokens."""
+    return math.inf if device.type in _GPUS else GROUP_OVERHEAD_TOKENS
 
 
 def set_answer_ends(model: CausalLM, template: PromptTemplate) -> None:

@@ -5,8 +5,8 @@ from itertools import takewhile
 
 import torch
 
+from grun.lm.reading import eos_ids, prompt_inputs
 from grun.model.forward import CausalLM
-from grun.model.reading import eos_ids, prompt_inputs
 from grun.prompts.template import PromptTemplate
 
 PROMPTS_PER_BATCH = 16

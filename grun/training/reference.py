@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from grun.data import Example, length_sorted_batches
+from grun.lm.layers import Layer
+from grun.lm.reading import logits_of_head_input
 from grun.losses import Need
 from grun.model.forward import CausalLM, PlainModel, Tally
-from grun.model.layers import Layer
-from grun.model.reading import logits_of_head_input
 from grun.training.plan import Plan
 from grun.training.recipe import Recipe
 

@@ -31,10 +31,10 @@ from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.errors import UserError
+from grun.lm.patching import decoder_layers
+from grun.lm.reading import eos_ids
 from grun.losses import gate_bce
 from grun.model.forward import PlainModel, set_answer_ends
-from grun.model.patching import decoder_layers
-from grun.model.reading import eos_ids
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
 from grun.testing.adapters import assert_drafts_change_nothing

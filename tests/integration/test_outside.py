@@ -67,7 +67,7 @@ from safetensors.torch import load_file, save_file
 from grun.adapters.adapter import Adapter
 from grun.declared import declares
 from grun.model.forward import PlainModel
-from grun.model.patching import decoder_layers
+from grun.lm.patching import decoder_layers
 
 
 @declares(Adapter)

@@ -10,7 +10,7 @@ import pytest
 from bench.config import overlay, run_config
 from grun import components
 from grun.errors import UserError
-from grun.model.layers import layer_indices
+from grun.lm.layers import layer_indices
 from grun.prompts.config import PromptConfig
 
 

@@ -7,7 +7,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from grun.adapters.grun import GrunConfig
 from grun.adapters.reft import ReftConfig
 from grun.errors import UserError
-from grun.model.layers import layer_indices
+from grun.lm.layers import layer_indices
 from pyvene_custom.edits import LoReFT
 from pyvene_custom.gate_functions import GateFunction, new_gate
 

@@ -14,8 +14,8 @@ from bench.benchmarks.authors import AuthorsConfig
 from bench.models.pretrained import TinyConfig, new_tiny_model
 from grun.data import Example
 from grun.errors import UserError
+from grun.lm.reading import eos_ids
 from grun.model.forward import set_answer_ends
-from grun.model.reading import eos_ids
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
 

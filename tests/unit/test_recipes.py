@@ -13,7 +13,7 @@ from bench.config import RunConfig, overlay
 from bench.results.settings import check_one_setting
 from bench.spaces.search_space import read_studies
 from grun.errors import UserError
-from grun.model.layers import layer_index, layer_indices
+from grun.lm.layers import layer_index, layer_indices
 
 PAPER = Path(__file__).parents[2] / "search_spaces" / "paper"
 MODELS = {"llama": "meta-llama/Llama-3.1-8B", "mistral": "mistralai/Mistral-7B-v0.1"}

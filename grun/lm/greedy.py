@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from grun.model.kv_cache import keep_rows, move_right
-from grun.model.reading import head_at
+from grun.lm.kv_cache import keep_rows, move_right
+from grun.lm.reading import head_at
 
 KEEP_SHARE = 0.75
 """The cache is cut down to the unfinished sequences once fewer than this share of its rows are."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Batch
-from grun.model.layers import Layer, layer_index
-from grun.model.patching import decoder_layers, output_tensor, patched
+from grun.lm.layers import Layer, layer_index
+from grun.lm.patching import decoder_layers, output_tensor, patched
 
 
 def model_inputs(batch: Batch) -> dict[str, Any]:

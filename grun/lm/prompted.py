@@ -1,0 +1,156 @@
+"""Prompts that a model has read, and what goes on from there: answers that are given, and greedy ones.
+
+Shapes: B sequences, L columns of their cache, T tokens of the longest that is read now, N tokens of all of them.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from grun.data import num_shared
+from grun.lm.greedy import decode
+from grun.lm.kv_cache import move_right, new_cache, rows_of
+from grun.lm.reading import eos_ids, head_at, last_position, layer_output, prompt_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompted:
+    """A model after its pass over a batch of beginnings, whose last tokens stand in the last column."""
+
+    model: Any
+    cache: Any
+    """`transformers`' own, of their keys and values."""
+    logits_BV: Tensor
+    """What follows each one's last token."""
+    head_input_BD: Tensor
+    """What the LM head made that of."""
+    attention_mask_BL: Tensor
+    next_position_B: Tensor
+    hidden_BD: Sequence[Tensor]
+    """Outputs at the last tokens of the layers that were asked for."""
+
+    def answers(
+        self,
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]] = (),
+        keep: Callable[[Tensor], None] = lambda row_B: None,
+    ) -> list[list[int]]:
+        """Greedy answers as token ids, EOS left out; see `decode`. To be asked once: the cache goes on with them."""
+        return decode(
+            self.model,
+            self.cache,
+            self.logits_BV,
+            self.attention_mask_BL,
+            self.next_position_B,
+            max_new_tokens=max_new_tokens,
+            eos_ids=set(eos_ids(self.model)),
+            drafts=drafts,
+            keep=keep,
+        )
+
+    def read_on(
+        self, row_B: Tensor, tokens: Sequence[tuple[int, ...]], layers: Sequence[int] = (), *, ends_only: bool = False
+    ) -> "ReadOn":
+        """One pass over what goes on from these rows, each as often as it is named; this cache stays as it is.
+
+        layers: as of `read_prompts`. ends_only: ask what follows the last token of each alone.
+        """
+        read_BT = pad_sequence([torch.tensor(own) for own in tokens], batch_first=True).to(row_B.device)
+        size_B = torch.tensor([len(own) for own in tokens], device=row_B.device)
+        column_T = torch.arange(read_BT.shape[1], device=row_B.device)
+        is_token_BT, is_end_BT = column_T < size_B[:, None], column_T == size_B[:, None] - 1
+        mask_BL = torch.cat([self.attention_mask_BL[row_B], is_token_BT.to(self.attention_mask_BL.dtype)], dim=1)
+        cache = rows_of(self.cache, row_B)
+        with ExitStack() as stack:
+            head_inputs = stack.enter_context(head_at(self.model, is_end_BT if ends_only else is_token_BT))
+            seen = [stack.enter_context(layer_output(self.model, layer)) for layer in layers]
+            outputs = self.model(
+                input_ids=read_BT,
+                attention_mask=mask_BL,
+                position_ids=self.next_position_B[row_B, None] + column_T,
+                past_key_values=cache,
+                use_cache=True,
+            )
+        return ReadOn(
+            model=self.model,
+            cache=cache,
+            logits_NV=outputs.logits[0],
+            head_input_ND=head_inputs[0],
+            end_B=torch.arange(len(size_B), device=row_B.device) if ends_only else size_B.cumsum(dim=0) - 1,
+            attention_mask_BL=mask_BL,
+            next_position_B=self.next_position_B[row_B] + size_B,
+            unread_B=len(column_T) - size_B,
+            hidden_BD=[hidden_BTD[is_end_BT] for (hidden_BTD,) in seen],
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReadOn:
+    """A model after its pass over what went on from there; padding is behind it."""
+
+    model: Any
+    cache: Any
+    logits_NV: Tensor
+    """What follows each token, sequence after sequence, or each end alone."""
+    head_input_ND: Tensor
+    """What the LM head made that of."""
+    end_B: Tensor
+    """Where among those the ends are."""
+    attention_mask_BL: Tensor
+    next_position_B: Tensor
+    unread_B: Tensor
+    """Columns of padding."""
+    hidden_BD: Sequence[Tensor]
+    """Outputs at the ends."""
+
+    def prompted(self) -> Prompted:
+        """To go on from the ends; moves the cache, so that they stand in the last column."""
+        return Prompted(
+            model=self.model,
+            cache=self.cache,
+            logits_BV=self.logits_NV[self.end_B],
+            head_input_BD=self.head_input_ND[self.end_B],
+            attention_mask_BL=move_right(self.cache, self.unread_B, self.attention_mask_BL),
+            next_position_B=self.next_position_B,
+            hidden_BD=self.hidden_BD,
+        )
+
+
+@torch.no_grad()
+def read_prompts(
+    model: Any, prompts: Sequence[tuple[int, ...]], layers: Sequence[int] = (), *, pass_tokens: float = math.inf
+) -> Prompted:
+    """Read some prompts.
+
+    layers: whose outputs at the prompts' last tokens to keep, by index. pass_tokens: how many tokens not to be read
+    are worth a further pass: how all prompts begin (a chat template's system text, say) is then read once.
+    """
+    num_begun = min(num_shared(prompts), *(len(prompt) - 1 for prompt in prompts))
+    if (len(prompts) - 1) * num_begun > pass_tokens:
+        begun = read_prompts(model, [prompts[0][:num_begun]])
+        row_B = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
+        rest = [prompt[num_begun:] for prompt in prompts]
+        return begun.read_on(row_B, rest, layers, ends_only=True).prompted()
+    inputs = prompt_inputs(prompts, model)
+    mask_BL = inputs["attention_mask"]
+    position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
+    cache = new_cache()
+    with ExitStack() as stack:
+        head_inputs = stack.enter_context(head_at(model, last_position(mask_BL)))
+        seen = [stack.enter_context(layer_output(model, layer)) for layer in layers]
+        outputs = model(**inputs, position_ids=position_ids_BL, past_key_values=cache, use_cache=True)
+    return Prompted(
+        model=model,
+        cache=cache,
+        logits_BV=outputs.logits[0],
+        head_input_BD=head_inputs[0],
+        attention_mask_BL=mask_BL,
+        next_position_B=position_ids_BL[:, -1] + 1,
+        hidden_BD=[hidden_BLD[:, -1] for (hidden_BLD,) in seen],
+    )
