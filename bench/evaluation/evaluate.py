@@ -11,6 +11,8 @@ from bench.evaluation.asking import Asking
 from bench.results.columns import ItemRow, item_row
 from grun.data import Example, length_sorted_batches
 from grun.errors import UserError
+from grun.lm.begun import Begun
+from grun.model.forward import go_on
 from grun.model.likelihood import AnswerLikelihood, answer_likelihoods
 from grun.prompts.template import PromptTemplate
 from grun.training.gradients import gradient_norms
@@ -61,7 +63,9 @@ class Asked:
     limit: int
     """In tokens."""
     draft: tuple[int, ...]
-    """How it may well go; empty: nobody knows."""
+    """How it may well go, or go on; empty: nobody knows."""
+    begun: Begun | None
+    """How it begins, where that is kept."""
 
 
 def evaluate(asking: Asking, splits: Mapping[str, Sequence[Item]]) -> list[ItemRow]:
@@ -70,11 +74,20 @@ def evaluate(asking: Asking, splits: Mapping[str, Sequence[Item]]) -> list[ItemR
     Raises UserError where a likelihood is not finite.
     """
     rows: dict[str, list[ItemRow]] = {}
-    asked: list[Asked] = []
+    waiting: list[Asked] = []
+    size = asking.config.batch_size
     for split, items in splits.items():
-        rows[split], of_split = _scored(asking, split, own_questions(asking, split, items))
-        asked += of_split
-    _answer(asking, asked)
+        rows[split], questions = [], own_questions(asking, split, items)
+        for start in range(0, len(questions), size):
+            scored, asked = _scored(asking, split, questions[start : start + size])
+            rows[split] += scored
+            waiting += asked
+            begun = [each for each in waiting if each.begun is not None]
+            if len(begun) >= size:  # more would take more memory, and hardly less time
+                _answer(asking, begun)
+                waiting = [each for each in waiting if each.begun is None]
+        asking.progress(f"evaluate {split}", len(questions), len(questions))
+    _answer(asking, waiting)
     return [row for own in rows.values() for row in in_order(asking, own)]
 
 
@@ -104,6 +117,7 @@ def own_questions(asking: Asking, split: str, items: Sequence[Item]) -> list[Que
 def measure(asking: Asking, split: str, questions: Sequence[Question]) -> list[ItemRow]:
     """Likelihoods and generations of some questions, a row each, in their order."""
     rows, asked = _scored(asking, split, questions)
+    asking.progress(f"evaluate {split}", len(questions), len(questions))
     _answer(asking, asked)
     return rows
 
@@ -126,7 +140,10 @@ def _scored(asking: Asking, split: str, questions: Sequence[Question]) -> tuple[
         raise UserError(
             "adapter.learning_rate", "training left a model whose likelihoods are not finite; use a smaller one"
         )
+    begins: dict[int, Begun | None] = {}
     for (question, kind, example), likelihood in zip(answers, likelihoods, strict=True):
+        if kind == "answer":
+            begins[question.index] = likelihood.begun
         _note(rows[question.index], kind, likelihood, len(example.answer_ids))
     if asking.config.gradient_norms and split in TOLD_APART:
         end = -1 if SPLITS[split].kind == "question" else None  # as `own_tokens`
@@ -141,9 +158,10 @@ def _scored(asking: Asking, split: str, questions: Sequence[Question]) -> tuple[
         if question.item.is_asked and ends and all(row["token_is_argmax"]) and not asking.decode_all:
             row["generation"] = question.item.generation(asking.template, answer[:limit])
         elif question.item.is_asked:
-            draft = () if asking.decode_all else _draft(asking, split, question, row)
-            asked.append(Asked(question=question, row=row, limit=limit, draft=draft[:limit]))
-    asking.progress(f"evaluate {split}", len(questions), len(questions))
+            begun = None if asking.decode_all else begins[question.index]
+            draft = () if asking.decode_all else _draft(asking, split, question, row)[:limit]
+            rest = draft if begun is None else draft[len(begun.right) :]
+            asked.append(Asked(question=question, row=row, limit=limit, draft=rest, begun=begun))
     return list(rows.values()), asked
 
 
@@ -164,13 +182,16 @@ def _answer(asking: Asking, asked: Sequence[Asked]) -> None:
     """Fill in what the model answers in its own words, of all splits at once: a decoding step costs little more of many
     questions than of few."""
     done = 0
-    for limit in sorted({each.limit for each in asked}):
-        alike = [each for each in asked if each.limit == limit]
+    for limit, is_begun in sorted({(each.limit, each.begun is not None) for each in asked}):
+        alike = [each for each in asked if (each.limit, each.begun is not None) == (limit, is_begun)]
         for batch in length_sorted_batches([len(each.question.prompt_ids) for each in alike], asking.config.batch_size):
             asking.progress("evaluate answers", done, len(asked))
             own = [alike[at] for at in batch]
-            prompts, drafts = [each.question.prompt_ids for each in own], [each.draft for each in own]
-            answers = asking.adapted.generate(prompts, limit, drafts).answers
+            drafts, begun = [each.draft for each in own], [each.begun for each in own if each.begun is not None]
+            if is_begun:
+                answers = go_on(begun, limit, drafts)
+            else:
+                answers = asking.adapted.generate([each.question.prompt_ids for each in own], limit, drafts).answers
             for each, answer_ids in zip(own, answers, strict=True):
                 each.row["generation"] = each.question.item.generation(asking.template, answer_ids)
             done += len(batch)

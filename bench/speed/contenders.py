@@ -16,8 +16,9 @@ from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.lm.layers import Layer
 from grun.lm.patching import decoder_layers, output_tensor, with_output_tensor
+from grun.lm.prompted import read_prompts
 from grun.lm.reading import model_inputs
-from grun.model.forward import AnswerOutput, CausalLM
+from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, in_groups, mixed_precision
 from pyvene_custom.editing import Editing
 
 EDITED = ("pyvene", "hooks", "engine")
@@ -64,6 +65,22 @@ class WholeModel(EditedModel):
         return AnswerOutput(
             examples=examples, logits_NV=outputs.logits[batch.predicts_answer_BL], gate_logit_BK=editing.gate_logit_BK()
         )
+
+
+class Plainly(PlainModel):
+    """A fine-tuned model as an ordinary tool asks it: a pass an answer, and every answer token by token."""
+
+    def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
+        """In groups of like length."""
+        assert hidden_layer is None, "not timed"
+        return in_groups(examples, len, self.device, partial(self.one_pass, hidden_layer=None))
+
+    def generate(
+        self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()
+    ) -> Generated:
+        """Drafts are not looked at."""
+        with mixed_precision(self.device):
+            return Generated(answers=read_prompts(self.model, prompts).answers(max_new_tokens))
 
 
 def through_hooks(model: CausalLM, batch: Batch, editing: Editing) -> Any:

@@ -49,10 +49,12 @@ class SwitchedModel(EditedModel):
         prompts = unique_prompts(examples)
         weight_BK, logit_BK = self._read(prompts)
         with self.changed(prompts, weight_BK, left_padding(prompts)) as keep, mixed_precision(self.device):
-            logits_NV, head_input_ND = read_side_by_side(self.model, examples, keep=keep)
-        row_B = [prompts.index(example.prompt_ids) for example in examples]
+            read = read_side_by_side(self.model, examples, keep=keep)
         return AnswerOutput(
-            examples=examples, logits_NV=logits_NV, head_input_ND=head_input_ND, gate_logit_BK=logit_BK[row_B]
+            examples=examples,
+            logits_NV=read.logits_NV,
+            head_input_ND=read.head_input_ND,
+            gate_logit_BK=logit_BK[read.rows],
         )
 
     def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:

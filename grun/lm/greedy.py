@@ -26,6 +26,7 @@ def decode(  # noqa: PLR0913 (a decoder's state, from wherever it comes)
     *,
     max_new_tokens: int,
     eos_ids: Collection[int],
+    begun: Sequence[Sequence[int]] = (),
     drafts: Sequence[Sequence[int]] = (),
     keep: Callable[[Tensor], None] = lambda row_B: None,
 ) -> list[list[int]]:
@@ -33,17 +34,19 @@ def decode(  # noqa: PLR0913 (a decoder's state, from wherever it comes)
 
     cache: a `transformers` cache filled with each prompt. logits_BV: what follows each prompt's last token.
     attention_mask_BS: 1 where the cache holds a token of the sequence. next_position_B: position id of the next one.
-    drafts: how each answer may well go, EOS included. One pass reads them all, and decoding goes on from the first
+    begun: tokens of the answers that are in the cache already, behind the prompts.
+    drafts: how each answer may well go on, EOS included. One pass reads them all, and decoding goes on from the first
     token that is not the model's own choice: the answers are the same, to float rounding in a tie.
     keep: called with the rows that go on, whenever the others are dropped.
     """
     written = _Answers(len(logits_BV), max_new_tokens, eos_ids)
     rows = list(range(len(logits_BV)))  # the answer that each row of the cache belongs to
     token_B = logits_BV.argmax(dim=-1)
+    written.take(rows, begun or [()] * len(rows))
     if any(drafts):
         state = attention_mask_BS, next_position_B
-        begun, token_B, attention_mask_BS, next_position_B = _read(model, cache, token_B, *state, drafts)
-        written.take(rows, begun)
+        right, token_B, attention_mask_BS, next_position_B = _read(model, cache, token_B, *state, drafts)
+        written.take(rows, right)
     while True:
         written.take(rows, token_B[:, None].tolist())
         if not written.open:

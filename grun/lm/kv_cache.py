@@ -68,6 +68,29 @@ def rows_of(cache: Any, row_B: Tensor) -> Any:
     return chosen
 
 
+def sequence_of(cache: Any, row: int, column_L: Tensor) -> Any:
+    """A cache of its own that holds these columns of one sequence."""
+    chosen = new_cache()
+    for layer, kept in enumerate(cache.layers):
+        at = column_L.to(kept.keys.device)
+        chosen.update(kept.keys[row : row + 1, :, at], kept.values[row : row + 1, :, at], layer)
+    return chosen
+
+
+def joined(caches: Sequence[Any]) -> Any:
+    """Caches of one sequence each as one, their last tokens in one column."""
+    whole = new_cache()
+    for layer, kept in enumerate(zip(*(cache.layers for cache in caches), strict=True)):
+        keys, values = (
+            pad_sequence([own[0].transpose(0, 1) for own in part], batch_first=True, padding_side="left").transpose(
+                1, 2
+            )
+            for part in ([each.keys for each in kept], [each.values for each in kept])
+        )
+        whole.update(keys, values, layer)
+    return whole
+
+
 def move_right(cache: Any, columns_B: Tensor, mask_BS: Tensor) -> Tensor:
     """Move each sequence so many columns to the right, those behind its end round to the left; returns the mask, moved
     likewise. Columns that are such leftovers of all are dropped. Keys were turned to their positions when they were

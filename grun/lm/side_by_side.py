@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from grun.data import Example, num_shared, padding_groups
-from grun.lm.prompted import read_prompts
+from grun.lm.begun import Begun, begin
+from grun.lm.prompted import Prompted, ReadOn, read_prompts
 
 SHORTEST_SHARED = 4
 """Tokens with which answers must begin alike for that to be read once."""
@@ -36,31 +37,18 @@ def read_side_by_side(
     *,
     pass_tokens: float = math.inf,
     keep: Callable[[Tensor], None] = lambda row_B: None,
-) -> tuple[Tensor, Tensor]:
-    """Logits [N, V] that predict the answers' tokens, and what the LM head made them of, [N, D].
+) -> "SideBySide":
+    """What one pass over prompts with their answers says, to float rounding.
 
-    As one pass over prompts with their answers says, to float rounding; prompts are read once each, then the answers
-    with what the model keeps of them.
+    Prompts are read once each, then the answers with what the model keeps of them.
 
     pass_tokens: how many tokens not to be read are worth a further pass: answers are then read in groups of like
     length, and what all prompts, or a prompt's answers, begin with is read once. keep: called with the rows of what was
     read before that the next pass goes on from.
     """
-    prompts = unique_prompts(examples)
-    row = {prompt: at for at, prompt in enumerate(prompts)}
-    rows, answers = [row[example.prompt_ids] for example in examples], [example.answer_ids[:-1] for example in examples]
-    *first, num_tokens = accumulate((len(example.answer_ids) for example in examples), initial=0)
-    read = read_prompts(model, prompts, pass_tokens=pass_tokens)
-    logits_NV = read.logits_BV.new_empty(num_tokens, read.logits_BV.shape[1])
-    head_input_ND = read.head_input_BD.new_empty(num_tokens, read.head_input_BD.shape[1])
-
-    def put(place: Sequence[tuple[int, int]], logits: Tensor, head_input: Tensor) -> None:
-        to_N, from_N = torch.tensor(place, device=model.device).T
-        logits_NV.index_copy_(0, to_N, logits[from_N])
-        head_input_ND.index_copy_(0, to_N, head_input[from_N])
-
-    put(list(zip(first, rows, strict=True)), read.logits_BV, read.head_input_BD)
-    waiting = [(read, _pieces(rows, answers, pass_tokens))]
+    read = read_prompts(model, unique_prompts(examples), pass_tokens=pass_tokens)
+    scores = SideBySide(examples, read)
+    waiting = [(read, _pieces(scores.rows, scores.answers, pass_tokens))]
     while waiting:
         read, pieces = waiting.pop()
         for group in padding_groups([len(piece.tokens) for piece in pieces], pass_tokens):
@@ -68,11 +56,11 @@ def read_side_by_side(
             row_B = torch.tensor([piece.row for piece in own], device=model.device)
             keep(row_B)
             further = read.read_on(row_B, [piece.tokens for piece in own])
-            put(_places(own, first), further.logits_NV, further.head_input_ND)
-            rest = [left for at, piece in enumerate(own) for left in piece.rest(at, answers)]
+            scores.take(further, own)
+            rest = [left for row, piece in enumerate(own) for left in piece.rest(row, scores.answers)]
             if rest:
                 waiting.append((further.prompted(), rest))
-    return logits_NV, head_input_ND
+    return scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,18 +81,58 @@ class _Piece:
         return [_Piece(row=row, tokens=answers[at][end:], answers=[at], begin=end) for at in longer]
 
 
-def _places(pieces: Sequence[_Piece], first: Sequence[int]) -> list[tuple[int, int]]:
-    """(where among all answers' tokens, where among those that were read) of what the pieces' tokens predict.
+class SideBySide:
+    """What is known of some answers to prompts that are read."""
 
-    first: where each answer begins.
-    """
-    starts = accumulate((len(piece.tokens) for piece in pieces), initial=0)
-    return [
-        (first[at] + piece.begin + 1 + column, start + column)
-        for start, piece in zip(starts, pieces, strict=False)
-        for at in piece.answers
-        for column in range(len(piece.tokens))
-    ]
+    def __init__(self, examples: Sequence[Example], read: Prompted) -> None:
+        row = {prompt: at for at, prompt in enumerate(unique_prompts(examples))}
+        self.rows = [row[example.prompt_ids] for example in examples]
+        """Of each answer's prompt."""
+        self.answers = [example.answer_ids[:-1] for example in examples]
+        """What of them is to be read."""
+        self.begun: dict[tuple[int, ...], Begun] = {}
+        """Prompt → how its first answer begins, where the model would not have said all of it."""
+        *self._first, num_tokens = accumulate((len(example.answer_ids) for example in examples), initial=0)
+        self.logits_NV = read.logits_BV.new_empty(num_tokens, read.logits_BV.shape[1])
+        """That predict the answers' tokens."""
+        self.head_input_ND = read.head_input_BD.new_empty(num_tokens, read.head_input_BD.shape[1])
+        """What the LM head made them of."""
+        self._examples = examples
+        self._put(list(zip(self._first, self.rows, strict=True)), read.logits_BV, read.head_input_BD)
+        for at, answer in enumerate(self.answers):
+            if not answer:
+                self._begin(read, self.rows[at], at)
+
+    def take(self, read: ReadOn, pieces: Sequence[_Piece]) -> None:
+        """What these pieces' tokens predict."""
+        starts = accumulate((len(piece.tokens) for piece in pieces), initial=0)
+        places = [
+            (self._first[at] + piece.begin + 1 + column, start + column)
+            for start, piece in zip(starts, pieces, strict=False)
+            for at in piece.answers
+            for column in range(len(piece.tokens))
+        ]
+        self._put(places, read.logits_NV, read.head_input_ND)
+        for row, piece in enumerate(pieces):
+            for at in piece.answers:
+                if len(self.answers[at]) == piece.begin + len(piece.tokens):
+                    self._begin(read, row, at)
+
+    def _put(self, places: Sequence[tuple[int, int]], logits: Tensor, head_input: Tensor) -> None:
+        """places: (where among all answers' tokens, where among those of a pass)."""
+        to_N, from_N = torch.tensor(places, device=logits.device).T
+        self.logits_NV.index_copy_(0, to_N, logits[from_N])
+        self.head_input_ND.index_copy_(0, to_N, head_input[from_N])
+
+    def _begin(self, read: Prompted | ReadOn, row: int, at: int) -> None:
+        """Keep what a row has read of an answer, if it is its prompt's first."""
+        if at != self.rows.index(self.rows[at]):
+            return
+        example, first = self._examples[at], self._first[at]
+        logits_TV = self.logits_NV[first : first + len(example.answer_ids)]
+        begun = begin(read, row, len(example.prompt_ids), example.answer_ids, logits_TV)
+        if begun is not None:
+            self.begun[example.prompt_ids] = begun
 
 
 def _pieces(rows: Sequence[int], answers: Sequence[tuple[int, ...]], pass_tokens: float) -> list[_Piece]:

@@ -2,8 +2,8 @@
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from grun.data import Batch, Example, collate, padding_groups
+from grun.lm.begun import Begun, answers_from
 from grun.lm.layers import Layer
 from grun.lm.prompted import read_prompts
 from grun.lm.reading import eos_ids, head_at, hidden_layer_index, layer_output, model_inputs
@@ -38,6 +39,8 @@ class AnswerOutput:
     """Output of the layer that was asked for, edited where it is, at the positions the logits come from."""
     gate_logit_BK: Tensor | None = None
     """Gates before the sigmoid, where the adapter has gates."""
+    begun: Mapping[tuple[int, ...], Begun] = field(default_factory=dict)
+    """Prompt → the model's own answer as far as it is read, where it is kept, and not an example's."""
 
     @property
     def scores(self) -> AnswerScores:
@@ -137,8 +140,10 @@ class PlainModel:
         at = None if hidden_layer is None else hidden_layer_index(self.model, hidden_layer)
         if at is None and is_worth_it(examples):
             with mixed_precision(self.device):
-                logits_NV, head_input_ND = read_side_by_side(self.model, examples, pass_tokens=pass_tokens(self.device))
-            return AnswerOutput(examples=examples, logits_NV=logits_NV, head_input_ND=head_input_ND)
+                read = read_side_by_side(self.model, examples, pass_tokens=pass_tokens(self.device))
+            return AnswerOutput(
+                examples=examples, logits_NV=read.logits_NV, head_input_ND=read.head_input_ND, begun=read.begun
+            )
         return in_groups(examples, len, self.device, partial(self.one_pass, hidden_layer=at))
 
     def one_pass(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
@@ -167,6 +172,12 @@ class PlainModel:
     def checkpoint_gradients(self) -> None:
         """Keep no activations between the layers' ends; compute them again on the way back."""
         self.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+def go_on(begun: Sequence[Begun], max_new_tokens: int, drafts: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The whole of answers that are begun; see `answers_from`."""
+    with mixed_precision(begun[0].model.device):
+        return answers_from(begun, max_new_tokens, drafts)
 
 
 def read_off(
@@ -198,7 +209,7 @@ def in_groups(
         return run(examples)
     outputs = [run([examples[row] for row in group]) for group in groups]
     num_tokens = [len(example.answer_ids) for example in examples]
-    whole: dict[str, Tensor] = {}  # each of their tensors, example after example again
+    whole: dict[str, Any] = {}  # each of their tensors, example after example again
     for name in [name for name, part in vars(outputs[0]).items() if isinstance(part, Tensor)]:
         sizes = [1] * len(examples) if name == "gate_logit_BK" else num_tokens
         pieces: dict[int, Tensor] = {}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from grun.data import Example
+from grun.lm.begun import Begun
 from grun.model.forward import Adapted
 
 
@@ -32,6 +33,8 @@ class AnswerLikelihood:
     """The prompt's gates by layer, where there are gates."""
     tokens: TokenDetails | None
     """Where they were asked for."""
+    begun: Begun | None
+    """Where those were, and the model would say something else."""
 
 
 def prompt_batches(examples: Sequence[Example], batch_size: int) -> Iterator[list[int]]:
@@ -73,8 +76,9 @@ def answer_likelihoods(
         logits = output.logits_NV.split(lengths)
         labels, nlls = scores.label_N.split(lengths), scores.nll_N.split(lengths)
         for place, row in enumerate(rows):
-            tokens = None
+            tokens = begun = None
             if with_tokens[row]:
+                begun = output.begun.get(examples[row].prompt_ids)
                 log_p_TV = logits[place].float().log_softmax(dim=-1)
                 p_TV = log_p_TV.exp()
                 mean_T = (p_TV * log_p_TV).sum(dim=-1)
@@ -85,5 +89,5 @@ def answer_likelihoods(
                     mean_log_p=mean_T.tolist(),
                     std_log_p=(p_TV * spread_TV.square()).sum(dim=-1).sqrt().tolist(),
                 )
-            found[row] = AnswerLikelihood(nll=nll_B[place], gate=gates[place], tokens=tokens)
+            found[row] = AnswerLikelihood(nll=nll_B[place], gate=gates[place], tokens=tokens, begun=begun)
     return [found[row] for row in range(len(examples))]

@@ -34,6 +34,7 @@ from grun.errors import UserError
 from grun.lm.patching import decoder_layers
 from grun.lm.reading import eos_ids
 from grun.losses import gate_bce
+from grun.model import forward
 from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
@@ -338,19 +339,94 @@ def test_a_router_opens_for_what_is_to_be_forgotten(tmp_path: Path) -> None:
         assert adapted.generate(prompts, 12).answers == base.generate(prompts, 12).answers
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_a_prompt_that_is_read_once_says_the_same_of_its_answers(family: str) -> None:
-    """Prompts and answers of one token and more, longer than a window: as read with each answer anew."""
-    torch.manual_seed(0)
-    plain, draw = PlainModel(FAMILIES[family]().eval()), random.Random(1)
+def _one_prompt_begins_as_the_next() -> tuple[list[tuple[int, ...]], Callable[[int], tuple[int, ...]]]:
+    """Prompts that all begin with seven tokens, more than a window; what draws tokens."""
+    draw = random.Random(1)
 
     def ids(count: int) -> tuple[int, ...]:
         return tuple(draw.randrange(2, VOCABULARY) for _ in range(count))
 
-    prompts = [ids(1), ids(9), ids(14)]
+    begin = ids(7)
+    return [(*begin, *ids(count)) for count in (1, 9, 4)], ids
+
+
+@pytest.mark.parametrize("overhead", [0, 10**9], ids=["all that is shared is read once", "prompts are"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_that_is_read_once_says_the_same_of_its_answers(
+    family: str, overhead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts and answers of one token and more, longer than a window, among them answers that begin alike, that are
+    the beginning of another and that are twice there: as read with each answer anew."""
+    monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", overhead)
+    torch.manual_seed(0)
+    plain, (prompts, ids) = PlainModel(FAMILIES[family]().eval()), _one_prompt_begins_as_the_next()
     examples = [Example(prompt_ids=prompt, answer_ids=ids(count)) for count in (1, 4, 11) for prompt in prompts]
+    stem = ids(8)
+    alike = [(*stem, *ids(count)) for count in (1, 7, 3)] + [stem, (*stem[:5], *ids(6))]
+    examples += [Example(prompt_ids=prompts[1], answer_ids=answer) for answer in (*alike, alike[0])]
     with_each = plain.answer_output(examples)
     with torch.no_grad():
         once = plain.answer_output(examples)
     torch.testing.assert_close(once.logits_NV, with_each.logits_NV, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(once.head_input_ND, with_each.head_input_ND, rtol=1e-5, atol=1e-5)
+
+
+def test_what_is_shared_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three prompts of 5 + 1, 5 + 2 and 5 + 3 tokens; the first has answers of 6 + 1 and 6 + 2, the others one of 3,
+    and no answer's last token is read: 5, then 1 + 2 + 3, then 6 + 2 + 2, then 0 + 1 tokens."""
+    monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", 0)
+    model = _model("qwen2")
+    prompts = [(5, 6, 7, 8, 9, *range(20, 21 + more)) for more in range(3)]
+    answers = [(10, 11, 12, 13, 14, 15, 16), (10, 11, 12, 13, 14, 15, 17, 18)]
+    examples = [Example(prompt_ids=prompts[0], answer_ids=answer) for answer in answers]
+    examples += [Example(prompt_ids=prompt, answer_ids=(10, 11, 12)) for prompt in prompts[1:]]
+    read: list[int] = []
+    run = model.forward
+
+    def counted(**inputs: Any) -> Any:
+        ids_BT = inputs["input_ids"]
+        read.append(int(inputs["attention_mask"][:, -ids_BT.shape[1] :].sum()))
+        return run(**inputs)
+
+    monkeypatch.setattr(model, "forward", counted)
+    with torch.no_grad():
+        PlainModel(model).answer_output(examples)
+    assert sum(read) == 5 + (1 + 2 + 3) + (6 + 2 + 2) + 1
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_answer_that_scoring_has_begun_goes_on_as_from_its_prompt(
+    family: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First answers that are the model's own for 0, 1, 2, … tokens and then another's, one of them wholly: what is
+    begun is that far, and goes on, with drafts and without, to what is decoded from the prompts."""
+    monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", 0)
+    plain = PlainModel(_model(family))
+    prompts = list(dict.fromkeys(example.prompt_ids for example in _examples()))
+    answers = [tuple(answer) for answer in plain.generate(prompts, 12).answers]
+    wholly = next(at for at, answer in enumerate(answers) if len(answer) == 12)
+    firsts = [
+        (*answer[:right], *((token + 1) % VOCABULARY for token in answer[right:]), 3)
+        for right, answer in enumerate(answers)
+    ]
+    firsts[wholly] = answers[wholly]
+    others = [(*first[: len(first) // 2], 4, 5, 6) for first in firsts]
+    with torch.no_grad():
+        output = plain.answer_output(
+            [
+                Example(prompt_ids=prompt, answer_ids=answer)
+                for own in (firsts, others)
+                for prompt, answer in zip(prompts, own, strict=True)
+            ]
+        )
+    assert set(output.begun) == set(prompts) - {prompts[wholly]}
+    rights = {at: output.begun[prompt].right for at, prompt in enumerate(prompts) if prompt in output.begun}
+    for at, right in rights.items():
+        assert right == answers[at][: len(right)]
+        assert len(right) == min(at, len(answers[at]))
+    begun = list(output.begun.values())
+    at_B = [prompts.index(prompt) for prompt in output.begun]
+    ends = [(*answers[at], 1)[len(output.begun[prompts[at]].right) :] for at in at_B]
+    for limit in (2, 12):
+        for drafts in ([()] * len(begun), ends, [end[:1] for end in ends], [(3, *end) for end in ends]):
+            assert forward.go_on(begun, limit, drafts) == [list(answers[at][:limit]) for at in at_B]

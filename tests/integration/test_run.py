@@ -21,7 +21,7 @@ from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
 from bench.studies.rescore import rescore
 from grun.adapters.grun import GrunConfig
-from grun.model.forward import PlainModel
+from grun.model.forward import PlainModel, go_on
 from grun.unlearned import load
 
 THRESHOLDS = (0.5, 0.9)
@@ -192,15 +192,21 @@ def test_answers_that_follow_from_the_likelihoods_are_those_decoded(
             weight += 0.35 * weight.std() * torch.randn(weight.shape, generator=noise)
     decoded: list[int] = []
     passes: list[int] = []
-    generate, decode = PlainModel.generate, model.forward
+    decode = model.forward
 
-    def counted(adapted: PlainModel, prompts: Any, *others: Any) -> Any:
-        decoded.append(len(prompts))
-        with monkeypatch.context() as decoding:
-            decoding.setattr(model, "forward", lambda **inputs: passes.append(1) or decode(**inputs))
-            return generate(adapted, prompts, *others)
+    def counted(answer: Any, which: int) -> Any:
+        """An answering function that notes how many it is asked for (argument `which`) and how many passes it takes."""
 
-    monkeypatch.setattr(PlainModel, "generate", counted)
+        def run(*inputs: Any) -> Any:
+            decoded.append(len(inputs[which]))
+            with monkeypatch.context() as decoding:
+                decoding.setattr(model, "forward", lambda **inputs: passes.append(1) or decode(**inputs))
+                return answer(*inputs)
+
+        return run
+
+    monkeypatch.setattr(PlainModel, "generate", counted(PlainModel.generate, 1))
+    monkeypatch.setattr("bench.evaluation.evaluate.go_on", counted(go_on, 0))
     config = EvaluationConfig(max_new_tokens=max_new_tokens)
     asking = Asking(adapted=PlainModel(model), template=template, config=config)
     drafts: dict[tuple[str, int], str] = {}
@@ -213,6 +219,13 @@ def test_answers_that_follow_from_the_likelihoods_are_those_decoded(
         drafts |= drafts_of(rows[0])  # as good as another model's can be
         assert (sum(decoded) == len(rows[0])) == asked.decode_all
     assert rows[0] == rows[1] == rows[2]
+    told: list[str] = []
+    small = dataclasses.replace(config, batch_size=4)
+    in_small = dataclasses.replace(asking, config=small, progress=lambda what, done, total: told.append(what))
+    small_rows = evaluate(in_small, small_benchmark.evaluation)
+    assert [row["generation"] for row in small_rows] == [row["generation"] for row in rows[0]]
+    last_scored = max(at for at, what in enumerate(told) if what != "evaluate answers")
+    assert "evaluate answers" in told[:last_scored], "what is begun takes memory: a batch of it is not left waiting"
     if max_new_tokens == 200:  # a pass for a draft pays where answers are long
         assert cost[0] > cost[1] > 2 * cost[2]
     lost = [not all(row["token_is_argmax"]) for row in rows[0] if row["split"] != "holdout"]

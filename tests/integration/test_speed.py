@@ -20,9 +20,9 @@ from bench.runs import subject
 from bench.runs.execution import Execution
 from bench.speed import Effort
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, edited
-from bench.speed.measure import Stopwatch
 from bench.speed.report import read_records, write_records
 from bench.speed.scaling import __main__ as scaling
+from bench.speed.stopwatch import Stopwatch
 from grun.data import Example
 from grun.engine.prefix_cache import PrefixCaching
 
@@ -76,7 +76,9 @@ def test_benchmark_command(small_config: RunConfig, tmp_path: Path) -> None:
     main([*command, "--num-trials", "1"])
     records = json.loads(output.with_suffix(".json").read_text())
     tiny = records["tiny"]
-    assert set(tiny) == {"machine", "config", "effort", "steps", "cache", "evaluation", "memory", "sweep"}
+    assert set(tiny) == {
+        *("machine", "config", "effort", "steps", "cache", "evaluation", "fine_tuned", "memory", "sweep"),
+    }
     assert [(row["forget_loss"], row["layers"]) for row in tiny["steps"]] == [
         (loss, layers) for loss in ("grad_ascent", "npo") for layers in ("at 60, 80, 100 % depth", "the last three")
     ]
@@ -84,6 +86,8 @@ def test_benchmark_command(small_config: RunConfig, tmp_path: Path) -> None:
         assert all(row[name]["median"] > 0 for name in ("pyvene", "hooks", "engine", "lora", "full"))
     assert all(0 < each["before_gb"] <= each["peak_gb"] for each in tiny["memory"].values())
     assert tiny["evaluation"]["items"] == 20
+    for found in tiny["fine_tuned"].values():
+        assert found["as_naive"] == found["items"] == 20
     text = output.read_text()
     assert "### A sweep of 1 GRUN trials" in text
     output.with_suffix(".json").write_text(json.dumps({"other": tiny}))

@@ -32,9 +32,9 @@ from bench.config import run_config
 from bench.results import store
 from bench.runs.execution import Execution
 from bench.spaces.search_space import SweepConfig, read_studies
-from bench.speed.measure import timed
 from bench.speed.scaling.no_op import no_op, no_op_references, no_op_rows
 from bench.speed.scaling.simulated import MB, cluster, start_driver, watched
+from bench.speed.stopwatch import timed
 from bench.studies.journal import study_storage
 from bench.studies.pool import Pool
 from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, StudySearch
