@@ -3,8 +3,11 @@
 Shapes: B prompts, X prompts that it is fitted to, D hidden size, F random features, K requests.
 """
 
+import hashlib
 from collections.abc import Sequence
-from typing import ClassVar
+from copy import deepcopy
+from typing import Any, ClassVar
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +17,35 @@ from pyvene_custom.gates import Gate, Gates
 NUM_FEATURES = 3000
 RIDGE = 10.0
 FEATURE_SEED = 0
+CPU = torch.device("cpu")
 SHUT, LEAST_OPEN = 1e-6, 1e-3
 """The gate's value where another request or "keep" is likelier, and the least one where it is not."""
 
 
-class RouterGate(nn.Module):
+class Routed(nn.Module):
+    """The gates of some requests, fitted together."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        """known: as of `_Router`."""
+        super().__init__()
+        self._know(known)
+
+    def _know(self, known: Sequence[Tensor]) -> None:
+        self._known, self._in_use = known, (_router(known, CPU),)  # a tuple: it is others' part, too
+
+    def logit(self, h_BD: Tensor) -> Tensor:
+        """See `Gates`."""
+        if self._in_use[0].weight_FK.device != h_BD.device:
+            self._in_use = (_router(self._known, h_BD.device),)
+        return self._in_use[0].logit(h_BD)
+
+    def opened(self, gate_BK: Tensor) -> Tensor:
+        """See `Gates`. An open gate is wholly open: there is nothing to be soft about where nothing was trained through
+        it."""
+        return (gate_BK > (SHUT + LEAST_OPEN) / 2).float()
+
+
+class RouterGate(Routed):
     """Open where its request's score is above that of "keep"; the score, as far as it lies in (0, 1), is its value.
 
     Stacked, the gates of all requests are fitted again together, each request a class of its own: the same whatever
@@ -28,31 +55,19 @@ class RouterGate(nn.Module):
     is_fitted: ClassVar[bool] = True
 
     def __init__(self, hidden_size: int) -> None:
-        super().__init__()
-        self.set_extra_state(torch.zeros(0, hidden_size + 1))
-
-    def logit(self, h_BD: Tensor) -> Tensor:
-        """See `Gates`."""
-        return self._router.logit(h_BD)
-
-    def opened(self, gate_BK: Tensor) -> Tensor:
-        """See `Gates`."""
-        return _opened(gate_BK)
+        super().__init__([torch.zeros(0, hidden_size + 1)])
 
     def fit(self, h_BD: Tensor, is_forget_B: Tensor) -> None:
         """See `Gate`."""
-        known_XD = torch.cat([h_BD.float(), is_forget_B[:, None].float().to(h_BD.device)], dim=1).cpu()
-        self.set_extra_state(known_XD)
-        self.to(h_BD.device)
+        self.set_extra_state(torch.cat([h_BD.float(), is_forget_B[:, None].float().to(h_BD.device)], dim=1).cpu())
 
     def get_extra_state(self) -> Tensor:
         """What it was fitted to, for torch's state dicts: hidden states, and in a last column 1 for forget prompts."""
-        return self._known_XD
+        return self._known[0]
 
     def set_extra_state(self, state: Tensor) -> None:
         """Fit it to what an earlier one was fitted to."""
-        self._known_XD = state
-        self._router = _Router([state])
+        self._know([state])
 
     @staticmethod
     def stack(gates: Sequence[Gate]) -> Gates:
@@ -60,7 +75,7 @@ class RouterGate(nn.Module):
         routers = [gate for gate in gates if isinstance(gate, RouterGate)]
         if len(routers) < len(gates):
             raise ValueError("a router stacks with routers alone")
-        return _Router([router.get_extra_state() for router in routers]).to(routers[0]._router.weight_FK.device)
+        return Routed([router.get_extra_state() for router in routers])
 
 
 class _Router(nn.Module):
@@ -91,9 +106,15 @@ class _Router(nn.Module):
         self.register_buffer("weight_FK", weight_FK, persistent=False)
         self.register_buffer("column_K", torch.tensor(order).argsort(), persistent=False)
         self.float()
+        self._last: tuple[Tensor, Tensor] | None = None
 
     def logit(self, h_BD: Tensor) -> Tensor:
-        """See `Gates`."""
+        """See `Gates`. The edits of all layers ask about one tensor in turn, and it is read once."""
+        if self._last is None or self._last[0] is not h_BD:
+            self._last = h_BD, self._logit(h_BD)
+        return self._last[1]
+
+    def _logit(self, h_BD: Tensor) -> Tensor:
         score_BK = self._features(h_BD.float()) @ self.weight_FK
         is_first_BK = torch.zeros_like(score_BK, dtype=torch.bool).scatter(1, score_BK.argmax(dim=1)[:, None], True)
         gate_BK = torch.where(is_first_BK, score_BK.clamp(LEAST_OPEN, 1 - SHUT), SHUT)
@@ -103,14 +124,17 @@ class _Router(nn.Module):
         feature_BF = torch.relu((h_BD - self.mean_D) / self.scale_D @ self.projection_DF)
         return torch.cat([feature_BF, torch.ones_like(feature_BF[:, :1])], dim=1)
 
-    def opened(self, gate_BK: Tensor) -> Tensor:
-        """See `Gates`."""
-        return _opened(gate_BK)
+
+_IN_USE: WeakValueDictionary[tuple[Any, ...], _Router] = WeakValueDictionary()
 
 
-def _opened(gate_BK: Tensor) -> Tensor:
-    """An open gate is wholly open: there is nothing to be soft about where nothing was trained through it."""
-    return (gate_BK > (SHUT + LEAST_OPEN) / 2).float()
+def _router(known: Sequence[Tensor], device: torch.device) -> _Router:
+    """That fitted to these: one for all edits behind it, whose gates were told the same."""
+    name = (*(hashlib.sha256(_name(each)).digest() for each in known), device)
+    router = _IN_USE.get(name)
+    if router is None:
+        router = _IN_USE[name] = _Router(known) if device.type == "cpu" else deepcopy(_router(known, CPU)).to(device)
+    return router
 
 
 def _training_set(known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -211,15 +211,15 @@ class EditedModel:
         through the later layers once more."""
         assert self.gate_layer is not None
         read = read_prompts(self.model, prompts, (self.layers[0], self.gate_layer))
-        hidden_BD, gate_hidden_BD = read.hidden_BD
-        gates = [edit.read(gate_hidden_BD.float()) for edit in self._edits().values()]
+        hidden_BD, gate_hidden_BD = read.hidden_BD[0], read.hidden_BD[1].float()
+        gates = [edit.read(gate_hidden_BD) for edit in self._edits().values()]
         if not any(weight_BK.any() for weight_BK, _ in gates):
             logit_BK = torch.cat([logit_BK for _, logit_BK in gates], dim=1)
             return Generated(answers=read.answers(max_new_tokens, drafts), gate_logit_BK=logit_BK)
         kv_BP2MHd = keys_and_values(read.cache, len(decoder_layers(self.model)))
         if kv_BP2MHd is None:  # a family that keeps something else
             return self._generate_through_pyvene(prompts, max_new_tokens)
-        editing = Editing(self._edits(), self.where, gate_hidden_BD=gate_hidden_BD.float())
+        editing = Editing(self._edits(), self.where, gate_hidden_BD=gate_hidden_BD)
         just_read = ReadOnce(prompts, kv_BP2MHd, hidden_BD, first_layer=self.layers[0])
         return later_layers.generate(self.model, editing, just_read, prompts, max_new_tokens, drafts)
 
@@ -246,7 +246,8 @@ class EditedModel:
     def prompt_gates(self, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
         """Gate logits of some prompts, [B, K], at the thresholds in force; None where the edits have no gates."""
         if self.gate_layer is not None:  # whatever the gates below say
-            read = [edit.read(self._gate_hidden(prompts))[1] for edit in self._edits().values()]
+            hidden_BD = self._gate_hidden(prompts)
+            read = [edit.read(hidden_BD)[1] for edit in self._edits().values()]
             return torch.cat(read, dim=1)
         cache = self._cache_of(prompts)
         if cache is not None:

@@ -32,9 +32,8 @@ def decode(  # noqa: PLR0913 (a decoder's state, from wherever it comes)
 ) -> list[list[int]]:
     """Answers, EOS left out, of at most max_new_tokens tokens each.
 
-    cache: a `transformers` cache filled with each prompt. logits_BV: what follows each prompt's last token.
+    cache: a `transformers` cache of each prompt, and of what of its answer is begun. logits_BV: what follows.
     attention_mask_BS: 1 where the cache holds a token of the sequence. next_position_B: position id of the next one.
-    begun: tokens of the answers that are in the cache already, behind the prompts.
     drafts: how each answer may well go on, EOS included. One pass reads them all, and decoding goes on from the first
     token that is not the model's own choice: the answers are the same, to float rounding in a tie.
     keep: called with the rows that go on, whenever the others are dropped.

@@ -50,6 +50,30 @@ def test_before_it_is_fitted_it_is_shut() -> None:
     assert RouterGate(D).opened(_values(RouterGate(D), KEEP)).unique().tolist() == [0.0]
 
 
+def test_three_layers_of_one_request_are_fitted_and_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two requests at three layers whose gates were told the same: one system for each request, one for their stack;
+    a tensor that all layers ask about goes through the features once, another one again."""
+    solved: list[int] = []
+    read: list[int] = []
+    solve, relu = torch.linalg.solve, torch.relu
+    monkeypatch.setattr(torch.linalg, "solve", lambda *system: solved.append(1) or solve(*system))
+    unfitted = RouterGate(D)  # its own system, of no prompts, is one more
+    solved.clear()
+    layers = [[_gate(subject) for subject in (70, 71)] for _ in range(3)]
+    stacks = [RouterGate.stack(gates) for gates in layers]
+    assert len(solved) == 3
+    monkeypatch.setattr(torch, "relu", lambda x: read.append(1) or relu(x))
+    asked, again = _around(70, 3, 2), _around(71, 3, 2)
+    first = [stack.logit(asked) for stack in stacks]
+    assert len(read) == 1
+    second = [stack.logit(again) for stack in stacks]
+    assert len(read) == 2
+    assert unfitted.opened(torch.sigmoid(unfitted.logit(asked))).sum() == 0
+    for at in (0, 1, 2):
+        assert torch.equal(first[at], stacks[0].logit(asked.clone()))
+        assert torch.equal(second[at], RouterGate.stack([_gate(70), _gate(71)]).logit(again))
+
+
 def test_stacked_each_prompt_opens_its_own_gate_at_most() -> None:
     gates = RouterGate.stack([_gate(subject) for subject in range(4)])
     for subject in range(4):
