@@ -38,10 +38,9 @@ def decode(  # noqa: PLR0913 (a decoder's state, from wherever it comes)
     token that is not the model's own choice: the answers are the same, to float rounding in a tie.
     keep: called with the rows that go on, whenever the others are dropped.
     """
-    written = _Answers(len(logits_BV), max_new_tokens, eos_ids)
+    written = _Answers(begun or [()] * len(logits_BV), max_new_tokens, eos_ids)
     rows = list(range(len(logits_BV)))  # the answer that each row of the cache belongs to
     token_B = logits_BV.argmax(dim=-1)
-    written.take(rows, begun or [()] * len(rows))
     if any(drafts):
         state = attention_mask_BS, next_position_B
         right, token_B, attention_mask_BS, next_position_B = _read(model, cache, token_B, *state, drafts)
@@ -73,11 +72,12 @@ def decode(  # noqa: PLR0913 (a decoder's state, from wherever it comes)
 class _Answers:
     """What has been written so far."""
 
-    def __init__(self, count: int, max_new_tokens: int, eos_ids: Collection[int]) -> None:
-        self.answers: list[list[int]] = [[] for _ in range(count)]
-        self.open = set(range(count))
+    def __init__(self, begun: Sequence[Sequence[int]], max_new_tokens: int, eos_ids: Collection[int]) -> None:
+        self.answers: list[list[int]] = [[] for _ in begun]
+        self.open = set(range(len(begun)))
         """Those that go on."""
         self._max_new_tokens, self._eos_ids = max_new_tokens, eos_ids
+        self.take(range(len(begun)), begun)
 
     def take(self, rows: Sequence[int], tokens: Sequence[Sequence[int]]) -> None:
         """The next tokens of some answers, as far as they go on."""
