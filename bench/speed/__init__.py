@@ -5,6 +5,9 @@ from typing import Annotated
 
 from annotated_types import Ge
 
+SECTIONS = ("steps", "cache", "evaluation", "fine_tuned", "memory", "sweep")
+"""What is measured, in turn."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:

@@ -4,7 +4,7 @@ import multiprocessing
 import statistics
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, replace
 from functools import partial
@@ -15,7 +15,7 @@ from bench.progress import Progress, quiet
 from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
-from bench.speed import Effort
+from bench.speed import SECTIONS, Effort
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio
 from bench.speed.evaluations import evaluation, fine_tuned
 from bench.speed.stopwatch import DEPTHS, LOSSES, Record, Stopwatch, once, timed
@@ -28,8 +28,10 @@ ENGINE_TRIALS_PER_NAIVE = 4
 """Naive trials are slow: one for every so many of the engine's, their seconds scaled up."""
 
 
-def measure(config: RunConfig, execution: Execution, effort: Effort, progress: Progress) -> Iterator[Record]:
-    """Everything, section by section: the record after each, so that a cut loses one section at most.
+def measure(
+    config: RunConfig, execution: Execution, effort: Effort, progress: Progress, sections: Sequence[str] = SECTIONS
+) -> Iterator[Record]:
+    """Section by section: the record after each, so that a cut loses one section at most.
 
     config: a GRUN run. Its layers and epochs are those of the evaluation and of the sweep.
     Raises UserError where it is none.
@@ -38,11 +40,13 @@ def measure(config: RunConfig, execution: Execution, effort: Effort, progress: P
         raise UserError("adapter", f"{config.adapter.name} is among the rivals already; only grun can be measured")
     with tempfile.TemporaryDirectory(prefix="grun-bench-speed-") as folder:
         watch = Stopwatch(config, execution, effort, Path(folder), progress)
-        machine = costs.machine(watch.subject.device)
-        record: Record = {"machine": machine, "effort": asdict(effort), "config": config.to_dict()}
+        at = {"machine": costs.machine(watch.subject.device), "effort": asdict(effort), "config": config.to_dict()}
+        record: Record = {**at, "measured": {}}
         for section in (steps, cache, evaluation, fine_tuned, memory, *([sweep] if effort.num_trials else [])):
-            record[section.__name__] = section(watch)
-            yield record
+            if section.__name__ in sections:
+                record[section.__name__] = section(watch)
+                record["measured"][section.__name__] = at
+                yield record
 
 
 def steps(watch: Stopwatch) -> list[Record]:

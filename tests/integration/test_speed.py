@@ -20,7 +20,7 @@ from bench.runs import subject
 from bench.runs.execution import Execution
 from bench.speed import Effort
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, edited
-from bench.speed.report import read_records, write_records
+from bench.speed.report import merged, read_records, write_records
 from bench.speed.scaling import __main__ as scaling
 from bench.speed.stopwatch import Stopwatch
 from grun.data import Example
@@ -144,3 +144,31 @@ def test_each_model_is_opened_in_the_dtype_its_run_uses(
     for name in FINE_TUNED:
         watch.contender(name, "npo", ())
     assert dict(zip(FINE_TUNED, asked[1:], strict=True)) == {"lora": False, "full": True}
+
+
+def test_sections_that_are_measured_again_stand_beside_the_others(tmp_path: Path) -> None:
+    """Two of three are kept, one is new and says at which commit; what is then measured whole says it once."""
+
+    def at(commit: str) -> dict[str, Any]:
+        machine = {"device": "cpu", "num_threads": 2, "git_sha": commit}
+        config = {"benchmark": {"name": "tofu", "forget_split": "forget01"}, "training": {"batch_size": 16}}
+        return {"machine": machine, "effort": {"rounds": 5, "steps": 5}, "config": config}
+
+    def record(commit: str, build_s: float, *sections: str) -> dict[str, Any]:
+        cache = {"build_s_per_item": build_s, "naive_epoch_s_per_item": 1, "mb_per_item": 1, "second_open_s": 1}
+        every = {"cache": cache, "memory": {"full": {"before_gb": build_s, "peak_gb": build_s}}}
+        own = {section: every[section] for section in sections}
+        return {**at(commit), **own, "measured": {section: at(commit) for section in sections}}
+
+    old = record("a" * 40, 0.001, "cache", "memory")
+    both = merged(old, record("b" * 40, 0.002, "cache"))
+    assert both["memory"] == old["memory"]
+    write_records(tmp_path / "b.md", {"tiny": both})
+    text = (tmp_path / "b.md").read_text()
+    assert text.count("commit aaaaaaaaaaaa") == text.count("commit bbbbbbbbbbbb") == 1
+    assert text.index("commit bbbb") > text.index("### The prefix cache")
+    assert "| 2.0 | 0.00 |" in text
+    assert "| peak | 0.00 |" in text
+    assert read_records(tmp_path / "b.json") == {"tiny": both}
+    write_records(tmp_path / "b.md", {"tiny": merged({}, old)})
+    assert "Measured anew" not in (tmp_path / "b.md").read_text()
