@@ -9,10 +9,11 @@ from bench.speed import SECTIONS, Effort
 
 EXAMPLE = "grun-bench benchmark --output benchmarks.md --adapter.learning_rate 0.01 --training.num_epochs 33"
 _OUTPUT, _SAYS = Path("benchmarks.md"), "Markdown to write, JSON beside it"
+_ONLY = f"of {', '.join(SECTIONS)}: measure these again, the file keeps the rest"
 ARGUMENTS = (
     *ONE_RUN,
     option("--output", type=Path, metavar="MD", default=_OUTPUT, help=_SAYS),
-    option("--only", nargs="+", choices=SECTIONS, default=None, help="measure these again; the file keeps the rest"),
+    option("--only", nargs="+", choices=SECTIONS, metavar="SECTION", help=_ONLY),
     fields_of("how long is measured", Effort),
     WHERE_IT_RUNS,
 )
