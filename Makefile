@@ -72,10 +72,10 @@ sequential-smollm2: setup-smollm2
 	$(BIN)/grun-bench sequential search_spaces/sequential_smollm2_*.yaml --results results/sequential-smollm2 \
 		$(if $(REQUESTS),--num-requests $(REQUESTS)) $(if $(TOFU),--benchmark.data_dir $(TOFU))
 
-# NAME=smollm2 FROM=results/smollm2: rows of runs and requests, not what was asked and trained, into docs/data/NAME.
+# NAME=smollm2 FROM=results/smollm2: rows of runs, requests and gates, not what was asked and trained, into docs/data/NAME.
 publish: $(READY)
 	for part in . seeds; do \
-		for table in runs requests; do \
+		for table in runs requests gates; do \
 			[ -d $(FROM)/$$part/$$table ] || continue; \
 			$(BIN)/grun-bench compact $(FROM)/$$part && rm -rf docs/data/$(NAME)/$$part/$$table || exit; \
 			mkdir -p docs/data/$(NAME)/$$part && cp -r $(FROM)/$$part/$$table docs/data/$(NAME)/$$part/ || exit; \

@@ -28,14 +28,12 @@ class Routed(nn.Module):
     def __init__(self, known: Sequence[Tensor]) -> None:
         """known: as of `_Router`."""
         super().__init__()
-        self._know(known)
-
-    def _know(self, known: Sequence[Tensor]) -> None:
-        self._known, self._in_use = known, (_router(known, CPU),)  # a tuple: it is others' part, too
+        self._known = known
+        self._in_use: tuple[_Router, ...] = (_router(known, CPU),)  # a tuple: it is others' part, too
 
     def logit(self, h_BD: Tensor) -> Tensor:
         """See `Gates`."""
-        if self._in_use[0].weight_FK.device != h_BD.device:
+        if not self._in_use or self._in_use[0].weight_FK.device != h_BD.device:
             self._in_use = (_router(self._known, h_BD.device),)
         return self._in_use[0].logit(h_BD)
 
@@ -66,8 +64,8 @@ class RouterGate(Routed):
         return self._known[0]
 
     def set_extra_state(self, state: Tensor) -> None:
-        """Fit it to what an earlier one was fitted to."""
-        self._know([state])
+        """Fit it to what an earlier one was fitted to; worked out when it is asked, which one of a stack never is."""
+        self._known, self._in_use = [state], ()
 
     @staticmethod
     def stack(gates: Sequence[Gate]) -> Gates:

@@ -18,6 +18,8 @@ HUB_ID = "locuslab/TOFU"
 NUM_ITEMS = 4000
 NUM_PERTURBED = 400
 NUM_PER_AUTHOR = 20
+NUM_AUTHORS, NUM_KEPT_AUTHORS, NUM_OTHER_AUTHORS = 200, 60, 40
+"""Of all, of those that are kept beside as many requests as are wanted, and of those that are in no set then."""
 NUM_FORGET = {"forget01": 40, "forget05": 200, "forget10": 400}
 KEPT = {"forget01": "retain99", "forget05": "retain95", "forget10": "retain90"}
 """TOFU's name of what is left beside a forget split, part of the name of a model trained on it."""
@@ -93,6 +95,34 @@ class TofuConfig:
                 "retain": retain_evaluation,
                 **knowledge,
                 **({"holdout": holdout} if holdout else {}),
+            },
+            requests=numbered_requests(forget, NUM_PER_AUTHOR),
+        )
+
+    def load_authors(self, num_requests: int) -> Benchmark:
+        """All of TOFU, whatever `forget_split` and `num_items` say: the last authors are a request each, the first 60
+        are the retain set, and the 40 after these, in no set at all, the split `holdout`.
+
+        A question has its other wording where TOFU has one: those of the first 20 authors and of the last 20.
+        Raises UserError where there are not so many other authors, or as `load`.
+        """
+        most = NUM_AUTHORS - NUM_KEPT_AUTHORS - NUM_OTHER_AUTHORS
+        if num_requests > most:
+            raise UserError("num_requests", f"{num_requests}, but TOFU leaves {most} beside those to be kept")
+        first, last = (
+            self._read(_PerturbedRow, part, NUM_PERTURBED) for part in ("retain_perturbed", "forget10_perturbed")
+        )
+        full = [*first, *self._read(QuestionRow, "full", NUM_ITEMS)[NUM_PERTURBED:-NUM_PERTURBED], *last]
+        forget = full[-num_requests * NUM_PER_AUTHOR :]
+        kept = NUM_KEPT_AUTHORS * NUM_PER_AUTHOR
+        return Benchmark(
+            config=self,
+            forget_set=forget,
+            retain_set=full[:kept],
+            evaluation={
+                "forget": forget,
+                **{name: self._read(_KnowledgeRow, f"{name}_perturbed") for name in KNOWLEDGE},
+                "holdout": full[kept : kept + NUM_OTHER_AUTHORS * NUM_PER_AUTHOR],
             },
             requests=numbered_requests(forget, NUM_PER_AUTHOR),
         )

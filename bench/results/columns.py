@@ -22,11 +22,14 @@ METRICS = tuple(SCORES)
 COLUMNS = yaml.safe_load(resources.files("bench.results").joinpath("columns.yaml").read_text(encoding="utf-8"))
 REQUEST_METRICS: Sequence[str] = COLUMNS.pop("scores of a request")
 STATE_METRICS: Sequence[str] = COLUMNS.pop("scores of a state")
+GATE_SETS: Sequence[str] = COLUMNS.pop("gate sets")
 SEVERAL: Mapping[str, Iterable[str]] = {
     "<scores>": METRICS,
     "<costs>": COSTS,
     "<scores of a request>": REQUEST_METRICS,
     "<scores of a state>": STATE_METRICS,
+    "<openings>": [f"{name}_openings" for name in GATE_SETS],
+    "<prompts>": [f"{name}_prompts" for name in GATE_SETS],
 }
 
 

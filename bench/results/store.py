@@ -3,6 +3,8 @@
     RESULTS/runs/<run_key>.parquet     one row: config, metrics, costs
     RESULTS/items/<run_key>.parquet    one row an evaluated item: raw values
     RESULTS/requests/<run_key>.parquet one row an evaluated request: a state of a sequence of requests
+    RESULTS/gates/<run_key>.parquet    one row a threshold: how well gates tell requests apart
+    RESULTS/states/                    hidden states that gates are fitted to
     RESULTS/losses/<train_key>.parquet one row a training: its losses, step by step
     RESULTS/sequences/<study>.json     the configuration that a sequence of requests was tuned to
     RESULTS/{runs,items,…}/compact-*   many of them in one, made by `compact`

@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from bench.reports.comparison import compare
+from bench.reports.gates import gates_table
 from bench.reports.table import methods_table, repeated
 from bench.results.storage import location
+from bench.results.store import scan
 
 DOCS = Path(__file__).parents[2] / "docs"
 PUBLISHED = sorted(path for path in (DOCS / "data").iterdir() if path.is_dir())
@@ -18,6 +20,16 @@ PUBLISHED = sorted(path for path in (DOCS / "data").iterdir() if path.is_dir())
 def test_a_published_table_is_made_of_its_rows(folder: Path) -> None:
     lines = list(methods_table(repeated(compare(folder), location(folder))))
     assert (folder / "table.md").read_text().splitlines() == lines
+
+
+def test_the_table_of_gates_is_made_of_its_rows() -> None:
+    """It shows some of them: each of its lines is one of the rows', to the last digit."""
+    rows = scan(location(DOCS / "data" / "smollm2"), "gates", "")
+    made = set(gates_table(rows.to_dicts()))
+    _, section = (DOCS / "results.md").read_text().split("\n## A hundred requests at the gate on SmolLM2\n")
+    shown = [line for line in section.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    assert len(shown) > 10
+    assert [line for line in shown if line not in made] == []
 
 
 def test_the_first_table_is_the_real_llms() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pyvene_custom import router
 from pyvene_custom.edits import LoReFT, load_edits, save_edits
 from pyvene_custom.router import RouterGate
 
@@ -80,6 +81,17 @@ def test_stacked_each_prompt_opens_its_own_gate_at_most() -> None:
         value_BK = torch.sigmoid(gates.logit(_around(subject, 8, 2)))
         assert gates.opened(value_BK).tolist() == [[float(k == subject) for k in range(4)]] * 8
     assert gates.opened(torch.sigmoid(gates.logit(KEEP))).sum() == 0
+
+
+def test_one_of_a_stack_is_not_worked_out_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hundred requests are one system of equations, not a hundred and one."""
+    sizes: list[int] = []
+    train = router._training_set
+    monkeypatch.setattr(router, "_training_set", lambda known: sizes.append(sum(map(len, known))) or train(known))
+    gates = [_gate(subject) for subject in range(4)]
+    assert set(sizes) <= {0}, "a fresh gate is shut"
+    RouterGate.stack(gates).logit(KEEP)
+    assert [size for size in sizes if size] == [4 * (5 + len(KEEP))]
 
 
 def test_order_and_what_was_taken_back_leave_no_trace() -> None:

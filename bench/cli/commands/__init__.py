@@ -29,7 +29,7 @@ class Command(Protocol):
 GROUPS: Mapping[str, Sequence[str]] = {
     "one run": ("prepare", "train", "evaluate", "import", "keys"),
     "many runs": ("spaces", "init", "plan", "sweep", "submit", "seeds", "sequential"),
-    "what they found": ("pareto", "report", "watch", "metrics", "export"),
+    "what they found": ("pareto", "report", "watch", "metrics", "gates", "export"),
     "upkeep": ("rescore", "compact", "benchmark", "completion"),
 }
 """As `grun-bench --help` lists them."""

@@ -1,0 +1,1 @@
+"""How well gates tell requests apart, where no edit is trained."""
