@@ -13,7 +13,8 @@ from bench.runs.subject import Subject
 from grun.data import length_sorted_batches
 from grun.engine.prefix_cache import weights_hash
 from grun.errors import UserError
-from grun.model.prompted import read_prompts
+from grun.lm.prompted import read_prompts
+from grun.model.forward import pass_tokens
 
 Prompt = tuple[int, ...]
 FOLDER = "states"
@@ -39,7 +40,8 @@ def hidden_states(
     written, done = time.perf_counter(), 0
     for rows in length_sorted_batches([len(prompt) for prompt in missing], BATCH):
         batch = [missing[row] for row in rows]
-        for layer, hidden_BD in zip(layers, read_prompts(subject.model, batch, layers).hidden_BD, strict=True):
+        read = read_prompts(subject.model, batch, layers, pass_tokens=pass_tokens(subject.device))
+        for layer, hidden_BD in zip(layers, read.hidden_BD, strict=True):
             own = (row_D.float().cpu().clone() for row_D in hidden_BD)
             known[layer] |= zip((names[prompt] for prompt in batch), own, strict=True)
         done += len(batch)

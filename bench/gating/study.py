@@ -17,7 +17,7 @@ from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.subject import Subject
 from grun.errors import UserError
-from grun.model.layers import Layer, layer_index
+from grun.lm.layers import Layer, layer_index
 from pyvene_custom.gate_functions import HIDDEN_WIDTHS, GateFunction
 
 _Case = tuple[Layer, int, GateFunction]

@@ -115,9 +115,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
     seen: list[Prompt] = []
     run = states.read_prompts
 
-    def counted(model: Any, prompts: Sequence[Prompt], layers: Sequence[int]) -> Any:
+    def counted(model: Any, prompts: Sequence[Prompt], *rest: Any, **others: Any) -> Any:
         seen.extend(prompts)
-        return run(model, prompts, layers)
+        return run(model, prompts, *rest, **others)
 
     monkeypatch.setattr(states, "read_prompts", counted)
     return seen
