@@ -126,9 +126,9 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
 def test_a_prompt_is_read_once(read: list[Prompt], tmp_path: Path) -> None:
     """And what is read is what gates read: the layer's output at the prompt's last token, to float rounding."""
     model, template = SmallModels.made_in(tmp_path / "model").fresh()
-    subject = cast(
-        Subject, SimpleNamespace(model=model, execution=Execution(results=tmp_path / "results"), progress=quiet)
-    )
+    execution = Execution(results=tmp_path / "results")
+    parts = SimpleNamespace(model=model, device=model.device, execution=execution, progress=quiet)
+    subject = cast(Subject, parts)
     prompts = [item.example(template).prompt_ids for item in (*FORGET, *RETAIN)]
     first = hidden_states(subject, [1, 2], prompts[:8])
     assert sorted(read) == sorted(prompts[:8])
