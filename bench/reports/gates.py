@@ -1,5 +1,6 @@
 """The Markdown table of how well gates tell requests apart: a line a row of `gates`."""
 
+import json
 from collections.abc import Iterator, Sequence
 
 from bench.results.columns import GATE_SETS, Row
@@ -26,7 +27,9 @@ def gates_table(rows: Sequence[Row]) -> Iterator[str]:
     yield f"| {' | '.join(headings)} |"
     yield "|---|--:|--:|---|--:|" + "--:|" * (len(sets) + 1)
     for row in rows:
-        model = f"{row['model']}, taught {row['taught']}" if row["taught"] else row["model"]
+        taught = f", taught {row['taught']}" if row["taught"] else ""
+        general = "; general questions kept" if json.loads(row["config_json"])["adapter"].get("keep_prompts") else ""
+        model = f"{row['model']}{taught}{general}"
         layer = f"{row['gate_layer'] + 1} of {row['num_layers']}"
         shares = [_share(row[f"{name}_openings"]) for name in sets]
         cells = (model, layer, str(row["num_requests"]), row["gate_function"], f"{row['gate_threshold']:g}", *shares)

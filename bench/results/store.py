@@ -182,20 +182,20 @@ def damaged_files(results: Folder) -> list[Location]:
 
 
 def compact(results: Folder) -> tuple[int, int]:
-    """Many small files into few large ones; returns (runs compacted, damaged files left as they are).
+    """Many small files into few large ones; returns (files that were, damaged files left as they are).
 
     Safe beside readers and writers: a file is taken away only once its rows stand in another.
     """
     folder = location(results)
-    num_runs = 0
+    num_files = 0
     for table, schema in TABLES.items():
         single = [file for file in (folder / table).files(".parquet") if _is_single(file)]
         for members, content in _packed(single, schema):
             (folder / table / f"{COMPACT}{time.time_ns()}-{os.getpid()}.parquet").write(content)
             for member in members:
                 member.remove()
-            num_runs += len(members) if table == "runs" else 0
-    return num_runs, len(damaged_files(folder))
+            num_files += len(members)
+    return num_files, len(damaged_files(folder))
 
 
 def _packed(files: Sequence[Location], schema: pa.Schema) -> Iterator[tuple[list[Location], bytes]]:

@@ -178,7 +178,7 @@ def test_rows_are_written_read_and_compacted(folder: Location) -> None:
         store.write_run(folder, _row(f"{number}", forget_quality=number / 10), [{**item, "item_index": number}] * 2)
     (folder / "runs" / "broken.parquet").write(b"PAR1 and then nothing")
     before, items = store.scan_runs(folder), store.scan_items(folder, ["3", "5"])
-    assert store.compact(folder) == (7, 1)
+    assert store.compact(folder) == (7 + 7, 1), "of runs, and of items"
     assert store.scan_runs(folder).equals(before)
     assert store.scan_items(folder, ["3", "5"]).equals(items)
     assert [file.name.startswith("compact-") for file in (folder / "runs").files()] == [False, True]

@@ -10,5 +10,7 @@ ARGUMENTS = (FOLDER,)
 def run(options: Options) -> None:
     from bench.results import store
 
-    num_runs, damaged = store.compact(options.folder)
-    console.print(f"{num_runs} runs compacted" + (f", {damaged} damaged files left as they were" if damaged else ""))
+    num_files, damaged = store.compact(options.folder)
+    console.print(
+        f"{num_files} small files compacted" + (f", {damaged} damaged files left as they were" if damaged else "")
+    )
