@@ -77,7 +77,7 @@ def test_benchmark_command(small_config: RunConfig, tmp_path: Path) -> None:
     records = json.loads(output.with_suffix(".json").read_text())
     tiny = records["tiny"]
     assert set(tiny) == {
-        *("machine", "config", "effort", "steps", "cache", "evaluation", "fine_tuned", "memory", "sweep"),
+        *("machine", "config", "effort", "steps", "cache", "evaluation", "fine_tuned", "memory", "sweep", "measured"),
     }
     assert [(row["forget_loss"], row["layers"]) for row in tiny["steps"]] == [
         (loss, layers) for loss in ("grad_ascent", "npo") for layers in ("at 60, 80, 100 % depth", "the last three")
