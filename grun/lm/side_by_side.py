@@ -37,6 +37,7 @@ def read_side_by_side(
     *,
     pass_tokens: float = math.inf,
     keep: Callable[[Tensor], None] = lambda row_B: None,
+    begin_answers: bool = False,
 ) -> "SideBySide":
     """What one pass over prompts with their answers says, to float rounding.
 
@@ -44,10 +45,10 @@ def read_side_by_side(
 
     pass_tokens: how many tokens not to be read are worth a further pass: answers are then read in groups of like
     length, and what all prompts, or a prompt's answers, begin with is read once. keep: called with the rows of what was
-    read before that the next pass goes on from.
+    read before that the next pass goes on from. begin_answers: whether to keep what is read of each first answer.
     """
     read = read_prompts(model, unique_prompts(examples), pass_tokens=pass_tokens)
-    scores = SideBySide(examples, read)
+    scores = SideBySide(examples, read, begin_answers=begin_answers)
     waiting = [(read, _pieces(scores.rows, scores.answers, pass_tokens))]
     while waiting:
         read, pieces = waiting.pop()
@@ -84,14 +85,15 @@ class _Piece:
 class SideBySide:
     """What is known of some answers to prompts that are read."""
 
-    def __init__(self, examples: Sequence[Example], read: Prompted) -> None:
+    def __init__(self, examples: Sequence[Example], read: Prompted, *, begin_answers: bool) -> None:
+        self._begins = begin_answers
         row = {prompt: at for at, prompt in enumerate(unique_prompts(examples))}
         self.rows = [row[example.prompt_ids] for example in examples]
         """Of each answer's prompt."""
         self.answers = [example.answer_ids[:-1] for example in examples]
         """What of them is to be read."""
         self.begun: dict[tuple[int, ...], Begun] = {}
-        """Prompt → how its first answer begins, where the model would not have said all of it."""
+        """Prompt → how its first answer begins, where that is wanted and the model would not have said all of it."""
         *self._first, num_tokens = accumulate((len(example.answer_ids) for example in examples), initial=0)
         self.logits_NV = read.logits_BV.new_empty(num_tokens, read.logits_BV.shape[1])
         """That predict the answers' tokens."""
@@ -126,7 +128,7 @@ class SideBySide:
 
     def _begin(self, read: Prompted | ReadOn, row: int, at: int) -> None:
         """Keep what a row has read of an answer, if it is its prompt's first."""
-        if at != self.rows.index(self.rows[at]):
+        if not self._begins or at != self.rows.index(self.rows[at]):
             return
         example, first = self._examples[at], self._first[at]
         logits_TV = self.logits_NV[first : first + len(example.answer_ids)]

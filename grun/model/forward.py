@@ -140,7 +140,7 @@ class PlainModel:
         at = None if hidden_layer is None else hidden_layer_index(self.model, hidden_layer)
         if at is None and is_worth_it(examples):
             with mixed_precision(self.device):
-                read = read_side_by_side(self.model, examples, pass_tokens=pass_tokens(self.device))
+                read = read_side_by_side(self.model, examples, pass_tokens=pass_tokens(self.device), begin_answers=True)
             return AnswerOutput(
                 examples=examples, logits_NV=read.logits_NV, head_input_ND=read.head_input_ND, begun=read.begun
             )

@@ -106,6 +106,13 @@ def test_only_grun_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert capsys.readouterr().err.startswith("grun-bench: adapter")
 
 
+def test_a_sweep_of_no_trials_alone_is_nothing_to_measure(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as error:
+        main(["benchmark", "--output", str(tmp_path / "b.md"), "--only", "sweep", "--num-trials", "0"])
+    assert error.value.code == 2
+    assert capsys.readouterr().err.startswith("grun-bench: --num-trials")
+
+
 def test_scaling_is_measured(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The two tables that need no cluster."""
     scaling.main(["ask", "10", "--results", str(tmp_path / "ask")])

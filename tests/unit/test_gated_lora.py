@@ -195,6 +195,18 @@ def test_what_a_prompt_costs_is_both_passes(model: Any, monkeypatch: pytest.Monk
 
 
 @torch.no_grad()
+def test_no_answer_is_begun_that_nothing_goes_on_from(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keys and values of each first answer are copied for a model that decodes from them, which this one does not."""
+    copied: list[Any] = []
+    monkeypatch.setattr("grun.lm.side_by_side.begin", lambda *read: copied.append(read))
+    twice = [*EXAMPLES, *EXAMPLES]
+    assert not _trained(model).answer_output(twice).begun
+    assert copied == []
+    forward.PlainModel(model).answer_output(twice)
+    assert copied != []
+
+
+@torch.no_grad()
 def test_gates_are_read_in_full_precision(model: Any) -> None:
     """On a GPU the model is run in bfloat16, and the gates are not: what opens one is the same wherever it is asked."""
     with forward.as_on_a_gpu():

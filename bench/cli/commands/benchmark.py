@@ -6,6 +6,7 @@ from bench.cli.options import ONE_RUN, WHERE_IT_RUNS, Options
 from bench.cli.parser import fields_of, from_options, option
 from bench.cli.tables import console, progress
 from bench.speed import SECTIONS, Effort
+from grun.errors import UserError
 
 EXAMPLE = "grun-bench benchmark --output benchmarks.md --adapter.learning_rate 0.01 --training.num_epochs 33"
 _OUTPUT, _SAYS = Path("benchmarks.md"), "Markdown to write, JSON beside it"
@@ -22,6 +23,8 @@ ARGUMENTS = (
 def run(options: Options) -> None:
     execution, effort = options.execution(options.output.parent), from_options(Effort, options)
     config = options.run_config()
+    if options.only == ["sweep"] and effort.num_trials == 0:
+        raise UserError("--num-trials", "0 leaves out the sweep, and --only names nothing else; use 1 or more")
     from bench.speed.measure import measure
     from bench.speed.report import merged, read_records, write_records
 
