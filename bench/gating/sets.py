@@ -37,11 +37,17 @@ class GateSets:
             yield from part
 
 
+def requested(subject: Subject, num_requests: int) -> tuple[Benchmark, Mapping[str, Sequence[Item]]]:
+    """The benchmark of so many requests, and their items by name; no model is needed. Raises as `gate_sets`."""
+    config = subject.config.benchmark
+    benchmark = config.load_authors(num_requests) if isinstance(config, TofuConfig) else subject.benchmark
+    return benchmark, {request.name: request.items for request in requests_of(benchmark, num_requests, ())}
+
+
 def gate_sets(subject: Subject, num_requests: int) -> GateSets:
     """The prompts of so many requests. Raises UserError where the benchmark has not so many."""
-    config, template = subject.config.benchmark, subject.template
-    benchmark = config.load_authors(num_requests) if isinstance(config, TofuConfig) else subject.benchmark
-    requests = {request.name: request.items for request in requests_of(benchmark, num_requests, ())}
+    benchmark, requests = requested(subject, num_requests)
+    template = subject.template
     own = {name: _asked(items, template) for name, items in requests.items()}
     forgotten = {prompt for prompts in own.values() for prompt in prompts}
     kept = [prompt for prompt in _asked(benchmark.retain_set, template) if prompt not in forgotten]

@@ -8,7 +8,7 @@ from functools import cached_property, partial
 from bench.config import RunConfig
 from bench.content import by_content, digest
 from bench.gating.openings import States, fitted_gates, openings
-from bench.gating.sets import GateSets, gate_sets
+from bench.gating.sets import GateSets, gate_sets, requested
 from bench.gating.states import hidden_states
 from bench.progress import Progress
 from bench.results import store
@@ -54,6 +54,8 @@ class GateStudy:
         }
         missing = [case for case, rows in found.items() if len(thresholds[case]) > len(rows)]
         if missing:
+            for count in num_requests:
+                requested(self._subject, count)  # said before a model is taught for it
             states = self._states(missing)
             for case in missing:
                 rows = self._measured(case, states[self._index(case[0])], sorted(thresholds[case]))
