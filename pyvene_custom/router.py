@@ -17,6 +17,7 @@ from pyvene_custom.gates import Gate, Gates
 NUM_FEATURES = 3000
 RIDGE = 10.0
 FEATURE_SEED = 0
+BLOCK = 256  # rows of the kernel that are worked out at once
 CPU = torch.device("cpu")
 SHUT, LEAST_OPEN = 1e-6, 1e-3
 """The gate's value where another request or "keep" is likelier, and the least one where it is not."""
@@ -99,8 +100,7 @@ class _Router(nn.Module):
         self.register_buffer("scale_D", h_XD.std(dim=0, correction=0).clamp(min=1e-6), persistent=False)
         feature_XF = self._features(h_XD)
         # Fewer prompts than features: the dual form solves the smaller system.
-        kernel_XX = feature_XF @ feature_XF.T + RIDGE * torch.eye(len(h_XD), dtype=torch.float64)
-        weight_FK = feature_XF.T @ torch.linalg.solve(kernel_XX, target_XK)
+        weight_FK = feature_XF.T @ torch.cholesky_solve(target_XK, torch.linalg.cholesky(_kernel(feature_XF)))
         self.register_buffer("weight_FK", weight_FK, persistent=False)
         self.register_buffer("column_K", torch.tensor(order).argsort(), persistent=False)
         self.float()
@@ -133,6 +133,16 @@ def _router(known: Sequence[Tensor], device: torch.device) -> _Router:
     if router is None:
         router = _IN_USE[name] = _Router(known) if device.type == "cpu" else deepcopy(_router(known, CPU)).to(device)
     return router
+
+
+def _kernel(feature_XF: Tensor) -> Tensor:
+    """φ φᵀ + λ I, [X, X], without what lies right of the diagonal's blocks: Cholesky's decomposition skips it."""
+    kernel_XX = feature_XF.new_zeros(len(feature_XF), len(feature_XF))
+    for end in range(BLOCK, len(feature_XF) + BLOCK, BLOCK):
+        rows = slice(end - BLOCK, end)
+        kernel_XX[rows, :end] = feature_XF[rows] @ feature_XF[:end].T
+    kernel_XX.diagonal().add_(RIDGE)
+    return kernel_XX
 
 
 def _training_set(known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyvene_custom.edits import LoReFT, load_edits, save_edits
-from pyvene_custom.router import RouterGate
+from pyvene_custom.router import RIDGE, RouterGate, _kernel
 
 D = 16
 
@@ -55,8 +55,8 @@ def test_three_layers_of_one_request_are_fitted_and_asked_once(monkeypatch: pyte
     which nobody asks alone; a tensor that all layers ask about goes through the features once, another one again."""
     solved: list[int] = []
     read: list[int] = []
-    solve, relu = torch.linalg.solve, torch.relu
-    monkeypatch.setattr(torch.linalg, "solve", lambda *system: solved.append(1) or solve(*system))
+    cholesky, relu = torch.linalg.cholesky, torch.relu
+    monkeypatch.setattr(torch.linalg, "cholesky", lambda kernel: solved.append(1) or cholesky(kernel))
     unfitted = RouterGate(D)  # its own system, of no prompts, is one more
     solved.clear()
     layers = [[_gate(subject) for subject in (70, 71)] for _ in range(3)]
@@ -134,3 +134,12 @@ def test_all_gates_are_one_product_each_for_features_and_scores(monkeypatch: pyt
         products.clear()
         gates.logit(KEEP)
         assert len(products) == 2
+
+
+@pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
+def test_the_kernel_is_whole_up_to_its_diagonal_whatever_its_size(count: int) -> None:
+    """By definition, in one product; what Cholesky's decomposition reads of it is all that is asked."""
+    feature_XF = torch.randn(count, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = feature_XF @ feature_XF.T + RIDGE * torch.eye(count, dtype=torch.float64)
+    torch.testing.assert_close(_kernel(feature_XF).tril(), expected.tril())
+    torch.testing.assert_close(torch.linalg.cholesky(_kernel(feature_XF)), torch.linalg.cholesky(expected))
