@@ -10,6 +10,7 @@ from bench.content import by_content, digest
 from bench.gating.openings import States, fitted_gates, openings
 from bench.gating.sets import GateSets, gate_sets, requested
 from bench.gating.states import hidden_states
+from bench.models.pretrained import empty_model
 from bench.progress import Progress
 from bench.results import store
 from bench.results.columns import Row
@@ -55,7 +56,9 @@ class GateStudy:
         missing = [case for case, rows in found.items() if len(thresholds[case]) > len(rows)]
         if missing:
             for count in num_requests:
-                requested(self._subject, count)  # said before a model is taught for it
+                requested(self._subject, count)
+            for layer in layers:
+                self._index(layer)  # said, like the above, before a model is taught for it
             states = self._states(missing)
             for case in missing:
                 rows = self._measured(case, states[self._index(case[0])], sorted(thresholds[case]))
@@ -71,7 +74,12 @@ class GateStudy:
         return Subject(config=self.config, execution=self.execution, progress=self.progress)
 
     def _index(self, layer: Layer) -> int:
-        return layer_index(layer, self._subject.model.config.get_text_config().num_hidden_layers, "--layers")
+        return layer_index(layer, self._num_layers, "--layers")
+
+    @cached_property
+    def _num_layers(self) -> int:
+        """Of the model, which need not be there for that."""
+        return int(empty_model(self.config.model).config.get_text_config().num_hidden_layers)
 
     def _of(self, num_requests: int) -> GateSets:
         if num_requests not in self._sets:
@@ -98,7 +106,7 @@ class GateStudy:
             "config_json": config.to_json(),
             "gate_function": kind,
             "gate_layer": self._index(layer),
-            "num_layers": subject.model.config.get_text_config().num_hidden_layers,
+            "num_layers": self._num_layers,
             "num_requests": num_requests,
             "fit_seconds": seconds,
             **costs.machine(subject.device),

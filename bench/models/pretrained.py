@@ -82,14 +82,23 @@ ModelConfig = TinyConfig | PretrainedConfig
 def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, Any]:
     """A randomly initialised Llama and a BPE tokenizer trained on `texts`. The same arguments give the same two."""
     from tokenizers import ByteLevelBPETokenizer, Tokenizer
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
     if config.hidden_size % config.num_heads:
         raise UserError("model.hidden_size", f"{config.hidden_size} is not a multiple of num_heads {config.num_heads}")
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=config.vocab_size, special_tokens=[EOS], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe.to_str()), eos_token=EOS, pad_token=EOS)
-    llama = LlamaConfig(
+    llama = _llama(config, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    with torch.random.fork_rng():
+        torch.manual_seed(config.fine_tuning.seed)
+        return LlamaForCausalLM(llama), tokenizer
+
+
+def _llama(config: TinyConfig, **token_ids: int | None) -> Any:
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
         intermediate_size=config.hidden_size * 11 // 4,
@@ -98,13 +107,20 @@ def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, 
         num_key_value_heads=config.num_heads,
         max_position_embeddings=1024,
         tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        **token_ids,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(config.fine_tuning.seed)
-        return LlamaForCausalLM(llama), tokenizer
+
+
+def empty_model(config: ModelConfig) -> CausalLM:
+    """One of its size that holds no weights (on torch's `meta`), for what the size alone says.
+
+    Raises UserError where there is no such model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    size = _llama(config) if isinstance(config, TinyConfig) else load_model_config(config.name)
+    with torch.device("meta"), quiet_transformers():
+        return AutoModelForCausalLM.from_config(size)
 
 
 def load_pretrained(

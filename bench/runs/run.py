@@ -7,6 +7,7 @@ from functools import partial
 from bench.config import RunConfig
 from bench.models.external import check_models
 from bench.models.prepare import StartFrom
+from bench.models.pretrained import empty_model
 from bench.progress import Progress, quiet
 from bench.results import store
 from bench.results.doubt import doubt
@@ -15,6 +16,7 @@ from bench.runs.related import at_thresholds, prerequisites
 from bench.runs.rows import Row, failed_row
 from bench.runs.worker import Known, prepare_subject, work
 from bench.sources import say
+from grun.lm.reading import hidden_layer_index
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +51,29 @@ def run_prerequisites(config: RunConfig, execution: Execution, progress: Progres
 
     Nothing of it is unlearned: how they are made and asked need not be how the run itself can be done.
     """
+    _check(config, execution)
     return [run(each, execution, progress=progress)[0] for each in prerequisites(config)]
+
+
+def check_size(config: RunConfig) -> None:
+    """Raises UserError where the model is smaller than what adapter or loss ask of it. No weights are read."""
+    if config.adapter.name != "none":
+        model, looked_at = empty_model(config.model), config.forget_loss.hidden_layer
+        if config.adapter.trains and looked_at is not None:
+            hidden_layer_index(model, looked_at)
+        config.adapter.attach(model, config.seed)
+
+
+def _check(config: RunConfig, execution: Execution) -> None:
+    """Before hours are spent on what the run is measured with, where that is not there yet."""
+    if any(store.read_run(execution.folder, each.run_key) is None for each in prerequisites(config)):
+        check_models(config.model, config.external)
+        check_size(config)
 
 
 def _known(config: RunConfig, execution: Execution, progress: Progress) -> Known:
     """What the run is measured with: its items, made anew where their file is damaged."""
-    if any(store.read_run(execution.folder, each.run_key) is None for each in prerequisites(config)):
-        check_models(config.model, config.external)
+    _check(config, execution)
     known: dict[StartFrom, list[Row]] = {}
     rows: dict[StartFrom, Row] = {}
     for each in prerequisites(config):

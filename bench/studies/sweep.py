@@ -24,7 +24,7 @@ from bench.results.storage import is_full
 from bench.runs.execution import Execution
 from bench.runs.related import has_retain_model, prerequisite, prerequisites
 from bench.runs.rows import Row, failed_row
-from bench.runs.run import prepare, run
+from bench.runs.run import check_size, prepare, run
 from bench.spaces.search_space import SweepConfig
 from bench.studies.pool import Pool, place, study_locks
 from bench.studies.search import StudySearch
@@ -145,6 +145,8 @@ def make_prerequisites(
         return
     log("preparing target and retain models")
     tasks = Tasks(execution, log, at_once)
+    tasks.add(_check_sizes, configs)
+    tasks.wait()
     for each in missing:
         tasks.add(_prepare, each, execution)
     tasks.wait()
@@ -156,6 +158,12 @@ def make_prerequisites(
             if each.start_from == start_from:
                 tasks.add(_evaluate, each, asking)
         tasks.wait()
+
+
+def _check_sizes(configs: Sequence[RunConfig], say: Log) -> None:
+    """In a worker, where torch is: before hours are spent on models that a run cannot work on."""
+    for config in configs:
+        check_size(config)
 
 
 def _prepare(config: RunConfig, execution: Execution, say: Log) -> None:

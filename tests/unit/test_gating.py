@@ -282,14 +282,25 @@ def test_what_can_be_mended_is_one_line(
     assert line in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_too_many_requests_are_said_before_a_model_is_taught(
-    command: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: Printed
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (("--num-requests", "1", "2"), "num_requests: 2, but authors forget20 has 1"),
+        (("--num-requests", "1", "--layers", "1.0", "7"), "--layers: layer 7 is beyond the model's 4"),
+    ],
+)
+def test_what_there_is_not_is_said_before_a_model_is_taught(
+    words: tuple[str, ...],
+    line: str,
+    command: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Printed,
 ) -> None:
-    """The one that is too many comes second: nothing is prepared for the first."""
+    """What is wrong comes second: nothing is prepared for the first."""
     made: list[str] = []
     for part in ("model", "template"):
         monkeypatch.setattr(study.Subject, part, property(lambda subject, part=part: made.append(part)))
     with pytest.raises(SystemExit):
-        command("--num-requests", "1", "2")
-    assert "num_requests: 2, but authors forget20 has 1" in capsys.readouterr().err
+        command(*words)
+    assert line in capsys.readouterr().err
     assert made == []

@@ -21,6 +21,7 @@ from bench.results.storage import Location, Unreachable
 from bench.runs import subject
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisite, prerequisites
+from bench.runs.run import run_prerequisites
 from bench.runs.subject import Subject
 from bench.spaces.search_space import SweepConfig
 from bench.studies import sweep, tasks
@@ -87,8 +88,9 @@ def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, mo
             self.drivers = resources_of(execution).get(DRIVER, 0)
             at_once_seen.add(at_once)
 
-        def add(self, work: Any, config: RunConfig, execution: Execution) -> None:
-            asked.append((work.__name__, execution.num_workers, execution.shard, self.drivers))
+        def add(self, work: Any, config: RunConfig, execution: Execution | None = None) -> None:
+            if execution is not None:
+                asked.append((work.__name__, execution.num_workers, execution.shard, self.drivers))
 
         def wait(self) -> None:
             pass
@@ -253,3 +255,39 @@ def test_no_more_tasks_at_once_than_asked_for(tmp_path: Path, monkeypatch: pytes
             some.add(lambda number: number * 10, number)
         assert some.wait() == [0, 10, 20, 30, 40]
         assert max(most) == expected
+
+
+TOO_SMALL: dict[str, dict[str, Any]] = {
+    "adapter.layers": {"adapter": "grun", "adapter.layers": [2, 9]},
+    "adapter.rank": {"adapter": "reft", "adapter.rank": 65},
+    "adapter.gate_layer": {"adapter": "gated_lora", "adapter.gate_layer": 9},
+    "adapter.dims": {"adapter": "eco", "adapter.dims": 65},
+    "forget_loss.layer": {"adapter": "lora", "forget_loss": "rmu", "forget_loss.layer": 9},
+}
+"""Settings that the test's model of four layers, 64 wide, has no room for."""
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda config, execution: run_prerequisites(config, execution),
+        lambda config, execution: sweep.make_prerequisites([config], execution, print),
+    ],
+    ids=["train", "sweep"],
+)
+@pytest.mark.parametrize("field", TOO_SMALL)
+def test_what_the_model_is_too_small_for_is_said_before_it_is_taught(
+    field: str,
+    make: Callable[[RunConfig, Execution], Any],
+    without_ray: None,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """Hours go into a model of 8B and its retain model: neither is prepared."""
+    taught: list[Any] = []
+    monkeypatch.setattr(subject, "prepared_model", lambda *model: taught.append(model))
+    small = {"model": "tiny", "model.num_layers": 4, "model.hidden_size": 64}
+    config = run_config(overlay({}, {**small, **TOO_SMALL[field]}))
+    with pytest.raises(UserError, match=rf"^{field.replace('.', '[.]')}: "):
+        make(config, Execution(results=tmp_path))
+    assert taught == []
