@@ -88,14 +88,16 @@ def _open_shares(rows: Sequence[ItemRow], num_modules: int, gate_threshold: floa
     return [float(share) for share in (gates_BEK >= gate_threshold).any(axis=1).mean(axis=0)]
 
 
-def prefill_seconds(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> tuple[float, float]:
+def prefill_seconds(
+    adapted: EditedModel, prompts: Sequence[tuple[int, ...]], repeats: int = PREFILL_REPEATS
+) -> tuple[float, float]:
     """Medians of a batch of prompts' first tokens (with the modules, without them), taken in turn.
 
     adapted: that knows none of the prompts.
     """
     asked_in_turn: tuple[Adapted, Adapted] = adapted, PlainModel(adapted.model)
     seconds: tuple[list[float], list[float]] = ([], [])
-    for _ in range(PREFILL_REPEATS):
+    for _ in range(repeats):
         for taken, asked in zip(seconds, asked_in_turn, strict=True):
             started = time.perf_counter()
             asked.generate(prompts, max_new_tokens=1)  # as token ids: waits for a GPU

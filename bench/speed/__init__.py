@@ -5,7 +5,7 @@ from typing import Annotated
 
 from annotated_types import Ge
 
-SECTIONS = ("steps", "cache", "evaluation", "fine_tuned", "memory", "sweep")
+SECTIONS = ("steps", "cache", "evaluation", "fine_tuned", "latched", "memory", "sweep")
 """What is measured, in turn."""
 
 

@@ -18,6 +18,7 @@ from bench.runs.run import run, run_prerequisites
 from bench.speed import SECTIONS, Effort
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio
 from bench.speed.evaluations import evaluation, fine_tuned
+from bench.speed.latched import latched
 from bench.speed.stopwatch import DEPTHS, LOSSES, Record, Stopwatch, once, timed
 from grun.adapters.grun import GrunConfig
 from grun.errors import UserError
@@ -42,7 +43,7 @@ def measure(
         watch = Stopwatch(config, execution, effort, Path(folder), progress)
         at = {"machine": costs.machine(watch.subject.device), "effort": asdict(effort), "config": config.to_dict()}
         record: Record = {**at, "measured": {}}
-        for section in (steps, cache, evaluation, fine_tuned, memory, *([sweep] if effort.num_trials else [])):
+        for section in (steps, cache, evaluation, fine_tuned, latched, memory, *([sweep] if effort.num_trials else [])):
             if section.__name__ in sections:
                 record[section.__name__] = section(watch)
                 record["measured"][section.__name__] = at

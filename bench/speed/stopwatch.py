@@ -22,6 +22,7 @@ from grun.engine.prefix_cache import PrefixCaching
 from grun.lm.layers import layer_indices
 from grun.model.forward import Adapted
 from grun.training.unlearn import unlearn
+from pyvene_custom.editing import Edits
 
 Record = dict[str, Any]
 Key = TypeVar("Key", bound=Hashable)
@@ -52,14 +53,17 @@ class Stopwatch:
         }
         """Edited layers by name."""
 
-    def contender(self, name: str, loss: str, layers: tuple[int, ...], cache: str = "steps") -> Adapted:
+    def contender(
+        self, name: str, loss: str, layers: tuple[int, ...], cache: str = "steps", edits: Edits = "prompt_end"
+    ) -> Adapted:
         """One of EDITED or FINE_TUNED; the latter on the target model anew, as a run with that adapter opens it.
 
-        cache: the same name is the same place for prefixes, empty at first.
+        cache: the same name is the same place for prefixes, empty at first. edits: of EDITED.
         """
         if name in FINE_TUNED:
             return Subject(config=self.changed({"adapter": name}), execution=self.execution).attached()
-        return edited(name, self.config, self.model, layers, loss, self.caching(cache))
+        config = self.changed({"adapter.edits": edits})
+        return edited(name, config, self.model, layers, loss, self.caching(cache))
 
     def caching(self, name: str) -> PrefixCaching:
         """A place for prefixes."""

@@ -11,14 +11,14 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench.cli.main import main
-from bench.config import RunConfig
+from bench.config import RunConfig, overlay, run_config
 from bench.files import write_yaml
 from bench.models.pretrained import load_pretrained
 from bench.progress import quiet
 from bench.results import store
 from bench.runs import subject
 from bench.runs.execution import Execution
-from bench.speed import Effort
+from bench.speed import Effort, latched
 from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, edited
 from bench.speed.report import merged, read_records, write_records
 from bench.speed.scaling import __main__ as scaling
@@ -29,13 +29,15 @@ from grun.engine.prefix_cache import PrefixCaching
 EXAMPLES = [Example(prompt_ids=(3, 4, 5)[: 1 + i % 3], answer_ids=(6, 7, 1)[i % 2 :]) for i in range(6)]
 
 
-def test_the_three_ways_to_run_grun_agree(small_config: RunConfig, tmp_path: Path) -> None:
+@pytest.mark.parametrize("edits", ["prompt_end", "answer"])
+def test_the_three_ways_to_run_grun_agree(edits: str, small_config: RunConfig, tmp_path: Path) -> None:
+    config = run_config(overlay(small_config.to_dict(), {"adapter.edits": edits}))
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(**_SHAPE)).eval()
     caching = PrefixCaching(root=tmp_path, max_bytes=10**9, log=print)
     outputs = []
     for name in EDITED:
-        adapted = edited(name, small_config, model, (1, 3), "npo", caching)
+        adapted = edited(name, config, model, (1, 3), "npo", caching)
         adapted.announce(EXAMPLES, generate=False, progress=lambda done, total: None)
         outputs.append(adapted.answer_output(EXAMPLES))
     for output in outputs[1:]:
@@ -67,8 +69,11 @@ def test_best_ratio_by_hand() -> None:
     assert npo == pytest.approx((hooks + 4 * 3072) / engine)
 
 
-def test_benchmark_command(small_config: RunConfig, tmp_path: Path) -> None:
-    """One short round of everything; another model's figures in the same file stay."""
+def test_benchmark_command(small_config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One short round of everything, for three requests in place of a hundred; another model's figures in the same file
+    stay."""
+    for name, few in {"NUM_REQUESTS": 3, "KEPT": 20, "PREFILL_REPEATS": 1}.items():
+        monkeypatch.setattr(latched, name, few)
     output = tmp_path / "benchmarks.md"
     write_yaml(tmp_path / "run.yaml", small_config.to_dict())
     command = ["benchmark", str(tmp_path / "run.yaml"), "--output", str(output), "--rounds", "1", "--steps", "1"]
@@ -77,7 +82,19 @@ def test_benchmark_command(small_config: RunConfig, tmp_path: Path) -> None:
     records = json.loads(output.with_suffix(".json").read_text())
     tiny = records["tiny"]
     assert set(tiny) == {
-        *("machine", "config", "effort", "steps", "cache", "evaluation", "fine_tuned", "memory", "sweep", "measured"),
+        *(
+            "machine",
+            "config",
+            "effort",
+            "steps",
+            "cache",
+            "evaluation",
+            "fine_tuned",
+            "latched",
+            "memory",
+            "sweep",
+            "measured",
+        ),
     }
     assert [(row["forget_loss"], row["layers"]) for row in tiny["steps"]] == [
         (loss, layers) for loss in ("grad_ascent", "npo") for layers in ("at 60, 80, 100 % depth", "the last three")
@@ -88,6 +105,12 @@ def test_benchmark_command(small_config: RunConfig, tmp_path: Path) -> None:
     assert tiny["evaluation"]["items"] == 20
     for found in tiny["fine_tuned"].values():
         assert found["as_naive"] == found["items"] == 20
+    edits = tiny["latched"]
+    assert [row["forget_loss"] for row in edits["steps"]] == ["grad_ascent", "npo"]
+    assert all(row[name]["median"] > 0 for row in edits["steps"] for name in ("hooks", "engine"))
+    assert all(each["median"] > 0 for each in edits["token"].values())
+    asked = [(row["prompts"], row["gates"]) for row in edits["requests"]["prefill"]]
+    assert asked == [(32, "shut"), (1, "shut"), (32, "open"), (1, "open")]
     text = output.read_text()
     assert "### A sweep of 1 GRUN trials" in text
     output.with_suffix(".json").write_text(json.dumps({"other": tiny}))

@@ -1,0 +1,114 @@
+"""What edits that go on to the answer's end take, and a hundred of them behind one router: steps, tokens, first tokens.
+
+Shapes: X prompts, D hidden size.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from bench.sequential.scores import prefill_seconds
+from bench.speed.contenders import best_ratio
+from bench.speed.stopwatch import DEPTHS, LOSSES, Record, Stopwatch, timed
+from grun.adapters.grun import GrunConfig, set_gate_threshold
+from grun.engine.edited import EditedModel
+from grun.model.forward import Adapted, PlainModel
+from grun.sequential import combine
+from pyvene_custom.router import RouterGate
+
+NUM_PROMPTS = 8
+"""Forget prompts that are answered, one at a time."""
+NUM_TOKENS = 32
+"""Tokens of an answer at most."""
+NUM_REQUESTS, QUESTIONS, KEPT = 100, 20, 1000
+"""Requests behind the router, prompts of each, and prompts that all of them keep."""
+BATCHES = (32, 1)
+"""Prompts whose first tokens are said at once."""
+PREFILL_REPEATS = 21
+
+
+def latched(watch: Stopwatch) -> Record:
+    """Training steps, tokens of answers, and a hundred requests' gates."""
+    return {"steps": _steps(watch), "token": _token(watch), "requests": _requests(watch)}
+
+
+def _steps(watch: Stopwatch) -> list[Record]:
+    """Seconds of a training step through bare hooks and in the engine, and what the engine could reach at best."""
+    layers, rows = watch.layers[DEPTHS], []
+    for loss in LOSSES:
+        contenders = {name: watch.contender(name, loss, layers, edits="answer") for name in ("hooks", "engine")}
+        turns = {name: partial(watch.step_seconds, adapted, loss) for name, adapted in contenders.items()}
+        seconds = watch.rounds(f"steps with {loss}, edits to the answer's end", turns)
+        best = best_ratio(
+            watch.model, watch.forget, watch.retain, first_layer=min(layers), reads_reference=loss == "npo"
+        )
+        rows.append({"forget_loss": loss, "indices": list(layers), **seconds, "best_ratio": best})
+    return rows
+
+
+def _token(watch: Stopwatch) -> Record:
+    """Seconds a token after an answer's first: of the model as it is, and with all gates of new edits open."""
+    edited = _config(watch).attach(watch.model, watch.config.seed)
+    edited.train(False)
+    set_gate_threshold(edited, 0.0)
+    contenders: dict[str, Adapted] = {"model": PlainModel(watch.model), "edited": edited}
+    prompts = [example.prompt_ids for example in watch.forget[:NUM_PROMPTS]]
+
+    def seconds(adapted: Adapted) -> list[float]:
+        each = []
+        for prompt in prompts:
+            first_s, _ = timed(partial(adapted.generate, [prompt], max_new_tokens=1))
+            all_s, said = timed(partial(adapted.generate, [prompt], max_new_tokens=NUM_TOKENS))
+            each += [(all_s - first_s) / (len(said.answers[0]) - 1)] if len(said.answers[0]) > 1 else []
+        return each
+
+    return watch.rounds("tokens", {name: partial(seconds, adapted) for name, adapted in contenders.items()})
+
+
+def _requests(watch: Stopwatch) -> Record:
+    """A hundred requests of new edits behind one router, fitted to hidden states drawn at random: seconds of its fit,
+    and until a batch of prompts has its first tokens with all gates shut, all open, and without any of it."""
+    config, width = _config(watch), watch.model.config.get_text_config().hidden_size
+    generator = torch.Generator().manual_seed(watch.config.seed)
+    kept_XD = torch.randn(KEPT, width, generator=generator)
+    modules = {str(place): config.attach(watch.model, place) for place in range(NUM_REQUESTS)}
+    is_forget_X = torch.arange(QUESTIONS + KEPT) < QUESTIONS
+    for module in modules.values():
+        centre_D = torch.randn(width, generator=generator)
+        hidden_XD = torch.cat([centre_D + torch.randn(QUESTIONS, width, generator=generator), kept_XD])
+        for edit in module.edits.values():
+            assert isinstance(edit.gate, RouterGate)
+            edit.gate.fit(hidden_XD, is_forget_X)
+    base = config.attach(watch.model, watch.config.seed)
+
+    def stack() -> EditedModel:
+        return combine(base, modules, "top_1", config.gate_threshold)
+
+    fit = watch.rounds("fitting a router", {"fit": lambda: [timed(stack)[0]]})["fit"]
+    stacked = stack()
+    stacked.train(False)
+    known = [example.prompt_ids for example in (*watch.forget, *watch.retain)]
+    rows = [
+        {"prompts": count, "gates": gates, **_first_tokens(stacked, threshold, (known * count)[:count])}
+        for gates, threshold in (("shut", 1.0), ("open", 0.0))
+        for count in BATCHES
+    ]
+    return {"requests": NUM_REQUESTS, "known": NUM_REQUESTS * QUESTIONS + KEPT, "fit": fit, "prefill": rows}
+
+
+def _first_tokens(stacked: EditedModel, threshold: float, prompts: Sequence[tuple[int, ...]]) -> Record:
+    """threshold: that no gate reaches, or every gate."""
+    set_gate_threshold(stacked, threshold)
+    edits = {layer: stacked.edits[str(layer)] for layer in stacked.layers}
+    unasked = EditedModel(stacked.model, edits, stacked.where, stacked.gate_layer)
+    edited_s, model_s = prefill_seconds(unasked, prompts, PREFILL_REPEATS)
+    return {"edited": edited_s, "model": model_s}
+
+
+def _config(watch: Stopwatch) -> GrunConfig:
+    """GRUN behind a router, with edits to the answer's end."""
+    adapter = watch.changed({"adapter.edits": "answer", "adapter.gate_function": "router"}).adapter
+    assert isinstance(adapter, GrunConfig)
+    return replace(adapter, layers=watch.layers[DEPTHS])
