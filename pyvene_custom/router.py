@@ -99,9 +99,7 @@ class _Router(nn.Module):
         self.register_buffer("mean_D", h_XD.mean(dim=0), persistent=False)
         self.register_buffer("scale_D", h_XD.std(dim=0, correction=0).clamp(min=1e-6), persistent=False)
         feature_XF = self._features(h_XD)
-        # Fewer prompts than features: the dual form solves the smaller system.
-        weight_FK = feature_XF.T @ torch.cholesky_solve(target_XK, torch.linalg.cholesky(_kernel(feature_XF)))
-        self.register_buffer("weight_FK", weight_FK, persistent=False)
+        self.register_buffer("weight_FK", _ridge(feature_XF, target_XK), persistent=False)
         self.register_buffer("column_K", torch.tensor(order).argsort(), persistent=False)
         self.float()
         self._last: tuple[Tensor, Tensor] | None = None
@@ -135,14 +133,23 @@ def _router(known: Sequence[Tensor], device: torch.device) -> _Router:
     return router
 
 
-def _kernel(feature_XF: Tensor) -> Tensor:
-    """φ φᵀ + λ I, [X, X], without what lies right of the diagonal's blocks: Cholesky's decomposition skips it."""
-    kernel_XX = feature_XF.new_zeros(len(feature_XF), len(feature_XF))
-    for end in range(BLOCK, len(feature_XF) + BLOCK, BLOCK):
+def _ridge(feature_XF: Tensor, target_XK: Tensor) -> Tensor:
+    """W, [F, K]: by the dual form where there are fewer prompts than features, so that the smaller system is solved."""
+    is_dual = len(feature_XF) < feature_XF.shape[1]
+    factor = torch.linalg.cholesky(_kernel(feature_XF if is_dual else feature_XF.T))
+    if is_dual:
+        return feature_XF.T @ torch.cholesky_solve(target_XK, factor)
+    return torch.cholesky_solve(feature_XF.T @ target_XK, factor)
+
+
+def _kernel(rows_NM: Tensor) -> Tensor:
+    """M Mᵀ + λ I, [N, N], without what lies right of the diagonal's blocks: Cholesky's decomposition skips it."""
+    kernel_NN = rows_NM.new_zeros(len(rows_NM), len(rows_NM))
+    for end in range(BLOCK, len(rows_NM) + BLOCK, BLOCK):
         rows = slice(end - BLOCK, end)
-        kernel_XX[rows, :end] = feature_XF[rows] @ feature_XF[:end].T
-    kernel_XX.diagonal().add_(RIDGE)
-    return kernel_XX
+        kernel_NN[rows, :end] = rows_NM[rows] @ rows_NM[:end].T
+    kernel_NN.diagonal().add_(RIDGE)
+    return kernel_NN
 
 
 def _training_set(known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyvene_custom.edits import LoReFT, load_edits, save_edits
-from pyvene_custom.router import RIDGE, RouterGate, _kernel
+from pyvene_custom.router import RIDGE, RouterGate, _ridge
 
 D = 16
 
@@ -137,9 +137,11 @@ def test_all_gates_are_one_product_each_for_features_and_scores(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
-def test_the_kernel_is_whole_up_to_its_diagonal_whatever_its_size(count: int) -> None:
-    """By definition, in one product; what Cholesky's decomposition reads of it is all that is asked."""
-    feature_XF = torch.randn(count, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    expected = feature_XF @ feature_XF.T + RIDGE * torch.eye(count, dtype=torch.float64)
-    torch.testing.assert_close(_kernel(feature_XF).tril(), expected.tril())
-    torch.testing.assert_close(torch.linalg.cholesky(_kernel(feature_XF)), torch.linalg.cholesky(expected))
+def test_either_form_of_the_system_gives_what_the_definition_says(count: int) -> None:
+    """Of 300 features: few prompts and many, fewer and more than a block of the system's rows."""
+    generator = torch.Generator().manual_seed(0)
+    feature_XF = torch.randn(count, 300, dtype=torch.float64, generator=generator)
+    target_XK = torch.randn(count, 4, dtype=torch.float64, generator=generator)
+    gram_FF = feature_XF.T @ feature_XF + RIDGE * torch.eye(300, dtype=torch.float64)
+    expected = torch.linalg.solve(gram_FF, feature_XF.T @ target_XK)
+    torch.testing.assert_close(_ridge(feature_XF, target_XK), expected)
