@@ -6,6 +6,7 @@ wordings.
 """
 
 import json
+import math
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from bench.splits import KNOWLEDGE_SPLITS, QUESTION_HEADLINES, QUESTION_SPLITS, 
 from grun.errors import UserError
 
 NUM_PERTURBED = 5
+VOLUMES = ("", " II", " III", " IV", " V")
 FORGET_PERCENT = {"forget05": 5, "forget10": 10, "forget20": 20, "forget50": 50}
 
 
@@ -106,23 +108,30 @@ def _drawn(topic: str, draw: random.Random) -> str:
     return re.sub(r"{(\w+)}", lambda pool: str(draw.choice(POOLS[pool[1]])), TOPICS[topic]["fact"])
 
 
+def _number_of(topic: str) -> int:
+    """How many facts of this kind there are."""
+    return math.prod(len(POOLS[pool]) for pool in re.findall(r"{(\w+)}", TOPICS[topic]["fact"]))
+
+
 def _authors(count: int, draw: random.Random) -> list[dict[str, str]]:
     """Of each the true filling of every topic's gap, and `second_book`.
 
     Names, birthdays and books are distinct; every other fact may recur from one author to the next.
     """
     authors = []
-    taken: set[str] = set()
+    taken: dict[str, set[str]] = {"name": set(), "birthday": set(), "book": set()}
 
     def fresh(topic: str) -> str:
-        while (text := _drawn(topic, draw)) in taken:
+        """Where all there are have been taken, a sequel: The Salt Garden II."""
+        volume = VOLUMES[len(taken[topic]) // _number_of(topic)]
+        while (text := _drawn(topic, draw) + volume) in taken[topic]:
             pass
-        taken.add(text)
+        taken[topic].add(text)
         return text
 
     for _ in range(count):
         facts = {topic: _drawn(topic, draw) for topic in TOPICS}
-        facts |= {topic: fresh(topic) for topic in ("name", "birthday", "book")}
+        facts |= {topic: fresh(topic) for topic in taken}
         authors.append(facts | {"second_book": fresh("book")})
     return authors
 

@@ -36,6 +36,7 @@ def test_authors_stay_as_they_are() -> None:
         "told",
         "config",
         "keep_prompts",
+        "replay_prompts",
     }  # of items and benchmarks, which had no such thing
 
     def plain(of: Any) -> dict[str, Any]:
@@ -59,6 +60,15 @@ def test_authors_stay_as_they_are() -> None:
 def test_authors_are_deterministic_and_seeded() -> None:
     assert AuthorsConfig().load() == AuthorsConfig().load()
     assert AuthorsConfig(seed=1).load().forget_set != AuthorsConfig().load().forget_set
+
+
+def test_as_many_authors_as_may_be_asked_for_are_all_different() -> None:
+    """There are 480 titles, and each author has two: beyond 240 authors the generator never ended. Sequels do."""
+    config = AuthorsConfig(num_authors=1000, num_holdout_authors=100, forget_split="forget50")
+    benchmark = config.load()
+    items = [*benchmark.forget_set, *benchmark.retain_set, *benchmark.evaluation["holdout"]]
+    assert len(benchmark.requests) == 500
+    assert len({item.question for item in items}) == len(items) == 11_000
 
 
 def test_authors_splits() -> None:
