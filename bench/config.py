@@ -184,6 +184,8 @@ def _local_content(config: RunConfig) -> Iterator[tuple[str, str, str, str | Non
     if config.adapter.is_gated and config.adapter.keep_prompts:
         yield "adapter", "keep_prompts", config.adapter.keep_prompts, file_digest(Path(config.adapter.keep_prompts))
     if isinstance(model, PretrainedConfig):
+        if model.replay_prompts:
+            yield "model", "replay_prompts", model.replay_prompts, file_digest(Path(model.replay_prompts))
         for name, given in (("name", model.name), ("retain_model", model.retain_model)):
             if given and (place := local_model(given)):
                 yield "model", name, str(place), model_digest(place)

@@ -99,6 +99,8 @@ class Benchmark:
     """The forget set in parts that may be asked to be forgotten one after another, such as one author each, by name."""
     keep_prompts: Sequence[str] = ()
     """Questions of the user's own that gates are to stay shut for, beside the retain set's."""
+    replay_prompts: Sequence[str] = ()
+    """Likewise, whose answers a model is to keep while it is taught the benchmark: it is taught its own."""
     told: Sequence[str] = ()
     """What the untouched model is asked to write about first; what it writes is forgotten in place of the forget set,
     as where nobody hands over a text. Empty: the forget set is."""

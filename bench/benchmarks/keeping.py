@@ -1,4 +1,5 @@
-"""Questions of one's own that gates are to stay shut for, and those that nobody trains on: prompts in no set at all."""
+"""Questions of one's own, for gates to stay shut for or a model to go on answering as it did, and those that nobody
+trains on: prompts in no set at all."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +11,6 @@ from bench.benchmarks.items import Benchmark
 from bench.sources import Text, read_rows
 from grun.errors import UserError
 
-FIELD = "adapter.keep_prompts"
 NO_SET: Sequence[str] = json.loads(resources.files("bench.benchmarks").joinpath("no_set.json").read_text("utf-8"))
 """General questions of this project's own, in no set of any benchmark."""
 
@@ -22,12 +22,13 @@ class KeptRow:
     question: Text
 
 
-def keep_prompts(path: str, benchmark: Benchmark) -> list[str]:
+def own_questions(path: str, benchmark: Benchmark, field: str) -> list[str]:
     """The questions of a file: of a .json one its rows' (objects or bare texts, as in a benchmark's folder), else a
     question a line.
 
-    Raises UserError where it cannot be read, or holds a question that is evaluated: no gate may be fitted to it, and
-    who takes such a file has others of its kind in it, which leaving out that question would not take away.
+    field: the setting that names the file. Raises UserError where it cannot be read, or holds a question that is
+    evaluated: nothing may be fitted to it, and who takes such a file has others of its kind in it, which leaving out
+    that question would not take away.
     """
     file = Path(path)
     try:
@@ -37,9 +38,9 @@ def keep_prompts(path: str, benchmark: Benchmark) -> list[str]:
             questions = [line.strip() for line in file.read_text("utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError, UserError) as error:
         problem = error.problem if isinstance(error, UserError) else f"{file} cannot be read ({type(error).__name__})"
-        raise UserError(FIELD, problem) from error
+        raise UserError(field, problem) from error
     if not questions:
-        raise UserError(FIELD, f"{file} is empty; write a question a line")
+        raise UserError(field, f"{file} is empty; write a question a line")
     asked = {
         _words(question): split
         for split, items in benchmark.evaluation.items()
@@ -51,7 +52,7 @@ def keep_prompts(path: str, benchmark: Benchmark) -> list[str]:
     if evaluated:
         split = asked[_words(evaluated[0])]
         problem = f"{len(evaluated)} of its questions are evaluated, such as {evaluated[0]!r} of {split}; use others"
-        raise UserError(FIELD, problem)
+        raise UserError(field, problem)
     return questions
 
 

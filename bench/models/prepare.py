@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from bench.benchmarks import SPLITS
 from bench.benchmarks.items import Benchmark, Item
@@ -35,6 +36,7 @@ from grun.model.forward import CausalLM, PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.settings import plain_data
 from grun.sharding import shard, whole_weights
+from grun.targets.replay import own_answers
 from grun.training.checkpoints import Checkpoints
 from grun.training.teach import DTYPES, fine_tune
 from grun.workers import ALONE, Workers
@@ -45,6 +47,8 @@ words, and wrong answers in its place, and tell good metrics from bad ones (`ben
 REFERENCES: tuple[StartFrom, ...] = ("retain_model", "target_model")
 """What every other run is measured with, in the order in which they are."""
 logger = logging.getLogger(__name__)
+REPLAY_TOKENS = 64
+"""Length at which an answer is cut that a model gave before it was taught, and is taught again."""
 RECIPE_VERSION = 1
 """Raise it when a change to how models are taught or to the tiny model changes the weights a recipe gives."""
 MADE_OF = "made_of.json"
@@ -84,6 +88,10 @@ def prepared_model(
         if start_from == "retain_model" and model.retain_model is not None:
             return model.retain_model
         if model.fine_tuning.num_epochs == 0:
+            if model.replay_prompts:
+                raise UserError(
+                    "model.replay_prompts", "are for a model that is taught; leave them out, or fine-tune it"
+                )
             if start_from == "target_model":
                 return model.name
             field = "model.retain_model" if start_from == "retain_model" else "start_from"
@@ -103,7 +111,7 @@ def prepared_model(
         lessons=lessons,
         checkpoint=checkpoint_of(name),
         means=means,
-        report=paced(f"prepare {start_from}", progress),
+        progress=lambda phase, done, total: progress(f"prepare {start_from}{phase}", done, total),
     )
     return str(prepared_once(name, build, means.workers))
 
@@ -174,6 +182,19 @@ def to_be_taught(model: CausalLM, means: Means) -> PlainModel:
     return adapted
 
 
+@torch.no_grad()
+def _interpolate(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
+    """In place: so much of what was taught as the config says, the rest of before. What two names share moves once."""
+    if isinstance(config, TinyConfig) or config.interpolation == 1:
+        return
+    before = load_pretrained(config.name, "cpu", trained_in_place=True, prompt=config.prompt)[0].state_dict()
+    moved = set()
+    for name, weight in weights.items():
+        if weight.is_floating_point() and weight.data_ptr() not in moved:
+            moved.add(weight.data_ptr())
+            weight.copy_(torch.lerp(before[name].to(weight.device).float(), weight.float(), config.interpolation))
+
+
 def _build(
     folder: Path,
     *,
@@ -182,7 +203,7 @@ def _build(
     lessons: Sequence[Item],
     checkpoint: Location,
     means: Means,
-    report: Callable[[int, int, int], None],
+    progress: Progress,
 ) -> None:
     """Fine-tune a model, going on from the checkpoint of a call that was cut off, and store it in the folder.
 
@@ -200,19 +221,25 @@ def _build(
         model, tokenizer = load_pretrained(config.name, device, trained_in_place=True, prompt=config.prompt)
     template = PromptTemplate.of(tokenizer, config.prompt)
     check_lengths(benchmark, template, context_length(model))
+    examples = [item.lesson(template) for item in lessons]
+    if benchmark.replay_prompts:  # by each worker, as a whole
+        asked, tell = PlainModel(model.to(means.device)), partial(progress, ", answers of its own")
+        examples += own_answers(asked, template, benchmark.replay_prompts, REPLAY_TOKENS, tell)
+        model.to(device)
     fine_tune(
         to_be_taught(model, means),
-        [item.lesson(template) for item in lessons],
+        examples,
         config.fine_tuning,
         workers=workers,
         accumulation_steps=means.accumulation_steps,
         checkpoints=Checkpoints(checkpoint, workers=workers, log=logger.warning),
-        report=report,
+        report=paced("", progress),
     )
     model.to(DTYPES[config.fine_tuning.dtype])
     weights = whole_weights(model, keep=workers.is_first) if workers.sharded else None
     if not workers.is_first:
         return
+    _interpolate(config, model.state_dict() if weights is None else weights)
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
         tokenizer.save_pretrained(folder)

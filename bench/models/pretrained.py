@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import BeforeValidator
 
 from bench.content import local_model
@@ -21,7 +21,7 @@ from grun.errors import UserError
 from grun.model.forward import CausalLM, set_answer_ends
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
-from grun.settings import LATER
+from grun.settings import LATER, LocalPath
 from grun.training.teach import FineTuningConfig
 
 EOS = "<|endoftext|>"
@@ -71,6 +71,12 @@ class PretrainedConfig:
     """Likewise what it holds."""
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     """How it is taught the benchmark before unlearning."""
+    replay_prompts: LocalPath | None = field(default=None, metadata=LATER)
+    """File of questions, none of them evaluated, whose answers by it as it is it is taught too, to keep them."""
+    replay_prompts_digest: str | None = field(default=None, metadata=LATER)
+    """What that file holds; the command finds it out."""
+    interpolation: Annotated[float, Gt(0), Le(1)] = field(default=1.0, metadata=LATER)
+    """Share of what it was taught in its weights, the rest as they were before (WiSE-FT, arXiv 2109.01903). 1: all."""
     prompt: PromptConfig | None = field(default=None, metadata=LATER)
     """How it is asked. None: by its tokenizer's chat template, or "Question: …\\nAnswer:" where there is none; a model
     of the hub whose prompt is known (`bench.models.known`) has that by default."""
@@ -159,11 +165,13 @@ def context_length(model: CausalLM) -> int | None:
 
 
 def load_model_config(name: str) -> Any:
-    """The `transformers` config alone of what `load_pretrained` takes. Raises UserError where there is none."""
+    """The `transformers` config alone of what `load_pretrained` takes (or its base). Raises UserError without one."""
     from transformers import AutoConfig
 
     source, revision = readable(name)
     try:
+        if base := base_of(source, revision):
+            source, revision = base, None
         return AutoConfig.from_pretrained(source, revision=revision)
     except (OSError, ValueError) as error:
         raise _unreadable(name, error) from error

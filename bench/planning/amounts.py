@@ -9,7 +9,7 @@ from bench.benchmarks.items import Benchmark, Item
 from bench.config import RunConfig
 from bench.evaluation.evaluate import evenly_spread
 from bench.evaluation.robustness import relearning_rates
-from bench.models.prepare import forget_lessons
+from bench.models.prepare import REPLAY_TOKENS, forget_lessons
 from bench.planning.fake.caching import CacheSize
 from grun.data import Example
 from grun.prompts.template import PromptTemplate
@@ -91,7 +91,8 @@ def _taught_tokens(config: RunConfig, benchmark: Benchmark, template: PromptTemp
     """All epochs of both models."""
     retain = [item.lesson(template) for item in benchmark.retain_set]
     forget = [item.lesson(template) for item in forget_lessons(benchmark, "target_model")]
-    once = 2 * sum(map(len, retain)) + sum(map(len, forget))
+    own = len(benchmark.replay_prompts) * (len(template.prompt_ids("")) + REPLAY_TOKENS)
+    once = 2 * sum(map(len, retain)) + sum(map(len, forget)) + 2 * own
     return config.model.fine_tuning.num_epochs * once
 
 

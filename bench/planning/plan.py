@@ -19,6 +19,7 @@ from bench.planning.rehearsal import Phase, rehearse, taught
 from bench.progress import Progress
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisites
+from bench.runs.subject import with_own_questions
 from bench.spaces.search_space import SweepConfig
 from grun.prompts.template import PromptTemplate
 
@@ -77,6 +78,7 @@ def _planned(
     """taught_already: how models are made, by the runs that they are made for; added to."""
     config, machine = first_trial(study), gpu(cluster.gpu)
     benchmark, is_made_up = benchmark_of(config.benchmark)
+    benchmark = with_own_questions(config, benchmark)
     tokenizer = tokenizer_of(config, benchmark)
     measured_with = " ".join(each.run_key for each in prerequisites(config))
     rehearsed = rehearse(config, execution, machine, benchmark, tokenizer)

@@ -12,13 +12,13 @@ from safetensors import SafetensorError
 
 from bench.benchmarks import hub_commits
 from bench.benchmarks.items import Benchmark
-from bench.benchmarks.keeping import NO_SET, keep_prompts
+from bench.benchmarks.keeping import NO_SET, own_questions
 from bench.benchmarks.lengths import check_lengths
 from bench.config import RunConfig, check_content
 from bench.models.cache import cache_dir, max_cache_gb
 from bench.models.external import blaming, models_named
 from bench.models.prepare import Means, commits_of, prepared_model
-from bench.models.pretrained import context_length, load_pretrained, load_tokenizer
+from bench.models.pretrained import PretrainedConfig, context_length, load_pretrained, load_tokenizer
 from bench.progress import Progress, quiet
 from bench.results.storage import Location
 from bench.runs.execution import Execution
@@ -33,6 +33,18 @@ from grun.unlearned import described
 from grun.workers import ALONE, Workers
 
 logger = logging.getLogger(__name__)
+
+
+def with_own_questions(config: RunConfig, benchmark: Benchmark) -> Benchmark:
+    """With the questions of the user's own files. Raises UserError as `own_questions`."""
+    adapter, model = config.adapter, config.model
+    if adapter.is_gated and adapter.keep_prompts:
+        kept = own_questions(adapter.keep_prompts, benchmark, "adapter.keep_prompts")
+        benchmark = replace(benchmark, keep_prompts=kept)
+    if isinstance(model, PretrainedConfig) and model.replay_prompts:
+        replayed = own_questions(model.replay_prompts, benchmark, "model.replay_prompts")
+        benchmark = replace(benchmark, replay_prompts=replayed)
+    return benchmark
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,10 +67,7 @@ class Subject:
     def benchmark(self) -> Benchmark:
         """What is to be forgotten and kept."""
         check_content(self.config)
-        benchmark, adapter = self.config.benchmark.load(), self.config.adapter
-        if adapter.is_gated and adapter.keep_prompts:
-            benchmark = replace(benchmark, keep_prompts=keep_prompts(adapter.keep_prompts, benchmark))
-        return benchmark
+        return with_own_questions(self.config, self.config.benchmark.load())
 
     def prepare(self) -> None:
         """Make the model where it never was, without loading it."""

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from bench.benchmarks.authors import AuthorsConfig
 from bench.benchmarks.items import Benchmark, Item
-from bench.benchmarks.keeping import NO_SET, keep_prompts
+from bench.benchmarks.keeping import NO_SET, own_questions
+from bench.benchmarks.tofu import TofuConfig
 from bench.config import RunConfig, overlay, run_config
 from bench.runs.execution import Execution
 from bench.runs.subject import Subject
@@ -43,7 +44,10 @@ BENCHMARK = Benchmark(config=AuthorsConfig(), forget_set=[ASKED], retain_set=[],
 )
 def test_what_a_file_may_be(name: str, text: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(text)
-    assert keep_prompts(str(tmp_path / name), BENCHMARK) == ["What is dew?", "Why do cats purr?"]
+    assert own_questions(str(tmp_path / name), BENCHMARK, "adapter.keep_prompts") == [
+        "What is dew?",
+        "Why do cats purr?",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,7 +69,7 @@ def test_what_it_may_not_be(name: str, content: bytes, problem: str, tmp_path: P
     """One line each. A question that is evaluated is refused however it is set, and so is its other wording."""
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"^adapter\.keep_prompts: .*{problem}"):
-        keep_prompts(str(tmp_path / name), BENCHMARK)
+        own_questions(str(tmp_path / name), BENCHMARK, "adapter.keep_prompts")
 
 
 def _config(path: Path | None, **settings: Any) -> RunConfig:
@@ -105,7 +109,7 @@ def test_what_is_in_no_set_is_in_none(tmp_path: Path) -> None:
     assert len(NO_SET) == len(set(NO_SET)) == 50
     (tmp_path / "k.txt").write_text(f"What is dew?\n{NO_SET[7]}\n")
     with pytest.raises(UserError, match=r"^adapter\.keep_prompts: 1 of its questions are evaluated, .* in no set; use"):
-        keep_prompts(str(tmp_path / "k.txt"), BENCHMARK)
+        own_questions(str(tmp_path / "k.txt"), BENCHMARK, "adapter.keep_prompts")
 
 
 def test_only_a_gate_in_closed_form_is_fitted_to_prompts(tmp_path: Path) -> None:
@@ -132,3 +136,11 @@ def test_a_gate_stays_shut_for_them(tmp_path: Path) -> None:
         prompts = [example.prompt_ids for example in (like_them, *forget)]
         opened.append((torch.sigmoid(cast(Tensor, adapted.prompt_gates(prompts)))[:, 0] >= 0.5).tolist())
     assert opened == [[True] * 7, [False] + [True] * 6]
+
+
+@pytest.mark.parametrize("name", ["general", "replay"])
+def test_the_shipped_questions_are_none_that_tofu_evaluates(name: str, tofu_dir: str) -> None:
+    file = Path(__file__).parents[2] / "docs" / "examples" / name / "questions.txt"
+    benchmark = TofuConfig(data_dir=tofu_dir).load()
+    questions = own_questions(str(file), benchmark, "adapter.keep_prompts")
+    assert len(set(questions)) == len(questions) > 100

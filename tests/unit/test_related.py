@@ -1,5 +1,6 @@
 """What a run is measured with, and how what it works on is opened."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from bench.config import RunConfig, overlay, run_config
 from bench.models import prepare
 from bench.models.cache import made_once, max_cache_gb
 from bench.models.prepare import prepared_model
-from bench.models.pretrained import TinyConfig
+from bench.models.pretrained import ModelConfig, PretrainedConfig, TinyConfig, empty_model, load_pretrained
 from bench.results.columns import SCORES, Row
 from bench.results.doubt import doubt
 from bench.results.storage import Location, Unreachable
@@ -291,3 +292,20 @@ def test_what_the_model_is_too_small_for_is_said_before_it_is_taught(
     with pytest.raises(UserError, match=rf"^{field.replace('.', '[.]')}: "):
         make(config, Execution(results=tmp_path))
     assert taught == []
+
+
+@pytest.mark.parametrize("kind", ["from scratch", "folder", "update"])
+def test_a_models_size_is_known_without_its_weights(kind: str, target_folder: str, tmp_path: Path) -> None:
+    """An update is as large as its base."""
+    model: ModelConfig = TinyConfig(num_layers=4, hidden_size=64, vocab_size=600)
+    if kind == "update":
+        update = {"base_model_name_or_path": target_folder, "peft_type": "LORA", "task_type": "CAUSAL_LM"}
+        (tmp_path / "adapter_config.json").write_text(json.dumps(update))
+    if kind != "from scratch":
+        model = PretrainedConfig(name=target_folder if kind == "folder" else str(tmp_path))
+    empty = empty_model(model)
+    assert empty.device.type == "meta"
+    assert (
+        sum(weight.numel() for weight in empty.parameters())
+        == load_pretrained(target_folder, "cpu")[0].num_parameters()
+    )
