@@ -15,10 +15,9 @@ from bench.evaluation.score import score
 from bench.results.columns import REQUEST_METRICS, STATE_METRICS, ItemRow
 from bench.sequential.request import Request
 from grun.engine.edited import EditedModel
+from grun.gates.openings import HALF_OPEN
 from grun.model.forward import Adapted, PlainModel
 
-SOFT_GATE_IS_SHUT = 0.5
-"""At gate threshold 0 no gate is ever quite shut: below this one it is called so."""
 PREFILL_PROMPTS = 32
 PREFILL_REPEATS = 7
 
@@ -34,7 +33,7 @@ def state_scores(
 
     gold: the retain model's items. size: how many of the requests have been met. gate_threshold: None without gates.
     """
-    threshold = gate_threshold or SOFT_GATE_IS_SHUT
+    threshold = gate_threshold or HALF_OPEN
     whole: dict[str, Any] = {**_whole_scores(rows, gold, requests[:size], threshold)}
     for split in ("retain", "similar"):
         of_split = [row for row in rows if row["split"] == split]

@@ -10,7 +10,7 @@ from dataclasses import replace
 from bench.evaluation.reuse import Applied, evaluate_combined
 from bench.results.columns import ItemRow
 from bench.runs.training import forget_set_of, plan_of, train
-from bench.sequential.scores import PREFILL_PROMPTS, SOFT_GATE_IS_SHUT, prefill_seconds
+from bench.sequential.scores import PREFILL_PROMPTS, prefill_seconds
 from bench.sequential.states import States
 from grun.data import Example
 from grun.engine.edited import EditedModel
@@ -79,7 +79,7 @@ def run_stack(states: States) -> None:
         cost = {
             "gate_threshold": threshold,
             "false_openings": share,
-            **subject.in_no_set(adapted, [threshold or SOFT_GATE_IS_SHUT])[0],
+            **subject.in_no_set(adapted, [threshold])[0],
             "train_seconds": states.train_seconds(states.module(requests[size - 1])),
             "eval_seconds": time.perf_counter() - started,
             "added_parameters": size * sum(p.numel() for p in base.trainable_parameters()),

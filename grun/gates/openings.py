@@ -17,6 +17,8 @@ from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import HIDDEN_WIDTHS
 
 BATCH = 64
+HALF_OPEN = 0.5
+"""At gate threshold 0 no gate is ever quite shut: from here on it is called open."""
 
 
 def check_gates(config: AdapterConfig) -> None:
@@ -67,9 +69,9 @@ def choose_threshold(
 def open_shares(
     adapted: EditedModel, prompts: Sequence[tuple[int, ...]], gate_thresholds: Sequence[float]
 ) -> list[float]:
-    """Share of prompts that would open any gate, at each threshold."""
-    most_open = _most_open(adapted, prompts)
-    return [sum(value >= threshold for value in most_open) / len(prompts) for threshold in gate_thresholds]
+    """Share of prompts that would open any gate, at each threshold; at 0, where none is quite shut, half of it."""
+    most_open, limits = _most_open(adapted, prompts), [threshold or HALF_OPEN for threshold in gate_thresholds]
+    return [sum(value >= limit for value in most_open) / len(prompts) for limit in limits]
 
 
 def _most_open(adapted: EditedModel, prompts: Sequence[tuple[int, ...]]) -> list[float]:

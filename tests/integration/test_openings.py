@@ -116,13 +116,14 @@ def test_a_trained_gate_has_one_too(small_config: RunConfig, small_results: Path
 def test_prompts_in_no_set_are_read_once_and_by_the_engine(
     small_config: RunConfig, small_results: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three thresholds of one module: one pass over the fifty prompts, and nothing that pyvene is imported for."""
+    """Four thresholds of one module: one pass over the fifty prompts, and nothing that pyvene is imported for."""
     asked: list[int] = []
     most_open = openings._most_open
     monkeypatch.setattr(openings, "_most_open", lambda *given: asked.append(len(given[1])) or most_open(*given))
     monkeypatch.setattr(EditedModel, "_plain", lambda *given: pytest.fail("pyvene has no part in a run"))
-    rows = run(small_config, Execution(results=small_results), gate_thresholds=(0.3, 0.6))
+    rows = run(small_config, Execution(results=small_results), gate_thresholds=(0.0, 0.3, 0.5, 0.6))
     assert asked == [len(NO_SET)]
     shares = {row["gate_threshold"]: row["no_set_openings"] for row in rows}
-    assert sorted(shares.values(), reverse=True) == [shares[threshold] for threshold in sorted(shares)]
-    assert len(rows) == 3
+    assert len(rows) == len(shares) == 4
+    assert shares[0.0] == shares[0.5] < 1.0, "none is quite shut there, and half open counts"
+    assert shares[0.3] >= shares[0.5] >= shares[0.6]
