@@ -90,8 +90,6 @@ def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, 
     from tokenizers import ByteLevelBPETokenizer, Tokenizer
     from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
-    if config.hidden_size % config.num_heads:
-        raise UserError("model.hidden_size", f"{config.hidden_size} is not a multiple of num_heads {config.num_heads}")
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=config.vocab_size, special_tokens=[EOS], show_progress=False)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(bpe.to_str()), eos_token=EOS, pad_token=EOS)
@@ -104,6 +102,8 @@ def new_tiny_model(config: TinyConfig, texts: Iterable[str]) -> tuple[CausalLM, 
 def _llama(config: TinyConfig, **token_ids: int | None) -> Any:
     from transformers import LlamaConfig
 
+    if config.hidden_size % config.num_heads:
+        raise UserError("model.hidden_size", f"{config.hidden_size} is not a multiple of num_heads {config.num_heads}")
     return LlamaConfig(
         vocab_size=config.vocab_size,
         hidden_size=config.hidden_size,
