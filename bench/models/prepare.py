@@ -85,13 +85,10 @@ def prepared_model(
     """
     knowledge, means = _knowledge(model, benchmark), means or Means()
     if isinstance(model, PretrainedConfig):
+        _check_taught(model)
         if start_from == "retain_model" and model.retain_model is not None:
             return model.retain_model
         if model.fine_tuning.num_epochs == 0:
-            if model.replay_prompts:
-                raise UserError(
-                    "model.replay_prompts", "are for a model that is taught; leave them out, or fine-tune it"
-                )
             if start_from == "target_model":
                 return model.name
             field = "model.retain_model" if start_from == "retain_model" else "start_from"
@@ -114,6 +111,13 @@ def prepared_model(
         progress=lambda phase, done, total: progress(f"prepare {start_from}{phase}", done, total),
     )
     return str(prepared_once(name, build, means.workers))
+
+
+def _check_taught(model: PretrainedConfig) -> None:
+    """Raises UserError where it says how a model is taught that is not."""
+    given = {"replay_prompts": model.replay_prompts is not None, "interpolation": model.interpolation < 1}
+    if model.fine_tuning.num_epochs == 0 and (names := [name for name, is_given in given.items() if is_given]):
+        raise UserError(f"model.{names[0]}", "is for a model that is taught; leave it out, or fine-tune it")
 
 
 def _everything(model: ModelConfig, benchmark: Benchmark) -> list[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,11 @@ def test_what_cannot_be_replayed_is_one_line(config: Callable[..., RunConfig], q
     execution = Execution(results=tmp_path / "results")
     given = config(replay_prompts=str(questions))
     asked = given.benchmark.load().evaluation["world_facts"][0].question
-    untaught = config(replay_prompts=str(questions), fine_tuning={"num_epochs": 0})
-    with pytest.raises(UserError, match=r"^model\.replay_prompts: are for a model that is taught; leave them out, or"):
-        Subject(config=untaught, execution=execution).prepare()
+    for name, value in (("replay_prompts", str(questions)), ("interpolation", 0.5)):
+        untaught = config(fine_tuning={"num_epochs": 0}, retain_model=given.model.name, **{name: value})
+        for start_from in ("target_model", "retain_model"):
+            with pytest.raises(UserError, match=rf"^model\.{name}: is for a model that is taught; leave it out, or"):
+                Subject(config=replace(untaught, start_from=start_from), execution=execution).prepare()
     questions.write_text(asked)
     with pytest.raises(UserError, match=r"^model\.replay_prompts: .* holds something else than this run is named by"):
         Subject(config=given, execution=execution).prepare()
