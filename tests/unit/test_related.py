@@ -22,11 +22,12 @@ from bench.results.storage import Location, Unreachable
 from bench.runs import subject
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisite, prerequisites
-from bench.runs.run import run_prerequisites
+from bench.runs.run import check_size, run_prerequisites
 from bench.runs.subject import Subject
 from bench.spaces.search_space import SweepConfig
 from bench.studies import sweep, tasks
 from bench.studies.tasks import resources_of
+from grun.adapters.lora import LoraConfig
 from grun.errors import UserError
 
 
@@ -309,3 +310,19 @@ def test_a_models_size_is_known_without_its_weights(kind: str, target_folder: st
         sum(weight.numel() for weight in empty.parameters())
         == load_pretrained(target_folder, "cpu")[0].num_parameters()
     )
+
+
+@pytest.mark.parametrize("read", [lambda weight: weight.norm().item(), lambda weight: weight.numpy()])
+def test_an_adapter_that_reads_weights_when_it_is_attached_is_not_refused(
+    read: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of somebody's own, say, that starts from their singular values: there are none yet to read."""
+    attached: list[Any] = []
+
+    def attach(config: LoraConfig, model: Any, seed: int) -> None:
+        attached.append(model)
+        read(next(model.parameters()).detach())
+
+    monkeypatch.setattr(LoraConfig, "attach", attach)
+    check_size(run_config({"adapter": "lora"}))
+    assert len(attached) == 1
