@@ -19,7 +19,7 @@ from grun.lm.layers import Layer
 from grun.lm.prompted import read_prompts
 from grun.lm.reading import left_padding
 from grun.lm.side_by_side import is_worth_it, read_side_by_side, unique_prompts
-from grun.model.forward import AnswerOutput, Generated, PlainModel, mixed_precision
+from grun.model.forward import AnswerOutput, Generated, PlainModel, mixed_precision, pass_tokens
 
 Prompts = Sequence[tuple[int, ...]]
 
@@ -73,7 +73,7 @@ class SwitchedModel(EditedModel):
             weight_BK, logit_BK = self._read(prompts)
         else:
             with mixed_precision(self.device):
-                read = read_prompts(self.model, prompts, (self.gate_layer,))
+                read = read_prompts(self.model, prompts, (self.gate_layer,), pass_tokens=pass_tokens(self.device))
             weight_BK, logit_BK = self._edits()[0].read(read.hidden_BD[0].float())
             if not weight_BK.any():
                 with mixed_precision(self.device):

@@ -24,25 +24,17 @@ from grun.engine import later_layers
 from grun.engine.prefix_builder import Builder, check_same_nll
 from grun.engine.prefix_cache import PrefixCache, PrefixCaching, weights_hash
 from grun.engine.prefix_layout import CannotServe, Layout
-from grun.engine.read_once import ReadOnce
 from grun.errors import UserError
-from grun.lm.kv_cache import keys_and_values
 from grun.lm.layers import Layer
-from grun.lm.patching import decoder_layers
-from grun.lm.prompted import read_prompts
+from grun.lm.prompted import Prompted, beginning, end_columns, read_from
 from grun.lm.reading import eos_ids, hidden_layer_index, model_inputs, prompt_inputs
-from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, in_groups, read_off
+from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, in_groups, pass_tokens, read_off
 from pyvene_custom.editing import Editing, Edits
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
 
 GATE_BATCH = 64
-
-
-def _last_column(prompts: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
-    """Where prompts that are padded on the left end: [B]."""
-    return torch.full((len(prompts),), max(map(len, prompts)) - 1, device=device)
 
 
 def gates_of(adapted: EditedModel, prompts: Sequence[tuple[int, ...]], batch_size: int) -> Tensor:
@@ -194,41 +186,46 @@ class EditedModel:
         cache = self._cache_of(prompts)
         if cache is not None:
             editing = self.editing(prompts, None)
-            return later_layers.generate(self.model, editing, cache, prompts, max_new_tokens, drafts)
+            read = later_layers.read_prompts(self.model, editing, cache, prompts)
+            return later_layers.answers(editing, read, max_new_tokens, drafts)
         if self._gate_hiddens is None:
             return self._generate_through_pyvene(prompts, max_new_tokens)
+        begun = beginning(self.model, prompts, pass_tokens(self.device))
         if self.gate_layer is not None and not self._has_read(prompts):
-            return self._generate_behind_late_gates(prompts, max_new_tokens, drafts)
-        editing = self.editing(prompts, _last_column(prompts, self.device))
+            return self._generate_behind_late_gates(begun, prompts, max_new_tokens, drafts)
+        editing = self.editing(prompts, end_columns(begun, prompts, self.device))
         with later_layers.editing_on(self.model, editing, editing.layers):
-            answers = read_prompts(self.model, prompts).answers(max_new_tokens, drafts, editing.keep)
-        return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())
+            read = read_from(begun, self.model, prompts)
+        return later_layers.answers(editing, read, max_new_tokens, drafts)
 
     def _generate_behind_late_gates(
-        self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, drafts: Sequence[Sequence[int]]
+        self,
+        begun: Prompted | None,
+        prompts: Sequence[tuple[int, ...]],
+        max_new_tokens: int,
+        drafts: Sequence[Sequence[int]],
     ) -> Generated:
         """The pass that the gates read begins the answers, too: only where one opens, the prompts' last tokens go
         through the later layers once more."""
         assert self.gate_layer is not None
-        read = read_prompts(self.model, prompts, (self.layers[0], self.gate_layer))
-        hidden_BD, gate_hidden_BD = read.hidden_BD[0], read.hidden_BD[1].float()
+        read = read_from(begun, self.model, prompts, (self.layers[0], self.gate_layer))
+        gate_hidden_BD = read.hidden_BD[1].float()
         gates = [edit.read(gate_hidden_BD) for edit in self._edits().values()]
         if not any(weight_BK.any() for weight_BK, _ in gates):
             logit_BK = torch.cat([logit_BK for _, logit_BK in gates], dim=1)
             return Generated(answers=read.answers(max_new_tokens, drafts), gate_logit_BK=logit_BK)
-        kv_BP2MHd = keys_and_values(read.cache, len(decoder_layers(self.model)))
-        if kv_BP2MHd is None:  # a family that keeps something else
-            return self._generate_through_pyvene(prompts, max_new_tokens)
         editing = Editing(self._edits(), self.where, gate_hidden_BD=gate_hidden_BD)
-        just_read = ReadOnce(prompts, kv_BP2MHd, hidden_BD, first_layer=self.layers[0])
-        return later_layers.generate(self.model, editing, just_read, prompts, max_new_tokens, drafts)
+        edited = later_layers.edit_ends(read, editing, self.layers[0])
+        if edited is None:  # a family that keeps something else
+            return self._generate_through_pyvene(prompts, max_new_tokens)
+        return later_layers.answers(editing, edited, max_new_tokens, drafts)
 
     def _generate_through_pyvene(self, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> Generated:
         """The plain path: pyvene's own decoding, which looks at no draft."""
         inputs = prompt_inputs(prompts, self.model)
         length = inputs["input_ids"].shape[1]
         ends = eos_ids(self.model)
-        editing = self.editing(prompts, _last_column(prompts, self.device))
+        editing = self.editing(prompts, end_columns(None, prompts, self.device))
         sequences_BL = self._plain().generate(
             inputs,
             editing,

@@ -6,7 +6,8 @@ below the first edit are skipped, and the edits are put in at the position that 
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +15,12 @@ from torch import Tensor, nn
 from grun.data import Example
 from grun.engine.prefix_batch import PrefixBatch, assemble
 from grun.engine.prefix_cache import PrefixCache
-from grun.lm.greedy import decode
-from grun.lm.kv_cache import aligned, fill_below, filled_cache
+from grun.lm.kv_cache import add_columns, aligned, fill_below, take_last
 from grun.lm.patching import decoder_layers, output_tensor, patched, with_output_tensor
-from grun.lm.reading import eos_ids, head_at
+from grun.lm.prompted import Prompted
+from grun.lm.reading import head_at
 from grun.model.forward import AnswerOutput, Generated
 from pyvene_custom.editing import Editing
-
-
-class Prompts(Protocol):
-    """Where prompts' keys and values are kept whole: a prefix cache, or what read them just now."""
-
-    first_layer: int
-
-    def kv(self, prompt_ids: tuple[int, ...]) -> Tensor:
-        """See `PrefixCache`."""
-
-    def prefix_kv(self, prompt_ids: tuple[int, ...]) -> Tensor:
-        """See `PrefixCache`."""
-
-    def hidden_at_edit(self, prompt_ids: tuple[int, ...]) -> Tensor:
-        """See `PrefixCache`."""
 
 
 def answer_output(
@@ -51,8 +37,9 @@ def answer_output(
         [cache.prefix_kv(example.prompt_ids) for cache, example in zip(homes, examples, strict=True)],
         [cache.hidden(example) for cache, example in zip(homes, examples, strict=True)],
         model.device,
+        first_kept=first_layer + 1,
     )
-    logits_NV, head_input_ND, _ = _run(model, editing, first_layer, batch)
+    logits_NV, head_input_ND = _run(model, editing, first_layer, batch)
     return AnswerOutput(
         examples=examples,
         logits_NV=logits_NV,
@@ -71,33 +58,48 @@ def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Seque
 
 
 @torch.no_grad()
-def generate(
-    model: Any,
-    editing: Editing,
-    cache: Prompts,
-    prompts: Sequence[tuple[int, ...]],
-    max_new_tokens: int,
-    drafts: Sequence[Sequence[int]],
-) -> Generated:
-    """Greedy answers. cache: of the prompts as a whole; a `PrefixCache` was built with `whole_prompts`."""
+def read_prompts(model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]]) -> Prompted:
+    """Prompts with their edits, ready to be answered. cache: built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
-    logits_BV, _, kv = _run(model, editing, cache.first_layer, batch)
+    logits_BV, head_input_BD = _run(model, editing, cache.first_layer, batch)
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
     below = [cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts]
-    fill_below(kv, aligned(below).to(model.device))
-    with editing_on(model, editing, editing.layers_while_decoding()):
-        answers = decode(
-            model,
-            kv,
-            logits_BV,
-            batch.attention_mask_BS,
-            batch.position_ids_BT[:, 0] + 1,
-            max_new_tokens=max_new_tokens,
-            eos_ids=eos_ids(model),
-            drafts=drafts,
-            keep=editing.keep,
-        )
-    return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())
+    fill_below(batch.cache, aligned(below).to(model.device))
+    return Prompted(
+        model=model,
+        cache=batch.cache,
+        logits_BV=logits_BV,
+        head_input_BD=head_input_BD,
+        attention_mask_BL=batch.attention_mask_BS,
+        next_position_B=batch.position_ids_BT[:, 0] + 1,
+        hidden_BD=(),
+    )
+
+
+@torch.no_grad()
+def edit_ends(read: Prompted, editing: Editing, first_layer: int) -> Prompted | None:
+    """Prompts that the untouched model has read, their last tokens once more with edits; None where not all its layers
+    keep keys and values. Takes `read` over, whose first hidden states are the first edited layer's."""
+    last = take_last(read.cache, len(decoder_layers(read.model)))
+    if last is None:
+        return None
+    batch = PrefixBatch(
+        cache=read.cache,
+        hidden_BTD=read.hidden_BD[0][:, None],
+        attention_mask_BS=read.attention_mask_BL,
+        position_ids_BT=read.next_position_B[:, None] - 1,
+        is_token_BT=torch.ones_like(read.next_position_B[:, None], dtype=torch.bool),
+    )
+    logits_BV, head_input_BD = _run(read.model, editing, first_layer, batch)
+    add_columns(read.cache, last[: first_layer + 1])
+    return replace(read, logits_BV=logits_BV, head_input_BD=head_input_BD)
+
+
+def answers(editing: Editing, read: Prompted, max_new_tokens: int, drafts: Sequence[Sequence[int]]) -> Generated:
+    """Greedy answers to prompts that were read with these edits."""
+    with editing_on(read.model, editing, editing.layers_while_decoding()):
+        found = read.answers(max_new_tokens, drafts, editing.keep)
+    return Generated(answers=found, gate_logit_BK=editing.gate_logit_BK())
 
 
 def editing_on(model: Any, editing: Editing, layers: Iterable[int]) -> AbstractContextManager[None]:
@@ -105,30 +107,30 @@ def editing_on(model: Any, editing: Editing, layers: Iterable[int]) -> AbstractC
     return patched(_edited(decoder_layers(model), editing, layers))
 
 
-def _prompt_batch(cache: Prompts, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
+def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
     """The prompts' last tokens alone: T = 1."""
     return assemble(
         [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in prompts],
         [cache.prefix_kv(prompt) for prompt in prompts],
         [cache.hidden_at_edit(prompt) for prompt in prompts],
         device,
+        first_kept=cache.first_layer + 1,
     )
 
 
-def _run(model: Any, editing: Editing, first_layer: int, batch: PrefixBatch) -> tuple[Tensor, Tensor, Any]:
-    """Logits [tokens, V] at every token of the batch, one after another, what the head made them of, and the model's
-    cache of keys and values."""
-    kv = filled_cache(batch.kv_BP2MHd, first_kept=first_layer + 1)
+def _run(model: Any, editing: Editing, first_layer: int, batch: PrefixBatch) -> tuple[Tensor, Tensor]:
+    """Logits [tokens, V] at every token of the batch, one after another, and what the head made them of; the batch's
+    cache goes on with them."""
     replacements = _replacements(decoder_layers(model), editing, first_layer, batch.hidden_BTD)
     with patched(replacements), head_at(model, batch.is_token_BT) as head_inputs:
         outputs = model(
             inputs_embeds=batch.hidden_BTD,  # only their shape is used: the first layer's replacement ignores them
             attention_mask=batch.attention_mask_BS,
             position_ids=batch.position_ids_BT,
-            past_key_values=kv,
+            past_key_values=batch.cache,
             use_cache=True,
         )
-    return outputs.logits[0], head_inputs[0], kv
+    return outputs.logits[0], head_inputs[0]
 
 
 def _replacements(

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from grun.data import Example, length_sorted_batches
 from grun.engine.prefix_batch import assemble
 from grun.engine.prefix_layout import INDEX, SHARD_PROMPTS, CannotServe, Layout, write_shard
-from grun.lm.kv_cache import filled_cache, keys_and_values, new_cache
+from grun.lm.kv_cache import keys_and_values, new_cache
 from grun.lm.patching import decoder_layers
 from grun.lm.reading import head_at, layer_output
 from grun.losses import AnswerScores, token_nll
@@ -81,22 +81,21 @@ class Builder:
         """What follows each example's prefix: the first edited layer's output [B, T, D], nll [B], and where whole
         prompts are kept, keys and values of their last tokens, [B, 1, 2, M, H, d]."""
         no_hidden = [torch.zeros(len(example.answer_ids), 1) for example in examples]
-        batch = assemble(examples, prefix, no_hidden, self.model.device)
-        cache = filled_cache(batch.kv_BP2MHd, first_kept=0)
+        batch = assemble(examples, prefix, no_hidden, self.model.device, first_kept=0)
         suffixes = [torch.tensor((example.prompt_ids[-1], *example.answer_ids[:-1])) for example in examples]
         with layer_output(self.model, self.first_layer) as hidden, head_at(self.model, batch.is_token_BT):
             outputs = self.model(
                 input_ids=pad_sequence(suffixes, batch_first=True).to(self.model.device),
                 attention_mask=batch.attention_mask_BS,
                 position_ids=batch.position_ids_BT,
-                past_key_values=cache,
+                past_key_values=batch.cache,
                 use_cache=True,
             )
         nll_B = AnswerScores.of(outputs.logits[0], [example.answer_ids for example in examples]).nll_B.cpu()
         if not self.layout.whole_prompts:
             return hidden[0], nll_B, None
-        at_edit = batch.kv_BP2MHd.shape[1]
-        kv_BS2MHd = self._keys_and_values(cache)
+        at_edit = batch.attention_mask_BS.shape[1] - batch.is_token_BT.shape[1]
+        kv_BS2MHd = self._keys_and_values(batch.cache)
         return hidden[0], nll_B, kv_BS2MHd[:, at_edit : at_edit + 1]
 
     def _keys_and_values(self, cache: Any) -> Tensor:

@@ -55,6 +55,26 @@ def keys_and_values(cache: Any, num_layers: int) -> Tensor | None:
     return torch.stack([torch.stack([layer.keys, layer.values]) for layer in filled]).permute(2, 4, 1, 0, 3, 5)
 
 
+def take_last(cache: Any, num_layers: int) -> list[tuple[Tensor, Tensor]] | None:
+    """Take the last column away from every layer: keys and values of it, [B, H, 1, d], layer after layer.
+
+    None, and nothing is taken, where not all of so many layers hold keys and values.
+    """
+    if sum(getattr(layer, "keys", None) is not None for layer in cache.layers) < num_layers:
+        return None
+    taken = []
+    for layer in cache.layers:
+        taken.append((layer.keys[:, :, -1:], layer.values[:, :, -1:]))
+        layer.keys, layer.values = layer.keys[:, :, :-1], layer.values[:, :, :-1]
+    return taken
+
+
+def add_columns(cache: Any, columns: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """Keys and values that the first layers go on with."""
+    for layer, (keys_BHPd, values_BHPd) in enumerate(columns):
+        cache.update(keys_BHPd, values_BHPd, layer)
+
+
 def keep_rows(cache: Any, row_B: Tensor) -> None:
     """Drop all sequences but these."""
     cache.batch_select_indices(row_B)

@@ -59,7 +59,7 @@ class Prompted:
     ) -> "ReadOn":
         """One pass over what goes on from these rows, each as often as it is named; this cache stays as it is.
 
-        layers: as of `read_prompts`. ends_only: ask what follows the last token of each alone.
+        layers: as of `read_from`. ends_only: ask what follows the last token of each alone.
         """
         read_BT = pad_sequence([torch.tensor(own) for own in tokens], batch_first=True).to(row_B.device)
         size_B = torch.tensor([len(own) for own in tokens], device=row_B.device)
@@ -122,20 +122,42 @@ class ReadOn:
         )
 
 
-@torch.no_grad()
 def read_prompts(
     model: Any, prompts: Sequence[tuple[int, ...]], layers: Sequence[int] = (), *, pass_tokens: float = math.inf
 ) -> Prompted:
-    """Read some prompts.
+    """Read some prompts. layers: see `read_from`. pass_tokens: see `beginning`."""
+    return read_from(beginning(model, prompts, pass_tokens), model, prompts, layers)
 
-    layers: whose outputs at the prompts' last tokens to keep, by index. pass_tokens: how many tokens not to be read
-    are worth a further pass: how all prompts begin (a chat template's system text, say) is then read once.
+
+def beginning(model: Any, prompts: Sequence[tuple[int, ...]], pass_tokens: float) -> Prompted | None:
+    """How all prompts begin (a chat template's system text, say), read once; None where that is not worth a pass.
+
+    pass_tokens: how many tokens not to be read are.
     """
     num_begun = min(num_shared(prompts), *(len(prompt) - 1 for prompt in prompts))
-    if (len(prompts) - 1) * num_begun > pass_tokens:
-        begun = read_prompts(model, [prompts[0][:num_begun]])
+    worth_it = (len(prompts) - 1) * num_begun > pass_tokens
+    return read_from(None, model, [prompts[0][:num_begun]]) if worth_it else None
+
+
+def end_columns(begun: Prompted | None, prompts: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
+    """Where the prompts' last tokens stand in the pass of `read_from`: [B]."""
+    if begun is None:
+        return torch.full((len(prompts),), max(map(len, prompts)) - 1, device=device)
+    num_begun = begun.attention_mask_BL.shape[1]
+    return torch.tensor([len(prompt) - 1 - num_begun for prompt in prompts], device=device)
+
+
+@torch.no_grad()
+def read_from(
+    begun: Prompted | None, model: Any, prompts: Sequence[tuple[int, ...]], layers: Sequence[int] = ()
+) -> Prompted:
+    """One pass over some prompts, without what they begin with.
+
+    layers: whose outputs at the prompts' last tokens to keep, by index.
+    """
+    if begun is not None:
         row_B = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
-        rest = [prompt[num_begun:] for prompt in prompts]
+        rest = [prompt[begun.attention_mask_BL.shape[1] :] for prompt in prompts]
         return begun.read_on(row_B, rest, layers, ends_only=True).prompted()
     inputs = prompt_inputs(prompts, model)
     mask_BL = inputs["attention_mask"]

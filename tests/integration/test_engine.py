@@ -325,6 +325,38 @@ def test_the_pass_that_late_gates_read_begins_the_answer(family: str, config: st
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_prompts_begin_with_is_read_once_before_the_edits(
+    family: str, config: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompts that nothing has read, one of them twice: seven tokens that all begin with, then what is left of the
+    longest; where late gates open, one more. The answers are those through pyvene, which reads every prompt whole."""
+    monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", 0)
+    plain, engine, _ = _pair(family, CONFIGS[config], tmp_path)
+    prompts, _ = _one_prompt_begins_as_the_next()
+    examples = [Example(prompt_ids=prompt, answer_ids=(3,)) for prompt in prompts]
+    for adapted in (plain, engine):
+        adapted.fit(examples[:1], examples[1:])  # a router opens for the first
+    prompts.append(prompts[0])
+    unasked, read = _unasked(engine), []
+    decoder_layers(engine.model)[0].register_forward_pre_hook(lambda layer, args: read.append(args[0].shape[1]))
+    for threshold in (0.0, 1.0):
+        set_gate_threshold(plain, threshold)
+        set_gate_threshold(unasked, threshold)
+        read.clear()
+        unasked.generate(prompts, 1)
+        is_again = threshold == 0.0 and engine.gate_layer is not None
+        assert read == [7, 9, *[1] * is_again]
+        answered, expected = unasked.generate(prompts, 12), plain.generate(prompts, 12)
+        assert answered.answers == expected.answers
+        assert (answered.gate_logit_BK is None) == (expected.gate_logit_BK is None)
+        if expected.gate_logit_BK is not None:
+            gates = [torch.sigmoid(each.gate_logit_BK) for each in (answered, expected)]  # a router's nears 0 and 1
+            torch.testing.assert_close(*gates, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_router_opens_for_what_is_to_be_forgotten(tmp_path: Path) -> None:
     """The first six examples, three prompts, are; the five others keep every bit of the base model's logits."""
     plain, engine, _ = _pair("gpt2", CONFIGS["grun, router"], tmp_path)
