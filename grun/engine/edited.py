@@ -208,7 +208,7 @@ class EditedModel:
         """The pass that the gates read begins the answers, too: only where one opens, the prompts' last tokens go
         through the later layers once more."""
         assert self.gate_layer is not None
-        read = read_from(begun, self.model, prompts, (self.layers[0], self.gate_layer))
+        read = read_from(begun, self.model, prompts, (self.layers[0], self.gate_layer), head=False)
         gate_hidden_BD = read.hidden_BD[1].float()
         gates = [edit.read(gate_hidden_BD) for edit in self._edits().values()]
         if not any(weight_BK.any() for weight_BK, _ in gates):

@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from grun.data import num_shared
 from grun.lm.greedy import decode
 from grun.lm.kv_cache import move_right, new_cache, rows_of
-from grun.lm.reading import eos_ids, head_at, last_position, layer_output, prompt_inputs
+from grun.lm.reading import eos_ids, head_at, last_position, layer_output, logits_of_head_input, prompt_inputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Prompted:
     model: Any
     cache: Any
     """`transformers`' own, of their keys and values."""
-    logits_BV: Tensor
-    """What follows each one's last token."""
+    logits_BV: Tensor | None
+    """What follows each one's last token; None: the LM head has not run."""
     head_input_BD: Tensor
-    """What the LM head made that of."""
+    """What it makes that of."""
     attention_mask_BL: Tensor
     next_position_B: Tensor
     hidden_BD: Sequence[Tensor]
@@ -45,7 +45,7 @@ class Prompted:
         return decode(
             self.model,
             self.cache,
-            self.logits_BV,
+            self.first_logits(),
             self.attention_mask_BL,
             self.next_position_B,
             max_new_tokens=max_new_tokens,
@@ -54,12 +54,22 @@ class Prompted:
             keep=keep,
         )
 
+    def first_logits(self) -> Tensor:
+        """What follows each one's last token, [B, V], the LM head run now where it has not."""
+        return logits_of_head_input(self.model, self.head_input_BD) if self.logits_BV is None else self.logits_BV
+
     def read_on(
-        self, row_B: Tensor, tokens: Sequence[tuple[int, ...]], layers: Sequence[int] = (), *, ends_only: bool = False
+        self,
+        row_B: Tensor,
+        tokens: Sequence[tuple[int, ...]],
+        layers: Sequence[int] = (),
+        *,
+        ends_only: bool = False,
+        head: bool = True,
     ) -> "ReadOn":
         """One pass over what goes on from these rows, each as often as it is named; this cache stays as it is.
 
-        layers: as of `read_from`. ends_only: ask what follows the last token of each alone.
+        layers, head: as of `read_from`. ends_only: ask what follows the last token of each alone.
         """
         read_BT = pad_sequence([torch.tensor(own) for own in tokens], batch_first=True).to(row_B.device)
         size_B = torch.tensor([len(own) for own in tokens], device=row_B.device)
@@ -68,7 +78,7 @@ class Prompted:
         mask_BL = torch.cat([self.attention_mask_BL[row_B], is_token_BT.to(self.attention_mask_BL.dtype)], dim=1)
         cache = rows_of(self.cache, row_B)
         with ExitStack() as stack:
-            head_inputs = stack.enter_context(head_at(self.model, is_end_BT if ends_only else is_token_BT))
+            head_inputs = stack.enter_context(head_at(self.model, is_end_BT if ends_only else is_token_BT, runs=head))
             seen = [stack.enter_context(layer_output(self.model, layer)) for layer in layers]
             outputs = self.model(
                 input_ids=read_BT,
@@ -80,7 +90,7 @@ class Prompted:
         return ReadOn(
             model=self.model,
             cache=cache,
-            logits_NV=outputs.logits[0],
+            logits_NV=outputs.logits[0] if head else None,
             head_input_ND=head_inputs[0],
             end_B=torch.arange(len(size_B), device=row_B.device) if ends_only else size_B.cumsum(dim=0) - 1,
             attention_mask_BL=mask_BL,
@@ -96,10 +106,10 @@ class ReadOn:
 
     model: Any
     cache: Any
-    logits_NV: Tensor
-    """What follows each token, sequence after sequence, or each end alone."""
+    logits_NV: Tensor | None
+    """What follows each token, sequence after sequence, or each end alone; None: the LM head has not run."""
     head_input_ND: Tensor
-    """What the LM head made that of."""
+    """What it makes that of."""
     end_B: Tensor
     """Where among those the ends are."""
     attention_mask_BL: Tensor
@@ -114,7 +124,7 @@ class ReadOn:
         return Prompted(
             model=self.model,
             cache=self.cache,
-            logits_BV=self.logits_NV[self.end_B],
+            logits_BV=None if self.logits_NV is None else self.logits_NV[self.end_B],
             head_input_BD=self.head_input_ND[self.end_B],
             attention_mask_BL=move_right(self.cache, self.unread_B, self.attention_mask_BL),
             next_position_B=self.next_position_B,
@@ -149,28 +159,34 @@ def end_columns(begun: Prompted | None, prompts: Sequence[tuple[int, ...]], devi
 
 @torch.no_grad()
 def read_from(
-    begun: Prompted | None, model: Any, prompts: Sequence[tuple[int, ...]], layers: Sequence[int] = ()
+    begun: Prompted | None,
+    model: Any,
+    prompts: Sequence[tuple[int, ...]],
+    layers: Sequence[int] = (),
+    *,
+    head: bool = True,
 ) -> Prompted:
     """One pass over some prompts, without what they begin with.
 
-    layers: whose outputs at the prompts' last tokens to keep, by index.
+    layers: whose outputs at the prompts' last tokens to keep, by index. head: whether the LM head runs, too; else not
+    before it is asked for.
     """
     if begun is not None:
         row_B = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
         rest = [prompt[begun.attention_mask_BL.shape[1] :] for prompt in prompts]
-        return begun.read_on(row_B, rest, layers, ends_only=True).prompted()
+        return begun.read_on(row_B, rest, layers, ends_only=True, head=head).prompted()
     inputs = prompt_inputs(prompts, model)
     mask_BL = inputs["attention_mask"]
     position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
     cache = new_cache()
     with ExitStack() as stack:
-        head_inputs = stack.enter_context(head_at(model, last_position(mask_BL)))
+        head_inputs = stack.enter_context(head_at(model, last_position(mask_BL), runs=head))
         seen = [stack.enter_context(layer_output(model, layer)) for layer in layers]
         outputs = model(**inputs, position_ids=position_ids_BL, past_key_values=cache, use_cache=True)
     return Prompted(
         model=model,
         cache=cache,
-        logits_BV=outputs.logits[0],
+        logits_BV=outputs.logits[0] if head else None,
         head_input_BD=head_inputs[0],
         attention_mask_BL=mask_BL,
         next_position_B=position_ids_BL[:, -1] + 1,

@@ -19,10 +19,10 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def head_at(model: Any, positions_BL: Tensor) -> Iterator[list[Tensor]]:
+def head_at(model: Any, positions_BL: Tensor, *, runs: bool = True) -> Iterator[list[Tensor]]:
     """Inside, the LM head sees only the positions that are true, so logits come out as [1, positions, V].
 
-    Yields a list that gets what the head sees, [positions, D].
+    Yields a list that gets what the head sees, [positions, D]; where it does not run, logits are [1, 0, V].
 
     Exact: the head treats every position alone. The model's own forward still does all that follows the head
     (Gemma's soft cap, say).
@@ -34,7 +34,7 @@ def head_at(model: Any, positions_BL: Tensor) -> Iterator[list[Tensor]]:
 
     def select(hidden_BLD: Tensor) -> Tensor:
         seen.append(hidden_BLD[positions_BL])
-        return forward(seen[-1][None])
+        return forward(seen[-1][None] if runs else seen[-1][None, :0])
 
     with patched([(head, select)]):
         yield seen

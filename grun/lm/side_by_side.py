@@ -95,12 +95,13 @@ class SideBySide:
         self.begun: dict[tuple[int, ...], Begun] = {}
         """Prompt → how its first answer begins, where that is wanted and the model would not have said all of it."""
         *self._first, num_tokens = accumulate((len(example.answer_ids) for example in examples), initial=0)
-        self.logits_NV = read.logits_BV.new_empty(num_tokens, read.logits_BV.shape[1])
+        first_BV = read.first_logits()
+        self.logits_NV = first_BV.new_empty(num_tokens, first_BV.shape[1])
         """That predict the answers' tokens."""
         self.head_input_ND = read.head_input_BD.new_empty(num_tokens, read.head_input_BD.shape[1])
         """What the LM head made them of."""
         self._examples = examples
-        self._put(list(zip(self._first, self.rows, strict=True)), read.logits_BV, read.head_input_BD)
+        self._put(list(zip(self._first, self.rows, strict=True)), first_BV, read.head_input_BD)
         for at, answer in enumerate(self.answers):
             if not answer:
                 self._begin(read, self.rows[at], at)
@@ -114,6 +115,7 @@ class SideBySide:
             for at in piece.answers
             for column in range(len(piece.tokens))
         ]
+        assert read.logits_NV is not None, "its head ran"
         self._put(places, read.logits_NV, read.head_input_ND)
         for row, piece in enumerate(pieces):
             for at in piece.answers:
