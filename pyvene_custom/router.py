@@ -23,11 +23,23 @@ SHUT, LEAST_OPEN = 1e-6, 1e-3
 """The gate's value where another request or "keep" is likelier, and the least one where it is not."""
 
 
+class _Known:
+    """What one request's gate is told: hidden states, and in a last column 1 for those to be forgotten; read-only."""
+
+    def __init__(self, state: Tensor) -> None:
+        """state: [X, D + 1], on the CPU."""
+        self.state = state
+        is_forget_X = state[:, -1] > 0
+        self.forget_XD, self.keep_XD = state[is_forget_X, :-1], state[~is_forget_X, :-1]
+        self.keep_digest = hashlib.sha256(_name(self.keep_XD)).digest()
+        self.digest = hashlib.sha256(_name(self.forget_XD)).digest() + self.keep_digest
+
+
 class Routed(nn.Module):
     """The gates of some requests, fitted together."""
 
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        """known: as of `_Router`."""
+    def __init__(self, known: Sequence[_Known]) -> None:
+        """known: of each request."""
         super().__init__()
         self._known = known
         self._in_use: tuple[_Router, ...] = (_router(known, CPU),)  # a tuple: it is others' part, too
@@ -54,7 +66,7 @@ class RouterGate(Routed):
     is_fitted: ClassVar[bool] = True
 
     def __init__(self, hidden_size: int) -> None:
-        super().__init__([torch.zeros(0, hidden_size + 1)])
+        super().__init__([_Known(torch.zeros(0, hidden_size + 1))])
 
     def fit(self, h_BD: Tensor, is_forget_B: Tensor) -> None:
         """See `Gate`."""
@@ -62,11 +74,11 @@ class RouterGate(Routed):
 
     def get_extra_state(self) -> Tensor:
         """What it was fitted to, for torch's state dicts: hidden states, and in a last column 1 for forget prompts."""
-        return self._known[0]
+        return self._known[0].state
 
     def set_extra_state(self, state: Tensor) -> None:
         """Fit it to what an earlier one was fitted to; worked out when it is asked, which one of a stack never is."""
-        self._known, self._in_use = [state], ()
+        self._known, self._in_use = [_Known(state)], ()
 
     @staticmethod
     def stack(gates: Sequence[Gate]) -> Gates:
@@ -74,7 +86,7 @@ class RouterGate(Routed):
         routers = [gate for gate in gates if isinstance(gate, RouterGate)]
         if len(routers) < len(gates):
             raise ValueError("a router stacks with routers alone")
-        return Routed([router.get_extra_state() for router in routers])
+        return Routed([router._known[0] for router in routers])
 
 
 class _Router(nn.Module):
@@ -83,19 +95,21 @@ class _Router(nn.Module):
     mean_D: Tensor
     scale_D: Tensor
     projection_DF: Tensor
+    bias_F: Tensor
     weight_FK: Tensor
     column_K: Tensor
 
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        """known: of each request, hidden states and whether they are to be forgotten: [X, D + 1]."""
+    def __init__(self, known: Sequence[_Known]) -> None:
         super().__init__()
         # Worked out in an order of their own, so that the order of the requests does not even touch rounding.
-        order = sorted(range(len(known)), key=lambda place: _name(known[place]))
+        order = sorted(range(len(known)), key=lambda place: known[place].digest)
         h_XD, target_XK = _training_set([known[place] for place in order])
         hidden_size = h_XD.shape[1]
         generator = torch.Generator().manual_seed(FEATURE_SEED)
         projection_DF = torch.randn(hidden_size, NUM_FEATURES, generator=generator) / hidden_size**0.5
-        self.register_buffer("projection_DF", projection_DF.double(), persistent=False)
+        with_one = nn.functional.pad(projection_DF, (0, 1))  # the last feature is 1
+        self.register_buffer("projection_DF", with_one.double(), persistent=False)
+        self.register_buffer("bias_F", (torch.arange(NUM_FEATURES + 1) == NUM_FEATURES).double(), persistent=False)
         self.register_buffer("mean_D", h_XD.mean(dim=0), persistent=False)
         self.register_buffer("scale_D", h_XD.std(dim=0, correction=0).clamp(min=1e-6), persistent=False)
         feature_XF = self._features(h_XD)
@@ -117,16 +131,15 @@ class _Router(nn.Module):
         return torch.logit(gate_BK[:, self.column_K])
 
     def _features(self, h_BD: Tensor) -> Tensor:
-        feature_BF = torch.relu((h_BD - self.mean_D) / self.scale_D @ self.projection_DF)
-        return torch.cat([feature_BF, torch.ones_like(feature_BF[:, :1])], dim=1)
+        return torch.addmm(self.bias_F, (h_BD - self.mean_D) / self.scale_D, self.projection_DF).relu_()
 
 
 _IN_USE: WeakValueDictionary[tuple[Any, ...], _Router] = WeakValueDictionary()
 
 
-def _router(known: Sequence[Tensor], device: torch.device) -> _Router:
+def _router(known: Sequence[_Known], device: torch.device) -> _Router:
     """That fitted to these: one for all edits behind it, whose gates were told the same."""
-    name = (*(hashlib.sha256(_name(each)).digest() for each in known), device)
+    name = (*(each.digest for each in known), device)
     router = _IN_USE.get(name)
     if router is None:
         router = _IN_USE[name] = _Router(known) if device.type == "cpu" else deepcopy(_router(known, CPU)).to(device)
@@ -143,8 +156,8 @@ def _ridge(feature_XF: Tensor, target_XK: Tensor) -> Tensor:
 
 
 def _kernel(rows_NM: Tensor) -> Tensor:
-    """M Mᵀ + λ I, [N, N], without what lies right of the diagonal's blocks: Cholesky's decomposition skips it."""
-    kernel_NN = rows_NM.new_zeros(len(rows_NM), len(rows_NM))
+    """M Mᵀ + λ I, [N, N], but right of the diagonal's blocks, which Cholesky's decomposition skips, anything."""
+    kernel_NN = rows_NM.new_empty(len(rows_NM), len(rows_NM))
     for end in range(BLOCK, len(rows_NM) + BLOCK, BLOCK):
         rows = slice(end - BLOCK, end)
         kernel_NN[rows, :end] = rows_NM[rows] @ rows_NM[:end].T
@@ -152,18 +165,18 @@ def _kernel(rows_NM: Tensor) -> Tensor:
     return kernel_NN
 
 
-def _training_set(known: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+def _training_set(known: Sequence[_Known]) -> tuple[Tensor, Tensor]:
     """Every prompt once, [X, D] in float64, and its class among the requests and "keep", one-hot: [X, K].
 
     A prompt that one request wants forgotten is not kept, whatever the others say; where there is none at all, a zero
     vector is kept.
     """
-    blocks = [(rows[rows[:, -1] > 0, :-1], rows[rows[:, -1] == 0, :-1]) for rows in known]
-    forget = [(row, place) for place, (own, _) in enumerate(blocks) for row in own]
+    forget = [(row, place) for place, each in enumerate(known) for row in each.forget_XD]
     taken = {_name(row) for row, _ in forget}
-    keep = {_name(row): row for block in {_name(block): block for _, block in blocks}.values() for row in block}
+    blocks = {each.keep_digest: each.keep_XD for each in known}  # most keep the same
+    keep = {_name(row): row for block_XD in blocks.values() for row in block_XD}
     kept = [(keep[name], len(known)) for name in sorted(keep.keys() - taken)]
-    labelled = [*forget, *kept] or [(known[0].new_zeros(known[0].shape[1] - 1), len(known))]
+    labelled = [*forget, *kept] or [(known[0].state.new_zeros(known[0].state.shape[1] - 1), len(known))]
     h_XD = torch.stack([row for row, _ in labelled]).double()
     target_XK = torch.zeros(len(labelled), len(known) + 1, dtype=torch.float64)
     target_XK[torch.arange(len(labelled)), torch.tensor([place for _, place in labelled])] = 1.0

@@ -55,14 +55,14 @@ def test_three_layers_of_one_request_are_fitted_and_asked_once(monkeypatch: pyte
     which nobody asks alone; a tensor that all layers ask about goes through the features once, another one again."""
     solved: list[int] = []
     read: list[int] = []
-    cholesky, relu = torch.linalg.cholesky, torch.relu
+    cholesky, addmm = torch.linalg.cholesky, torch.addmm
     monkeypatch.setattr(torch.linalg, "cholesky", lambda kernel: solved.append(1) or cholesky(kernel))
     unfitted = RouterGate(D)  # its own system, of no prompts, is one more
     solved.clear()
     layers = [[_gate(subject) for subject in (70, 71)] for _ in range(3)]
     stacks = [RouterGate.stack(gates) for gates in layers]
     assert len(solved) == 1
-    monkeypatch.setattr(torch, "relu", lambda x: read.append(1) or relu(x))
+    monkeypatch.setattr(torch, "addmm", lambda *given: read.append(1) or addmm(*given))
     asked, again = _around(70, 3, 2), _around(71, 3, 2)
     first = [stack.logit(asked) for stack in stacks]
     assert len(read) == 1
@@ -127,13 +127,14 @@ def test_a_threshold_shuts_it_and_training_does_not_ask() -> None:
 
 def test_all_gates_are_one_product_each_for_features_and_scores(monkeypatch: pytest.MonkeyPatch) -> None:
     products: list[str] = []
-    run = torch.Tensor.__matmul__
+    run, run_and_add = torch.Tensor.__matmul__, torch.addmm
     stacks = [RouterGate.stack([_gate(subject) for subject in range(count)]) for count in (1, 7)]
     monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: products.append("@") or run(a, b))
+    monkeypatch.setattr(torch, "addmm", lambda *given: products.append("addmm") or run_and_add(*given))
     for gates in stacks:
         products.clear()
         gates.logit(KEEP)
-        assert len(products) == 2
+        assert products == ["addmm", "@"]
 
 
 @pytest.mark.parametrize("count", [1, 255, 256, 257, 600])
