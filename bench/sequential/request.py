@@ -91,8 +91,8 @@ class RequestSequence:
     extra_requests: tuple[ExtraRequest, ...]
     variants: tuple[Variant, ...]
     """The first one is the method's own, the others show what else its modules could do. A chain has one."""
-    only_after: int | None = None
-    """Meet no more than the first so many requests, and measure the state after them only."""
+    only_after: tuple[int, ...] = ()
+    """Measure the states after so many requests alone, and meet no more than the last of them needs; empty: each."""
 
     def requests(self) -> list[Request]:
         """What is to be forgotten, in order; reads the benchmark."""

@@ -21,7 +21,7 @@ def run_sequence(sequence: RequestSequence, execution: Execution, say: Say, prog
     execution.check(sequence.config)
     run_prerequisites(sequence.config, execution)
     if sequence.config.adapter.is_stackable:
-        stack.train_modules(states, range(sequence.only_after or len(states.requests)))
+        stack.train_modules(states, range(max(sequence.only_after, default=len(states.requests))))
         stack.run_stack(states)
     else:
         run_chain(states)

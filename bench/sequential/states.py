@@ -64,8 +64,7 @@ class States:
 
     def missing(self, variant: Variant) -> list[int]:
         """How many requests have been met in each state whose rows are not there yet."""
-        only = self.sequence.only_after
-        sizes = [only] if only else range(1, len(self.requests) + 1)
+        sizes = self.sequence.only_after or range(1, len(self.requests) + 1)
         keys = {size: self.sequence.state_key(self.requests[:size], variant) for size in sizes}
         return [size for size, key in keys.items() if not read_requests(self.execution.folder, key)]
 

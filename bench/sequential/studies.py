@@ -40,6 +40,9 @@ class SequentialConfig(Search):
     """The benchmark's first so many requests. None: all."""
     extra_requests: tuple[ExtraRequest, ...] = ()
     """Hard cases at the end: `repeat`, the first request again; `unknown`, what the model never knew."""
+    measured_after: tuple[Annotated[int, Ge(1)], ...] = ()
+    """Numbers of requests after which the state is measured, beside the last; empty: after each. For long chains of
+    weights, whose states take an evaluation of everything each."""
     combinations: Annotated[tuple[Combination, ...], MinLen(1)] = ("sum",)
     """grun, gated_lora: how modules are combined; each is measured."""
     search_space: Mapping[str, Alternatives] = field(default_factory=dict)
@@ -58,7 +61,7 @@ class SequentialConfig(Search):
             num_requests=self.num_requests,
             extra_requests=self.extra_requests,
             variants=tuple(dict.fromkeys([own, *variants] if own else variants)),
-            only_after=self.num_tuning_requests if tuning else None,
+            only_after=(self.num_tuning_requests,) if tuning else self.measured_after,
         )
 
     def variants(self, config: RunConfig) -> list[Variant]:
@@ -83,7 +86,12 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
     if not run.adapter.trains:
         raise UserError(f"{path}: adapter", "none trains nothing; choose grun, gated_lora, lora, full or reft")
     count = len(config.sequence(run).requests())
-    return replace(config, num_tuning_requests=min(config.num_tuning_requests, count - len(config.extra_requests)))
+    measured_after = {n for n in config.measured_after if n < count} | ({count} if config.measured_after else set())
+    return replace(
+        config,
+        measured_after=tuple(sorted(measured_after)),
+        num_tuning_requests=min(config.num_tuning_requests, count - len(config.extra_requests)),
+    )
 
 
 def run_studies(  # noqa: C901 (rounds of work, one after the other)

@@ -281,7 +281,7 @@ def test_a_chain_goes_on(config: RunConfig, tmp_path: Path, adapter: str) -> Non
     assert [len(state) for state in whole] == [3, 3, 3]
     assert whole[0][0]["open_shares"] is None
     tuned = Execution(results=tmp_path / "tuned")
-    run_sequence(replace(chained, only_after=2), tuned, lambda line: None)
+    run_sequence(replace(chained, only_after=(2,)), tuned, lambda line: None)
     assert [len(state) for state in _states(tuned, chained, CHAIN)] == [0, 3, 0]
     assert _forgetting(_states(tuned, chained, CHAIN))[1] == pytest.approx(_forgetting(whole)[1], abs=1e-6)
     for one, other in zip(_forgetting(whole), _forgetting(cut), strict=True):
@@ -411,7 +411,7 @@ def test_the_best_keeps_its_utility(
         write_requests(tmp_path, key, [{"run_key": key, **row}])
     chosen = _best(study, [config], Execution(results=tmp_path))
     assert chosen.variants[0] == sequence.variants[best]
-    assert chosen.only_after is None
+    assert chosen.only_after == ()
     assert set(chosen.variants) == set(sequence.variants)
 
 
