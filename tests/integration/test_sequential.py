@@ -27,7 +27,7 @@ from bench.runs.training import TRAINING
 from bench.sequential.request import RequestSequence, Variant, requests_of
 from bench.sequential.run import run_sequence, train_modules
 from bench.sequential.scores import prefill_seconds
-from bench.sequential.studies import SequentialConfig, _best
+from bench.sequential.studies import SequentialConfig, _best, read_sequential
 from grun.adapters.grun import GrunConfig
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
@@ -284,6 +284,10 @@ def test_a_chain_goes_on(config: RunConfig, tmp_path: Path, adapter: str) -> Non
     run_sequence(replace(chained, only_after=(2,)), tuned, lambda line: None)
     assert [len(state) for state in _states(tuned, chained, CHAIN)] == [0, 3, 0]
     assert _forgetting(_states(tuned, chained, CHAIN))[1] == pytest.approx(_forgetting(whole)[1], abs=1e-6)
+    run_sequence(replace(chained, only_after=(1, 3)), tuned, said.append)
+    assert [line.split(": ")[1].split(",")[0] for line in said[3:]] == ["request 1 of 3", "request 3 of 3"]
+    for one, other in zip(_forgetting(whole), _forgetting(_states(tuned, chained, CHAIN)), strict=True):
+        assert one == pytest.approx(other, abs=1e-6)
     for one, other in zip(_forgetting(whole), _forgetting(cut), strict=True):
         assert one == pytest.approx(other, abs=1e-6)
     assert whole[2][0]["forget_rouge_l_recall"] < 0.9
@@ -416,8 +420,21 @@ def test_the_best_keeps_its_utility(
 
 
 @pytest.mark.parametrize(
+    ("given", "measured"), [("[]", ()), ("[1]", (1, 3)), ("[9, 3, 2, 2]", (2, 3))], ids=["each", "and the last", "once"]
+)
+def test_which_states_are_measured(config: RunConfig, tmp_path: Path, given: str, measured: tuple[int, ...]) -> None:
+    """None, and each is; else those named that there are, and the last."""
+    write_yaml(tmp_path / "s.yaml", {"study": "s", "base": config.to_dict(), "num_requests": 3})
+    with (tmp_path / "s.yaml").open("a") as file:
+        file.write(f"measured_after: {given}\n")
+    study = read_sequential(str(tmp_path / "s.yaml"), {}, None)
+    assert study.sequence(config).only_after == measured
+
+
+@pytest.mark.parametrize(
     ("text", "words", "complaint"),
     [
+        ("measured_after: [0]", [], "measured_after"),
         ("num_requests: 9", [], "num_requests: 9, but authors forget20 has 4"),
         ("extra_requests: [unknown]", ["--benchmark.num-holdout-authors", "0"], "has no holdout set here"),
         ("extra_requests: [again]", [], "extra_requests"),
