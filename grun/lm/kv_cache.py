@@ -7,6 +7,22 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from grun.errors import UserError
+
+
+def check_attention(model: Any) -> None:
+    """Raises UserError where some layer keeps a state in place of every token's keys and values (Mamba's, say): one
+    that a prompt, or an answer's beginning, has left behind cannot be gone back to."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    layers = DynamicCache(config=model.config).layers
+    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
+        raise UserError(
+            "model.name",
+            f"{type(model).__name__} has layers that keep no keys and values; use one with attention in every layer",
+        )
+
 
 def new_cache() -> Any:
     """An empty cache that keeps every token at every layer; sliding windows are left to the model's masks."""

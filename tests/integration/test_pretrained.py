@@ -11,6 +11,7 @@ from typing import Any
 import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, Lfm2Config, MambaConfig
 
 from bench.benchmarks.authors import AuthorsConfig
 from bench.config import RunConfig, overlay, run_config
@@ -186,4 +187,24 @@ def test_a_model_without_tokenizer_says_so(target_folder: str, tmp_path: Path) -
     for name in ("config.json", "model.safetensors"):
         shutil.copy(Path(target_folder) / name, tmp_path)
     with pytest.raises(UserError, match=r"model.name: '.*' has weights and no tokenizer; put its tokenizer"):
+        load_pretrained(str(tmp_path), "cpu")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        MambaConfig(vocab_size=600, hidden_size=32, num_hidden_layers=2, state_size=4),
+        Lfm2Config(
+            vocab_size=600, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+            num_key_value_heads=2, layer_types=["conv", "full_attention"],
+        ),
+    ],
+    ids=["all layers", "some layers"],
+)  # fmt: skip
+def test_a_model_that_keeps_a_state_is_refused(config: Any, target_folder: str, tmp_path: Path) -> None:
+    """A prompt that it has read cannot be gone back to: its answers were others', and nothing said so."""
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    for file in Path(target_folder).glob("*token*"):
+        shutil.copy(file, tmp_path)
+    with pytest.raises(UserError, match=r"^model.name: .*ForCausalLM has layers that keep no keys and values"):
         load_pretrained(str(tmp_path), "cpu")
