@@ -1,6 +1,8 @@
 """What a run cost, and what it ran on."""
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from pathlib import Path
@@ -15,9 +17,12 @@ def reset_peak_memory(device: torch.device) -> None:
     """Start measuring from now. Outside Linux a CPU's peak can only be that of the process's whole life."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    else:
-        with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text("5")
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what an earlier run freed, glibc keeps
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_gb(device: torch.device) -> float:
