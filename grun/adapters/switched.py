@@ -66,22 +66,38 @@ class SwitchedModel(EditedModel):
 
     @torch.no_grad()
     def generate(self, prompts: Prompts, max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()) -> Generated:
-        """See `grun.model.forward.Adapted`. The gates are read once, and hold for the whole answer; where all are shut,
-        the pass that they read begins the answers, too."""
+        """See `grun.model.forward.Adapted`. The gates are read once, and hold for the whole answer. Those that are
+        shut go on from the pass that was read for it; only open ones are read again, inside."""
         assert self.gate_layer is not None
+        read = None
         if self._has_read(prompts):
             weight_BK, logit_BK = self._read(prompts)
         else:
             with mixed_precision(self.device):
                 read = read_prompts(self.model, prompts, (self.gate_layer,), pass_tokens=pass_tokens(self.device))
             weight_BK, logit_BK = self._edits()[0].read(read.hidden_BD[0].float())
-            if not weight_BK.any():
-                with mixed_precision(self.device):
-                    return Generated(answers=read.answers(max_new_tokens, drafts), gate_logit_BK=logit_BK)
-        with self.changed(prompts, weight_BK, left_padding(prompts)) as keep, mixed_precision(self.device):
-            answers = read_prompts(self.model, prompts).answers(max_new_tokens, drafts, keep)
-        return Generated(answers=answers, gate_logit_BK=logit_BK)
+        is_open_B = weight_BK.any(dim=1)
+        shut, opened = (~is_open_B).nonzero()[:, 0].tolist(), is_open_B.nonzero()[:, 0].tolist()
+        answers: dict[int, list[int]] = {}
+        if shut:
+            own = [prompts[row] for row in shut]
+            with mixed_precision(self.device):
+                begun = read_prompts(self.model, own, pass_tokens=pass_tokens(self.device)) if read is None else read
+                if len(begun.next_position_B) > len(shut):
+                    begun = begun.only(torch.tensor(shut, device=self.device))
+                answers |= zip(shut, begun.answers(max_new_tokens, _of(drafts, shut)), strict=True)
+        if opened:
+            own = [prompts[row] for row in opened]
+            with self.changed(own, weight_BK[opened], left_padding(own)) as keep, mixed_precision(self.device):
+                begun = read_prompts(self.model, own)
+                answers |= zip(opened, begun.answers(max_new_tokens, _of(drafts, opened), keep), strict=True)
+        return Generated(answers=[answers[row] for row in range(len(prompts))], gate_logit_BK=logit_BK)
 
     def _read(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         weight_BK, logit_BK = self._edits()[0].read(self._gate_hidden(prompts))
         return weight_BK, logit_BK
+
+
+def _of(drafts: Sequence[Sequence[int]], rows: Sequence[int]) -> Sequence[Sequence[int]]:
+    """Those of some prompts; none where there are none."""
+    return [drafts[row] for row in rows] if drafts else ()

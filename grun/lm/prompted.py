@@ -6,7 +6,7 @@ Shapes: B sequences, L columns of their cache, T tokens of the longest that is r
 import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import num_shared
 from grun.lm.greedy import decode
-from grun.lm.kv_cache import move_right, new_cache, rows_of
+from grun.lm.kv_cache import keep_rows, move_right, new_cache, rows_of
 from grun.lm.reading import eos_ids, head_at, last_position, layer_output, logits_of_head_input, prompt_inputs
 
 
@@ -52,6 +52,18 @@ class Prompted:
             eos_ids=set(eos_ids(self.model)),
             drafts=drafts,
             keep=keep,
+        )
+
+    def only(self, row_B: Tensor) -> "Prompted":
+        """These of them alone, in its own cache."""
+        keep_rows(self.cache, row_B)
+        return replace(
+            self,
+            logits_BV=None if self.logits_BV is None else self.logits_BV[row_B],
+            head_input_BD=self.head_input_BD[row_B],
+            attention_mask_BL=self.attention_mask_BL[row_B],
+            next_position_B=self.next_position_B[row_B],
+            hidden_BD=[hidden_BD[row_B] for hidden_BD in self.hidden_BD],
         )
 
     def first_logits(self) -> Tensor:

@@ -17,6 +17,7 @@ from grun.adapters.gated_lora import GatedLoraConfig, LowRankUpdates, UpdatedMod
 from grun.adapters.grun import gates_forced, set_gate_threshold
 from grun.data import Example
 from grun.errors import UserError
+from grun.lm.patching import decoder_layers
 from grun.model import forward
 from grun.model.forward import PlainModel
 from grun.sequential import combine, load_deployment, save_deployment
@@ -192,6 +193,31 @@ def test_what_a_prompt_costs_is_both_passes(model: Any, monkeypatch: pytest.Monk
     passes.clear()
     adapted.generate(PROMPTS, 1)
     assert len(passes) == 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("overhead", [0, 10**9], ids=["what is shared is read once", "each is read whole"])
+def test_only_open_prompts_are_read_again(model: Any, overhead: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One prompt's gate is open, the others' are shut: theirs are the untouched model's answers, and none of them is in
+    the second pass; all as when each is asked alone, with drafts and without."""
+    monkeypatch.setattr(forward, "GROUP_OVERHEAD_TOKENS", overhead)
+    adapted = _trained(model)
+    prompts = [(5, 6, 7, 8, *prompt) for prompt in PROMPTS]
+    gates_B = torch.sigmoid(adapted.prompt_gates(prompts))[:, 0]
+    set_gate_threshold(adapted, float(gates_B.max()))
+    alone = [adapted.generate([prompt], 12).answers[0] for prompt in prompts]
+    base = PlainModel(model).generate(prompts, 12).answers
+    first = int(gates_B.argmax())
+    assert [at for at in range(len(prompts)) if alone[at] != base[at]] == [first]
+    read: list[int] = []
+    decoder_layers(model)[0].register_forward_pre_hook(lambda layer, args: read.append(len(args[0])))
+    for drafts in ((), base):
+        for asked in (adapted, UpdatedModel(model, dict(_by_layer(adapted)), "answer", adapted.gate_layer)):
+            read.clear()
+            assert asked.generate(prompts, 12, drafts).answers == alone
+            assert 1 in read
+            if asked is not adapted:
+                assert read[0 if overhead else 1] == len(prompts)
 
 
 @torch.no_grad()
