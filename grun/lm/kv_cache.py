@@ -16,12 +16,9 @@ def check_attention(model: Any) -> None:
     from transformers import DynamicCache
     from transformers.cache_utils import LinearAttentionCacheLayerMixin
 
-    layers = DynamicCache(config=model.config).layers
-    if any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers):
-        raise UserError(
-            "model.name",
-            f"{type(model).__name__} has layers that keep no keys and values; use one with attention in every layer",
-        )
+    if any(isinstance(each, LinearAttentionCacheLayerMixin) for each in DynamicCache(config=model.config).layers):
+        problem = "has layers that keep no keys and values; use one with attention in every layer"
+        raise UserError("model.name", f"{type(model).__name__} {problem}")
 
 
 def new_cache() -> Any:
@@ -78,9 +75,8 @@ def take_last(cache: Any, num_layers: int) -> list[tuple[Tensor, Tensor]] | None
     """
     if sum(getattr(layer, "keys", None) is not None for layer in cache.layers) < num_layers:
         return None
-    taken = []
+    taken = [(layer.keys[:, :, -1:], layer.values[:, :, -1:]) for layer in cache.layers]
     for layer in cache.layers:
-        taken.append((layer.keys[:, :, -1:], layer.values[:, :, -1:]))
         layer.keys, layer.values = layer.keys[:, :, :-1], layer.values[:, :, :-1]
     return taken
 

@@ -157,8 +157,8 @@ def beginning(model: Any, prompts: Sequence[tuple[int, ...]], pass_tokens: float
     pass_tokens: how many tokens not to be read are.
     """
     num_begun = min(num_shared(prompts), *(len(prompt) - 1 for prompt in prompts))
-    worth_it = (len(prompts) - 1) * num_begun > pass_tokens
-    return read_from(None, model, [prompts[0][:num_begun]]) if worth_it else None
+    is_worth_it = (len(prompts) - 1) * num_begun > pass_tokens
+    return read_from(None, model, [prompts[0][:num_begun]]) if is_worth_it else None
 
 
 def end_columns(begun: Prompted | None, prompts: Sequence[tuple[int, ...]], device: torch.device) -> Tensor:
@@ -178,11 +178,8 @@ def read_from(
     *,
     head: bool = True,
 ) -> Prompted:
-    """One pass over some prompts, without what they begin with.
-
-    layers: whose outputs at the prompts' last tokens to keep, by index. head: whether the LM head runs, too; else not
-    before it is asked for.
-    """
+    """One pass over some prompts, without what they begin with. layers: whose outputs at the prompts' last tokens to
+    keep, by index. head: whether the LM head runs, too; else not before it is asked for."""
     if begun is not None:
         row_B = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
         rest = [prompt[begun.attention_mask_BL.shape[1] :] for prompt in prompts]
