@@ -13,10 +13,11 @@ from bench.sequential.scores import prefill_seconds
 from bench.speed.contenders import best_ratio
 from bench.speed.stopwatch import DEPTHS, LOSSES, Record, Stopwatch, timed
 from grun.adapters.grun import GrunConfig, set_gate_threshold
+from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted, PlainModel
 from grun.sequential import combine
-from pyvene_custom.router import RouterGate
+from pyvene_custom.router import LEAST_OPEN, RouterGate
 
 NUM_PROMPTS = 8
 """Forget prompts that are answered, one at a time."""
@@ -68,16 +69,23 @@ def _token(watch: Stopwatch) -> Record:
 
 
 def _requests(watch: Stopwatch) -> Record:
-    """A hundred requests of new edits behind one router, fitted to hidden states drawn at random: seconds of its fit,
-    and until a batch of prompts has its first tokens with all gates shut, all open, and without any of it."""
+    """A hundred requests of new edits behind one router, fitted to hidden states drawn around those of the prompts:
+    seconds of its fit, and until a batch of prompts has its first tokens with all gates shut, each prompt's own open,
+    and without any of it."""
     config, width = _config(watch), watch.model.config.get_text_config().hidden_size
     generator = torch.Generator().manual_seed(watch.config.seed)
     kept_XD = torch.randn(KEPT, width, generator=generator)
     modules = {str(place): config.attach(watch.model, place) for place in range(NUM_REQUESTS)}
     is_forget_X = torch.arange(QUESTIONS + KEPT) < QUESTIONS
-    for module in modules.values():
-        centre_D = torch.randn(width, generator=generator)
-        hidden_XD = torch.cat([centre_D + torch.randn(QUESTIONS, width, generator=generator), kept_XD])
+    known = [example.prompt_ids for example in (*watch.forget, *watch.retain)]
+    asked = PlainModel(watch.model).answer_output(
+        [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in known], 1.0
+    )
+    assert asked.hidden_ND is not None, "its layer was asked for"
+    for place, module in enumerate(modules.values()):
+        around_XD = 0.1 * torch.randn(QUESTIONS, width, generator=generator)
+        around_XD[0] = 0.0
+        hidden_XD = torch.cat([asked.hidden_ND[place % len(known)].float().cpu() + around_XD, kept_XD])
         for edit in module.edits.values():
             assert isinstance(edit.gate, RouterGate)
             edit.gate.fit(hidden_XD, is_forget_X)
@@ -89,7 +97,6 @@ def _requests(watch: Stopwatch) -> Record:
     fit = watch.rounds("fitting a router", {"fit": lambda: [timed(stack)[0]]})["fit"]
     stacked = stack()
     stacked.train(False)
-    known = [example.prompt_ids for example in (*watch.forget, *watch.retain)]
     rows = [
         {"prompts": count, "gates": gates, **_first_tokens(stacked, threshold, (known * count)[:count])}
         for gates, threshold in (("shut", 1.0), ("open", 0.0))
@@ -101,6 +108,9 @@ def _requests(watch: Stopwatch) -> Record:
 def _first_tokens(stacked: EditedModel, threshold: float, prompts: Sequence[tuple[int, ...]]) -> Record:
     """threshold: that no gate reaches, or every gate."""
     set_gate_threshold(stacked, threshold)
+    logit_BK = stacked.prompt_gates(prompts)
+    assert logit_BK is not None, "there are gates"
+    assert (torch.sigmoid(logit_BK) > LEAST_OPEN / 2).any(dim=1).all(), "each prompt has one of its own"
     edits = {layer: stacked.edits[str(layer)] for layer in stacked.layers}
     unasked = EditedModel(stacked.model, edits, stacked.where, stacked.gate_layer)
     edited_s, model_s = prefill_seconds(unasked, prompts, PREFILL_REPEATS)
