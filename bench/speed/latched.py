@@ -77,13 +77,13 @@ def _requests(watch: Stopwatch) -> Record:
     kept_XD = torch.randn(KEPT, width, generator=generator)
     modules = {str(place): config.attach(watch.model, place) for place in range(NUM_REQUESTS)}
     is_forget_X = torch.arange(QUESTIONS + KEPT) < QUESTIONS
-    known = [example.prompt_ids for example in (*watch.forget, *watch.retain)]
+    known = list(dict.fromkeys(example.prompt_ids for example in (*watch.forget, *watch.retain)))[:NUM_REQUESTS]
     asked = PlainModel(watch.model).answer_output(
         [Example(prompt_ids=prompt, answer_ids=(0,)) for prompt in known], 1.0
     )
     assert asked.hidden_ND is not None, "its layer was asked for"
     for place, module in enumerate(modules.values()):
-        around_XD = 0.1 * torch.randn(QUESTIONS, width, generator=generator)
+        around_XD = 0.01 * torch.randn(QUESTIONS, width, generator=generator)
         around_XD[0] = 0.0
         hidden_XD = torch.cat([asked.hidden_ND[place % len(known)].float().cpu() + around_XD, kept_XD])
         for edit in module.edits.values():
