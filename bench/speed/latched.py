@@ -102,7 +102,8 @@ def _requests(watch: Stopwatch) -> Record:
         for gates, threshold in (("shut", 1.0), ("open", 0.0))
         for count in BATCHES
     ]
-    return {"requests": NUM_REQUESTS, "known": NUM_REQUESTS * QUESTIONS + KEPT, "fit": fit, "prefill": rows}
+    fitted_to = {"known": NUM_REQUESTS * QUESTIONS + KEPT, "around_prompts": True}
+    return {"requests": NUM_REQUESTS, **fitted_to, "fit": fit, "prefill": rows}
 
 
 def _first_tokens(stacked: EditedModel, threshold: float, prompts: Sequence[tuple[int, ...]]) -> Record:
