@@ -29,10 +29,18 @@ class _Known:
     def __init__(self, state: Tensor) -> None:
         """state: [X, D + 1], on the CPU."""
         self.state = state
-        is_forget_X = state[:, -1] > 0
-        self.forget_XD, self.keep_XD = state[is_forget_X, :-1], state[~is_forget_X, :-1]
         self.keep_digest = hashlib.sha256(_name(self.keep_XD)).digest()
         self.digest = hashlib.sha256(_name(self.forget_XD)).digest() + self.keep_digest
+
+    @property
+    def forget_XD(self) -> Tensor:
+        """Hidden states of those to be forgotten."""
+        return self.state[self.state[:, -1] > 0, :-1]
+
+    @property
+    def keep_XD(self) -> Tensor:
+        """Hidden states of the others."""
+        return self.state[self.state[:, -1] == 0, :-1]
 
 
 class Routed(nn.Module):
@@ -173,8 +181,8 @@ def _training_set(known: Sequence[_Known]) -> tuple[Tensor, Tensor]:
     """
     forget = [(row, place) for place, each in enumerate(known) for row in each.forget_XD]
     taken = {_name(row) for row, _ in forget}
-    blocks = {each.keep_digest: each.keep_XD for each in known}  # most keep the same
-    keep = {_name(row): row for block_XD in blocks.values() for row in block_XD}
+    blocks = {each.keep_digest: each for each in known}  # most keep the same
+    keep = {_name(row): row for each in blocks.values() for row in each.keep_XD}
     kept = [(keep[name], len(known)) for name in sorted(keep.keys() - taken)]
     labelled = [*forget, *kept] or [(known[0].state.new_zeros(known[0].state.shape[1] - 1), len(known))]
     h_XD = torch.stack([row for row, _ in labelled]).double()

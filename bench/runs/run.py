@@ -62,9 +62,8 @@ def check_size(config: RunConfig) -> None:
         model, looked_at = empty_model(config.model), config.forget_loss.hidden_layer
         if config.adapter.trains and looked_at is not None:
             hidden_layer_index(model, looked_at)
-        with suppress(
-            RuntimeError, TypeError
-        ):  # somebody's own adapter may read weights, and torch says there are none
+        # Somebody's own adapter may read weights, and torch says there are none.
+        with suppress(RuntimeError, TypeError):
             config.adapter.attach(model, config.seed)
 
 
