@@ -17,6 +17,7 @@ from bench.runs.related import at_thresholds, prerequisites
 from bench.runs.rows import Row, failed_row
 from bench.runs.worker import Known, prepare_subject, work
 from bench.sources import say
+from grun.lm.kv_cache import check_attention
 from grun.lm.reading import hidden_layer_index
 
 logger = logging.getLogger(__name__)
@@ -60,6 +61,7 @@ def check_size(config: RunConfig) -> None:
     """Raises UserError where the model is smaller than what adapter or loss ask of it. No weights are read."""
     if config.adapter.name != "none":
         model, looked_at = empty_model(config.model), config.forget_loss.hidden_layer
+        check_attention(model)
         if config.adapter.trains and looked_at is not None:
             hidden_layer_index(model, looked_at)
         # Somebody's own adapter may read weights, and torch says there are none.

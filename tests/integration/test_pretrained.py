@@ -20,7 +20,7 @@ from bench.models.pretrained import load_pretrained
 from bench.results import store
 from bench.runs import subject
 from bench.runs.execution import Execution
-from bench.runs.run import run
+from bench.runs.run import check_size, run
 from grun.adapters.lora import LoraConfig
 from grun.errors import UserError
 from grun.model import forward
@@ -206,5 +206,7 @@ def test_a_model_that_keeps_a_state_is_refused(config: Any, target_folder: str, 
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
     for file in Path(target_folder).glob("*token*"):
         shutil.copy(file, tmp_path)
-    with pytest.raises(UserError, match=r"^model.name: .*ForCausalLM has layers that keep no keys and values"):
-        load_pretrained(str(tmp_path), "cpu")
+    lora = run_config({"model": str(tmp_path), "adapter": "lora", "benchmark": "authors"})
+    for refused in (lambda: load_pretrained(str(tmp_path), "cpu"), lambda: check_size(lora)):
+        with pytest.raises(UserError, match=r"^model.name: .*ForCausalLM has layers that keep no keys and values"):
+            refused()
