@@ -32,7 +32,8 @@ def run_chain(states: States) -> None:
             continue
         started = time.perf_counter()
         adapted.train(False)
-        rows = evaluate(states.asking(adapted), subject.benchmark.evaluation)
+        asking = states.asking(adapted)
+        rows = evaluate(asking, subject.benchmark.evaluation) + states.attacks(asking, size)
         cost = {
             "gate_threshold": None,
             "train_seconds": states.train_seconds(folders[size]),

@@ -14,6 +14,7 @@ from bench.benchmarks import SPLITS
 from bench.evaluation.score import score
 from bench.results.columns import REQUEST_METRICS, STATE_METRICS, ItemRow
 from bench.sequential.request import Request
+from bench.splits import ATTACKS
 from grun.engine.edited import EditedModel
 from grun.gates.openings import HALF_OPEN
 from grun.model.forward import Adapted, PlainModel
@@ -35,6 +36,7 @@ def state_scores(
     """
     threshold = gate_threshold or HALF_OPEN
     whole: dict[str, Any] = {**_whole_scores(rows, gold, requests[:size], threshold)}
+    reworded = [row for row in rows if row["split"] == "forget_paraphrased_question"]
     for split in ("retain", "similar"):
         of_split = [row for row in rows if row["split"] == split]
         whole[f"{split}_open_shares"] = _open_shares(of_split, size, threshold)
@@ -49,9 +51,15 @@ def state_scores(
                 "is_requested": place <= size,
                 **_request_scores(own, None if gold is None else _rows_of(gold, [request])),
                 "open_shares": _open_shares(own, size, threshold),
+                "paraphrased_open_shares": _open_shares(_about(reworded, request), size, threshold),
             }
         )
     return table
+
+
+def _about(attack_rows: Sequence[ItemRow], request: Request) -> list[ItemRow]:
+    """Those of one request's items."""
+    return [row for row in attack_rows if request.split == "forget" and row["item_index"] in request.indices]
 
 
 def _rows_of(rows: Sequence[ItemRow], requests: Sequence[Request]) -> list[ItemRow]:
@@ -63,10 +71,10 @@ def _rows_of(rows: Sequence[ItemRow], requests: Sequence[Request]) -> list[ItemR
 def _whole_scores(
     rows: Sequence[ItemRow], gold: Sequence[ItemRow] | None, requests: Sequence[Request], gate_threshold: float
 ) -> dict[str, float]:
-    """All requests so far taken together (`requested_`), and what was to be kept."""
-    kept = [row for row in rows if SPLITS[row["split"]].role == "kept"]
+    """All requests so far taken together (`requested_`), as they are and under attack, and all that is none."""
+    others = [row for row in rows if SPLITS[row["split"]].role != "forgotten" or row["split"] in ATTACKS]
     gold_rows = None if gold is None else _rows_of(gold, requests)
-    scores = score([*_rows_of(rows, requests), *kept], gold_rows, gate_threshold)
+    scores = score([*_rows_of(rows, requests), *others], gold_rows, gate_threshold)
     whole = {name.replace("forget_", "requested_"): value for name, value in scores.items()}
     return {name: value for name, value in whole.items() if name in STATE_METRICS}
 

@@ -73,9 +73,9 @@ def run_stack(states: States) -> None:
             threshold, share = _chosen_threshold(states, adapted)
         # Where the number of modules says how much an edit weighs, rows of another number are no rows of this state.
         same = variant.combination, size if variant.combination == "scaled_by_number" else 0
-        rows = evaluate_combined(
-            states.asking(adapted), subject.benchmark.evaluation, known.setdefault(same, dict(base_rows))
-        )
+        asking = states.asking(adapted)
+        rows = evaluate_combined(asking, subject.benchmark.evaluation, known.setdefault(same, dict(base_rows)))
+        rows += states.attacks(asking, size)
         cost = {
             "gate_threshold": threshold,
             "false_openings": share,

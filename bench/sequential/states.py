@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 
 from bench.evaluation.asking import Asking, Drafts, drafts_of
+from bench.evaluation.evaluate import evenly_spread
+from bench.evaluation.robustness import attack
 from bench.models.prepare import StartFrom
 from bench.progress import Progress
 from bench.results import store
@@ -57,6 +59,17 @@ class States:
             progress=self.progress,
             drafts=self._drafts,
         )
+
+    def attacks(self, asking: Asking, size: int) -> list[ItemRow]:
+        """Rows of the attacks on the first `size` requests but for what was never known; without config, none."""
+        config, robustness = self.sequence.config, self.sequence.config.evaluation.robustness
+        if robustness is None:
+            return []
+        forget = self.subject.benchmark.evaluation["forget"]
+        asked = {index for request in self.requests[:size] if request.split == "forget" for index in request.indices}
+        places = evenly_spread(len(forget), asking.config.max_items_per_split)
+        numbered = [(index, forget[index]) for index in places if index in asked]
+        return attack(asking, numbered, robustness, config.model.fine_tuning.learning_rate)
 
     @cached_property
     def _drafts(self) -> Drafts:

@@ -116,6 +116,35 @@ def test_gates_open_for_their_own_requests(stacked: tuple[Execution, RequestSequ
     assert 0 <= third[0]["retain_gate_open_share"] <= third[0]["similar_gate_open_share"] <= 1
 
 
+def test_requests_under_attack(stacked: tuple[Execution, RequestSequence]) -> None:
+    """The same scores, beside them what came back of the requests so far; each asks its gate in other words."""
+    execution, sequence = stacked
+    hard = {"evaluation.robustness.relearn_items": 4, "evaluation.robustness.relearn_steps": 2}
+    attacked = replace(
+        sequence, config=run_config(overlay(sequence.config.to_dict(), hard)), variants=(SUM,), only_after=(1, 5)
+    )
+    run_sequence(attacked, execution, lambda line: None)
+    calm, found = (_states(execution, each, SUM) for each in (sequence, attacked))
+    columns = {f"requested_{name}_rouge_l_recall" for name in ("paraphrased_question", "prefix_attack", "relearned")}
+    timed = {"run_key", "config_json", "created_at", "eval_seconds", "prefill_seconds", "bare_prefill_seconds"}
+    for size in (1, 5):
+        for before, row in zip(calm[size - 1], found[size - 1], strict=True):
+            others = row.keys() - columns - timed - {"paraphrased_open_shares"}
+            for name in others:
+                value = before[name]
+                assert row[name] == (pytest.approx(value, rel=1e-4) if isinstance(value, float) else value), name
+            assert all(0 <= row[name] <= 1 for name in columns)
+    assert found[0][0]["requested_relearned_rouge_l_recall"] > found[0][0]["requested_rouge_l_recall"]
+    shares = [row["paraphrased_open_shares"] for row in found[4]]
+    assert [len(own) for own in shares[:4]] == [5] * 4
+    assert min(own[place] for place, own in enumerate(shares[:3])) > 0.5
+    assert shares[3] == shares[0]
+    assert shares[4] is None, "the model never knew them"
+    items = store.read_items(execution.folder, found[4][0]["run_key"])
+    assert items is not None
+    assert sum(row["split"] == "forget_paraphrased_question" for row in items) == 30
+
+
 def _load(config: RunConfig) -> tuple[Any, Any, PromptTemplate]:
     source = prepared_model(config.model, config.benchmark.load(), "target_model")
     model, tokenizer = load_pretrained(source, "cpu")
@@ -446,6 +475,8 @@ def test_which_states_are_measured(config: RunConfig, tmp_path: Path, given: str
         ("{}", ["--num-workers", "2"], "--num-workers"),
         ("{}", ["--shard"], "--shard: splits weights that are trained, and grun trains none"),
         ("base: {adapter: lora}", ["--shard"], "--shard"),
+        ("base: {evaluation: {after: 4_bit}}", [], "evaluation.after: a sequence is measured as it is"),
+        ("base: {benchmark: muse}", ["--robustness"], "evaluation.robustness: muse asks nothing of its forget set"),
     ],
 )
 def test_mistakes_are_one_line(

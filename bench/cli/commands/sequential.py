@@ -1,6 +1,6 @@
 """Deletion requests one after another: one method a file; what was cut off goes on."""
 
-from bench.cli.options import STUDIES, Options
+from bench.cli.options import ROBUSTNESS, STUDIES, Options
 from bench.cli.parser import option, positive
 from bench.cli.tables import log, print_sequences
 
@@ -8,6 +8,7 @@ EXAMPLE = "grun-bench sequential search_spaces/sequential_hard.yaml --results re
 ARGUMENTS = (
     *STUDIES,
     option("--num-requests", type=positive, metavar="N", help="requests, in place of the files' own"),
+    ROBUSTNESS,
 )
 
 
