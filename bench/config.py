@@ -197,6 +197,7 @@ def stored_config(data: Mapping[str, Any]) -> RunConfig:
     config = validated(RunConfig, {key: value for key, value in data.items() if key not in outside})
     config = replace(config, model=with_known_retain_model(config.model, config.benchmark), **outside)
     _check_pairs(config)
+    _check_benchmark(config)
     return replace(config, training=config.training.resolved(config.forget_loss, config.adapter))
 
 
@@ -241,11 +242,17 @@ def _check_pairs(config: RunConfig) -> None:
         if loss.positions == "all" and (config.adapter.edits is not None or config.adapter.is_gated):
             what = f"{config.adapter.name} changes nothing that is said of a prompt; use answer"
             raise UserError(f"{part}.positions", what)
-    if isinstance(config.benchmark, HubBenchmark) and config.benchmark.revision and config.benchmark.data_dir:
-        raise UserError("benchmark.revision", "is one of the hub, and benchmark.data_dir is read; leave one out")
-    if isinstance(config.benchmark, TofuConfig) and isinstance(config.model, PretrainedConfig):
-        config.benchmark.check_retain_model(config.model.retain_model)
     check_gates(config.adapter)
+
+
+def _check_benchmark(config: RunConfig) -> None:
+    benchmark = config.benchmark
+    if config.evaluation.robustness is not None and "forget" not in benchmark.splits:
+        raise UserError("evaluation.robustness", f"{benchmark.name} asks nothing of its forget set; leave it out")
+    if isinstance(benchmark, HubBenchmark) and benchmark.revision and benchmark.data_dir:
+        raise UserError("benchmark.revision", "is one of the hub, and benchmark.data_dir is read; leave one out")
+    if isinstance(benchmark, TofuConfig) and isinstance(config.model, PretrainedConfig):
+        benchmark.check_retain_model(config.model.retain_model)
 
 
 def overlay(base: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

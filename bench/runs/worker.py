@@ -21,7 +21,6 @@ from bench.runs.subject import Subject
 from bench.runs.training import checkpoint_of, train_or_load
 from grun.adapters.grun import set_gate_threshold
 from grun.engine.edited import EditedModel
-from grun.errors import UserError
 from grun.model.forward import Adapted
 from grun.workers import ALONE, Workers
 
@@ -99,9 +98,7 @@ def _measure(
     curve = _evaluated(configs, subject, asking, known)
     if (robustness := asking.config.robustness) is None:
         return curve
-    if (forget := subject.benchmark.evaluation.get("forget")) is None:
-        problem = f"{subject.config.benchmark.name} asks nothing of its forget set; leave it out"
-        raise UserError("evaluation.robustness", problem)
+    forget = subject.benchmark.evaluation["forget"]
     numbered = [(at, forget[at]) for at in evenly_spread(len(forget), asking.config.max_items_per_split)]
     for each, rows in zip(configs, curve, strict=True):
         _set_gates(adapted, each)

@@ -85,10 +85,6 @@ def read_sequential(path: str, overrides: Mapping[str, Any], num_requests: int |
     run = config.run({})
     if not run.adapter.trains:
         raise UserError(f"{path}: adapter", "none trains nothing; choose grun, gated_lora, lora, full or reft")
-    if run.evaluation.robustness is not None and "forget" not in run.benchmark.splits:
-        raise UserError(
-            f"{path}: evaluation.robustness", f"{run.benchmark.name} asks nothing of its forget set; leave it out"
-        )
     if run.evaluation.after is not None:
         raise UserError(f"{path}: evaluation.after", "a sequence is measured as it is; leave it out")
     count = len(config.sequence(run).requests())

@@ -126,6 +126,13 @@ def test_an_index_and_a_depth_are_never_read_as_the_other(given: Any, meant: tup
     assert layer_indices((1, 1.0), 6) == (1, 5)
 
 
+@pytest.mark.parametrize("benchmark", ["muse", "wmdp"])
+def test_attacks_ask_for_a_forget_set(benchmark: str) -> None:
+    """Said before anything is trained: it was said after the training."""
+    with pytest.raises(UserError, match=rf"^evaluation\.robustness: {benchmark} asks nothing of its forget set"):
+        run_config({"benchmark": benchmark, "evaluation": {"robustness": {}}})
+
+
 @pytest.mark.parametrize("layer", [0.0, True, "1", "1.0", 1.5, -1, None])
 def test_what_is_no_layer_is_refused(layer: Any) -> None:
     """0.0 and true used to be the layers 0 and 1."""
