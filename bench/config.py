@@ -104,7 +104,7 @@ class RunConfig:
         return Recipe(
             forget_loss=self.forget_loss,
             retain_loss=self.retain_loss,
-            training=self.training.resolved(self.forget_loss, adapter),
+            training=self.training.resolved(self.forget_loss, adapter, self.model.fine_tuning.learning_rate),
             learning_rate=adapter.learning_rate,
             gate_weight=adapter.gate_weight if adapter.is_gated else 0.0,
             gate_warmup_steps=adapter.gate_warmup_steps if adapter.is_gated else 0,
@@ -198,7 +198,8 @@ def stored_config(data: Mapping[str, Any]) -> RunConfig:
     config = replace(config, model=with_known_retain_model(config.model, config.benchmark), **outside)
     _check_pairs(config)
     _check_benchmark(config)
-    return replace(config, training=config.training.resolved(config.forget_loss, config.adapter))
+    taught_at = config.model.fine_tuning.learning_rate
+    return replace(config, training=config.training.resolved(config.forget_loss, config.adapter, taught_at))
 
 
 def _from_outside(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,6 +239,9 @@ def _check_pairs(config: RunConfig) -> None:
             "adapter.train_embeddings",
             f"{forget_loss.name} with {retain_loss.name} needs the LM head as it was; leave it frozen",
         )
+    if config.training.against_relearning is not None and (config.adapter.edits is None or not config.adapter.trains):
+        what = f"{config.adapter.name} is no edit of a frozen model, which an attacker could copy; leave it out"
+        raise UserError("training.against_relearning", what)
     for part, loss in (("forget_loss", forget_loss), ("retain_loss", retain_loss)):
         if loss.positions == "all" and (config.adapter.edits is not None or config.adapter.is_gated):
             what = f"{config.adapter.name} changes nothing that is said of a prompt; use answer"

@@ -9,13 +9,13 @@ from bench.benchmarks import SPLITS
 from bench.benchmarks.items import Item
 from bench.evaluation.asking import Asking
 from bench.results.columns import ItemRow, item_row
+from grun.attacks.gradients import gradient_norms
 from grun.data import Example, length_sorted_batches
 from grun.errors import UserError
 from grun.lm.begun import Begun
 from grun.model.forward import go_on
 from grun.model.likelihood import AnswerLikelihood, answer_likelihoods
 from grun.prompts.template import PromptTemplate
-from grun.training.gradients import gradient_norms
 
 TOLD_APART = {name for split, what in SPLITS.items() if what.strangers for name in (split, what.strangers)}
 """Splits of membership inference."""

@@ -17,13 +17,12 @@ from bench.benchmarks.items import Item
 from bench.evaluation.asking import Asking, RobustnessConfig
 from bench.metrics.rouge import rouge_l
 from bench.results.columns import ItemRow, item_row
+from grun.attacks.gradients import weights_open
+from grun.attacks.relearning import relearn
 from grun.data import Example, length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
-from grun.training.gradients import weights_open
-from grun.training.step import take_step
-from grun.training.teach import lesson, nll_backward
 
 Numbered = Sequence[tuple[int, Item]]
 """Forget items with their item_index."""
@@ -123,7 +122,7 @@ def relearned(adapted: Adapted, examples: Sequence[Example], steps: int, learnin
         try:
             optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
             for _ in range(steps):
-                take_step(optimizer, lambda: nll_backward(attacked, lesson(examples)), learning_rate=learning_rate)
+                relearn(attacked, examples, optimizer)
             yield attacked
         finally:
             with torch.no_grad():

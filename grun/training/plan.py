@@ -57,6 +57,8 @@ class Plan:
     """Further prompts that gates in closed form are to stay shut for."""
     held_back: Sequence[Example] = ()
     """What is kept likewise, and nothing is trained on or fitted to."""
+    relearned: Sequence[Example] = ()
+    """Questions and answers that an attacker has, where the recipe is against one."""
 
 
 def plan_steps(

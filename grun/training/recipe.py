@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from annotated_types import Ge, Gt, Lt
 
 from grun.adapters import AdapterConfig
+from grun.attacks.relearning import AgainstRelearningConfig
 from grun.forget_losses.forget_loss import ForgetLoss
 from grun.losses import Need
 from grun.retain_losses.retain_loss import RetainLoss
@@ -41,13 +42,20 @@ class TrainingConfig:
     max_retain_loss: Annotated[float, Gt(0)] | None = None
     """Training ends early once the retain loss, its mean over an epoch, is larger: such a model is lost, and the
     rest of a trial's time with it. None: never."""
+    against_relearning: AgainstRelearningConfig | None = field(default=None, metadata=LATER)
+    """grun, reft: train against somebody who relearns the forget set meanwhile. None: nobody does."""
 
-    def resolved(self, forget_loss: ForgetLoss, adapter: AdapterConfig) -> Self:
-        """The same with the papers' retain_weight filled in where it is None."""
-        if self.retain_weight is not None:
-            return self
-        weight = adapter.paper_retain_weights.get(forget_loss.name, forget_loss.paper_retain_weight)
-        return replace(self, retain_weight=weight)
+    def resolved(self, forget_loss: ForgetLoss, adapter: AdapterConfig, taught_at: float) -> Self:
+        """The same with the papers' retain_weight and an attacker's learning rates filled in where they are None.
+
+        taught_at: the learning rate that the model was taught with.
+        """
+        weight, against = self.retain_weight, self.against_relearning
+        if weight is None:
+            weight = adapter.paper_retain_weights.get(forget_loss.name, forget_loss.paper_retain_weight)
+        if against is not None and against.learning_rates is None:
+            against = replace(against, learning_rates=(taught_at, taught_at / 10))
+        return replace(self, retain_weight=weight, against_relearning=against)
 
 
 @dataclass(frozen=True, kw_only=True)

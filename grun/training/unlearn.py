@@ -11,6 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from grun.attacks.relearning import Attacker
+from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.losses import AnswerScores, ForgetScores, gate_bce
 from grun.model.forward import Adapted, AnswerOutput
@@ -47,13 +49,12 @@ def unlearn(
 ) -> Trained:
     """Train what the adapter makes trainable.
 
-    plan, reference: `plan_steps` and `reference_of` with the same recipe, before the adapter was attached.
-    progress: called with (what is being prepared, done, total) before the first step.
-    checkpoints: where an earlier, cut off call with the same arguments left what it had.
+    plan, reference: `plan_steps` and `reference_of` with the same recipe, before the adapter was attached. progress:
+    called with (what is being prepared, done, total) before. checkpoints: of a call like this one that was cut off.
     Raises UserError where the loss stops being finite, naming the step.
     """
     started, training = time.perf_counter(), recipe.training
-    _make_ready(adapted, plan, progress)
+    attacker = _made_ready(adapted, plan, recipe, progress)
     if not (parameters := adapted.trainable_parameters()):  # what was fitted is all there is
         return Trained(losses=(), seconds=time.perf_counter() - started, retain_weight=recipe.retain_weight)
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=training.weight_decay)
@@ -65,9 +66,10 @@ def unlearn(
     adapted.train(True)
     for number, parts in enumerate(plan.steps[done.steps :], start=done.steps + 1):
         draw_anew(recipe.seed, number, plan.workers)
+        attacked = None if attacker is None else attacker.step(number)
         losses = take_step(
             optimizer,
-            partial(_backward, adapted, parts, recipe, reference, recipe.weights(number, done.retain_weight)),
+            partial(_backward, adapted, parts, recipe, reference, recipe.weights(number, done.retain_weight), attacked),
             learning_rate=recipe.learning_rate_at(number, num_steps),
             max_grad_norm=training.max_grad_norm,
             workers=plan.workers,
@@ -81,20 +83,27 @@ def unlearn(
         if number % steps_per_epoch == 0:
             if mean(retain for _, _, retain, _ in history[-steps_per_epoch:]) > max_retain_loss:
                 break
-            if checkpoints:
+            if checkpoints and (attacker is None or number % attacker.cycle == 0):
                 checkpoints.offer(parameters, optimizer, done)
     adapted.train(False)
     return done
 
 
-def _make_ready(adapted: Adapted, plan: Plan, progress: Callable[[str, int, int], None]) -> None:
-    """What comes before the first step: the frozen prefix, and what has a closed form."""
+def _made_ready(
+    adapted: Adapted, plan: Plan, recipe: Recipe, progress: Callable[[str, int, int], None]
+) -> Attacker | None:
+    """What comes before the first step: the frozen prefix, what has a closed form, and who attacks meanwhile."""
     for name, known in (("forget", plan.forget), ("retain", plan.retain)):
         adapted.announce(known, generate=False, progress=partial(progress, f"prefix cache, {name}"))
     adapted.fit(plan.forget, [*plan.retain, *plan.keep])
     adapted.train(False)
     if plan.workers.sharded:  # passes before leave the outermost weights whole, and it is the parts that are trained
         cast(Any, adapted).model.reshard()
+    if (config := recipe.training.against_relearning) is None:
+        return None
+    assert isinstance(adapted, EditedModel), "what it edits stays as it is"
+    steps_per_epoch = len(plan.steps) // recipe.training.num_epochs
+    return Attacker(adapted, config, plan.relearned, seed=recipe.seed, steps_per_epoch=steps_per_epoch)
 
 
 def _backward(
@@ -103,14 +112,21 @@ def _backward(
     recipe: Recipe,
     reference: Reference | None,
     weights: tuple[float, float, float],
+    attacked: Adapted | None,
 ) -> Tensor:
-    """Add the gradients of a step's parts. Returns what they come to together: (loss, forget, retain, gate): [4]."""
+    """Add the gradients of a step's parts. Returns what they come to together: (loss, forget, retain, gate): [4].
+
+    attacked: the same under attack; its gradients are added, too, and its losses not told.
+    """
     losses = torch.zeros(4, device=adapted.device)
     for part in parts:
         terms = _terms(adapted, part, recipe, reference)
         loss = torch.tensor(weights, device=adapted.device) @ terms
         loss.backward()
         losses += torch.cat([loss[None], terms]).detach()
+    if attacked is not None and (against := recipe.training.against_relearning):
+        forget, retain, gate = (against.weight * weight for weight in weights)
+        _backward(attacked, parts, recipe, reference, (forget, retain, gate), None)
     return losses
 
 

@@ -49,20 +49,28 @@ def _steps(config: RunConfig, folder: Path, stop_after: int | None = None) -> tu
         return trained, None
 
 
+@pytest.mark.parametrize(
+    ("changes", "goes_on_with"),
+    [({}, 10), ({"training.against_relearning.steps": 4}, 7)],
+    ids=["alone", "under attack, anew after six steps"],
+)
 def test_training_goes_on_after_the_last_epoch(
+    changes: dict[str, Any],
+    goes_on_with: int,
     config: RunConfig,
     small_prerequisites: Path,
     tmp_path: Path,
     checkpoint_always: None,
     assert_same_metrics: Any,
 ) -> None:
-    """Cut off in step 11 of 18, it goes on with step 10; row and losses are the uncut run's."""
+    """Cut off in step 11 of 18, it goes on after the last whole epoch; row and losses are the uncut run's."""
+    config = run_config(overlay(config.to_dict(), changes))
     for name in ("cut", "whole"):
         shutil.copytree(small_prerequisites, tmp_path / name)
     assert _steps(config, tmp_path / "cut", stop_after=11) == (list(range(1, 12)), None)
     assert len(list((tmp_path / "cut" / "checkpoints").iterdir())) == 1
     steps, row = _steps(config, tmp_path / "cut")
-    assert steps == list(range(10, 19))
+    assert steps == list(range(goes_on_with, 19))
     whole_steps, whole = _steps(config, tmp_path / "whole")
     assert whole_steps == list(range(1, 19))
     assert row is not None

@@ -160,6 +160,27 @@ def test_shallow_unlearning_comes_back(fresh_target: Fresh, small_benchmark: Ben
     assert all(row["gate"] == [pytest.approx(1.0)] for row in rows["forget_paraphrased_question"])
 
 
+def test_training_against_relearning_holds(small_config: RunConfig, small_results: Path) -> None:
+    """A trained gate that relearning turns shut stays open where it was trained against that; utility pays some."""
+    settings = {
+        "adapter.edits": "answer",
+        "forget_loss": "idk",
+        "training.retain_weight": 2.0,
+        "training.num_epochs": 80,
+        "evaluation.robustness.relearn_items": 4,
+    }
+    plain = run_config(overlay(small_config.to_dict(), settings))
+    against = run_config(overlay(plain.to_dict(), {"training.against_relearning.items": 5}))
+    execution = Execution(results=small_results)
+    (before,), (after,) = (run(config, execution) for config in (plain, against))
+    for row in (before, after):
+        assert row["forget_rouge_l_recall"] < 0.2
+        assert row["model_utility"] > 0.85
+    assert before["forget_relearned_rouge_l_recall"] > 0.7
+    assert after["forget_relearned_rouge_l_recall"] < 0.5
+    assert after["forget_relearned_gate_shut_share"] < before["forget_relearned_gate_shut_share"]
+
+
 def test_columns_beside_the_scores(small_config: RunConfig, small_results: Path, capsys: Any) -> None:
     """Trained once; `evaluate --robustness` adds a row with the attacks' columns, and the other scores stay."""
     execution = Execution(results=small_results)

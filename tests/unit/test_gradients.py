@@ -15,10 +15,10 @@ from bench.evaluation.asking import Asking, EvaluationConfig
 from bench.evaluation.evaluate import evaluate
 from bench.evaluation.score import score
 from grun.adapters.grun import GrunConfig
+from grun.attacks.gradients import gradient_norms
 from grun.data import Example
 from grun.model.forward import AnswerOutput, PlainModel
 from grun.testing.small import FORGET, SmallModels
-from grun.training.gradients import gradient_norms
 
 
 class Sum(PlainModel):
