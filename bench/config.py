@@ -198,8 +198,7 @@ def stored_config(data: Mapping[str, Any]) -> RunConfig:
     config = replace(config, model=with_known_retain_model(config.model, config.benchmark), **outside)
     _check_pairs(config)
     _check_benchmark(config)
-    taught_at = config.model.fine_tuning.learning_rate
-    return replace(config, training=config.training.resolved(config.forget_loss, config.adapter, taught_at))
+    return replace(config, training=config.recipe.training)
 
 
 def _from_outside(data: Mapping[str, Any]) -> dict[str, Any]:

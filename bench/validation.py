@@ -56,7 +56,9 @@ def _message(error: Any, root: type) -> str:
         return unknown_key(str(error["loc"][-1]), _followed(root, error["loc"][:-1])[1])
     if kind == "union_tag_invalid":
         return f"must be one of {context['expected_tags']}"
-    return re.sub(r"^\w+ should", "must", str(error["msg"])).replace("Field required", "is required")
+    text = re.sub(r"^\w+ should", "must", str(error["msg"])).replace("Field required", "is required")
+    text = re.sub("a dictionary or an instance of .*", "keys and their values", text).replace(" after validation", "")
+    return text.replace("a valid tuple", "a list")
 
 
 def unknown_key(key: str, known: Sequence[str]) -> str:
@@ -117,5 +119,4 @@ def _tag(member: Any) -> str | None:
 
 
 def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
+    return text if len(text := repr(value)) <= 60 else text[:57] + "…"

@@ -205,7 +205,7 @@ BAD: list[tuple[str, Any, str]] = [
     (
         "wmdp",
         {"question": "q", "choices": ["a", "b", "c"], "answer": 0},
-        "choices: must have at least 4 items after validation, not 3",
+        "choices: must have at least 4 items, not 3",
     ),
     (
         "wmdp",

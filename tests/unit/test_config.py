@@ -191,7 +191,9 @@ def test_method_names() -> None:
         ({"model": {"prompt": {"date": "today"}}}, "model.prompt.date: must be like '10 Apr 2025' (got 'today')"),
         ({"model": {"prompt": {"systm": "x"}}}, "model.prompt.systm: unknown key; did you mean system?"),
         ({"model": {"prompt": {"max_tokens": 0}}}, "model.prompt.max_tokens: must be greater than or equal to 1"),
-        ({"adapter": {"layers": []}}, "adapter.layers: must have at least 1 item"),
+        ({"adapter": {"layers": []}}, "adapter.layers: must have at least 1 item, not 0 (got [])"),
+        ({"adapter": {"layers": 3}}, "adapter.layers: must be a list (got 3)"),
+        ({"training": 3}, "training: must be keys and their values (got 3)"),
     ],
 )
 def test_errors_name_the_field_and_the_fix(data: Any, message: str) -> None:
