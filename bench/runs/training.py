@@ -112,17 +112,17 @@ def plan_of(
 
     config, benchmark: the subject's own, or another config or forget set for the same model.
     """
-    recipe = config.recipe
+    recipe, forget_set = config.recipe, forget_set_of(subject, benchmark, workers)
     plan = plan_steps(
         recipe,
-        forget_set_of(subject, benchmark, workers).examples(recipe.forget_loss.targets),
+        forget_set.examples(recipe.forget_loss.targets),
         [item.example(subject.template) for item in benchmark.retain_set],
         corpora=[item.corpus for item in benchmark.forget_set],
         workers=workers,
         accumulation_steps=subject.execution.accumulation_steps,
     )
     keep, held_back = (subject.keep, ()) if recipe.max_false_openings is None else hold_back(subject.keep)
-    relearned = [item.lesson(subject.template) for item in benchmark.forget_set]
+    relearned = [item.example(subject.template) for item in forget_set.items]
     plan = dataclasses.replace(plan, keep=keep, held_back=[*plan.held_back, *held_back], relearned=relearned)
     reference = reference_of(
         subject.model, plan, recipe, batch_size=config.evaluation.batch_size, progress=subject.progress

@@ -85,7 +85,8 @@ def test_one_run_from_training_to_page(rwku_dir: Path, tmp_path: Path, capsys: A
         for score in RwkuConfig.headlines:
             assert 0.0 <= row[score] <= 1.0
     assert rows["target_model"]["rwku_forget_question_rouge_l_recall"] > 0.5
-    main(["train", *words, "--benchmark.told-passages", "3", "--results", str(tmp_path)])
+    words += ["--benchmark.told-passages", "3", "--training.against_relearning.items", "2"]  # of what it wrote
+    main(["train", *words, "--results", str(tmp_path)])
     (file,) = (tmp_path / "targets").iterdir()
     (written,) = json.loads(file.read_text())
     assert 1 <= len(written) <= 3
