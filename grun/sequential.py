@@ -50,6 +50,7 @@ class CombinedGates(nn.Module):
         self.combination = combination
         self.gate_threshold = gate_threshold
         gates = [cast(Gate, member.gate) for member in members.values()]
+        self.reads_mean = gates[0].reads_mean
         with _of_one_config():
             self.gates = gates[0].stack(gates)
 

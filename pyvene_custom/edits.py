@@ -38,8 +38,12 @@ class Edit(Protocol):
     def read(self, h_BD: Tensor) -> tuple[Tensor, Tensor | None]:
         """How much of the edit each prompt gets, [B, K], and the gate logits [B, K], None without a gate.
 
-        h_BD: the layer's output at the prompts' last tokens.
+        h_BD: the layer's output at the prompts' last tokens, or what a late gate reads.
         """
+
+    @property
+    def reads_mean(self) -> bool:
+        """Whether its gates read the mean over a prompt's tokens."""
 
     def edited(self, h_BTD: Tensor, weight_BK: Tensor) -> Tensor:
         """T positions of each prompt with so much of the edit in, in h's own dtype; a weight of 0 leaves every bit."""
@@ -53,6 +57,11 @@ class Gated(nn.Module):
     """Inference only: where the gate is below it, nothing is done."""
     forced_open: bool | None = None
     """Inference only: treat every prompt's gate as open, or as shut, whatever the threshold. None: neither."""
+
+    @property
+    def reads_mean(self) -> bool:
+        """See `Edit`."""
+        return self.gate is not None and self.gate.reads_mean
 
     def read(self, h_BD: Tensor) -> tuple[Tensor, Tensor | None]:
         """See `Edit`."""

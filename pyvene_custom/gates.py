@@ -28,11 +28,13 @@ class Gate(Gates, Protocol):
 
     is_fitted: ClassVar[bool]
     """Whether `fit` settles it, in closed form; otherwise it is trained with the edit behind it."""
+    reads_mean: ClassVar[bool]
+    """Whether it reads the mean over the prompt's tokens in place of the last one, of the untouched model."""
 
     def fit(self, h_BD: Tensor, is_forget_B: Tensor) -> None:
         """Open for the prompts that are to be forgotten, and for no other. Does nothing where the gate is trained.
 
-        h_BD: hidden states at the prompts' last tokens, of the untouched model. is_forget_B: bool.
+        h_BD: what it reads of the untouched model's hidden states. is_forget_B: bool.
         """
 
     @staticmethod
@@ -44,6 +46,7 @@ class TrainedGate(nn.Sequential):
     """A linear map, or an MLP, to one logit. GRUN, arXiv 2502.17823."""
 
     is_fitted: ClassVar[bool] = False
+    reads_mean: ClassVar[bool] = False
 
     def __init__(self, hidden_size: int, hidden_widths: Sequence[int]) -> None:
         layers: list[nn.Module] = []

@@ -72,6 +72,7 @@ class RouterGate(Routed):
     """
 
     is_fitted: ClassVar[bool] = True
+    reads_mean: ClassVar[bool] = False
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__([_Known(torch.zeros(0, hidden_size + 1))])
@@ -92,8 +93,8 @@ class RouterGate(Routed):
     def stack(gates: Sequence[Gate]) -> Gates:
         """See `Gate`."""
         routers = [gate for gate in gates if isinstance(gate, RouterGate)]
-        if len(routers) < len(gates):
-            raise ValueError("a router stacks with routers alone")
+        if len(routers) < len(gates) or len({router.reads_mean for router in routers}) > 1:
+            raise ValueError("a router stacks with routers of its kind alone")
         return Routed([router._known[0] for router in routers])
 
 

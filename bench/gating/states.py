@@ -13,7 +13,7 @@ from bench.runs.subject import Subject
 from grun.data import length_sorted_batches
 from grun.engine.prefix_cache import weights_hash
 from grun.errors import UserError
-from grun.lm.prompted import read_prompts
+from grun.lm.prompted import read_from, read_prompts
 from grun.model.forward import pass_tokens
 
 Prompt = tuple[int, ...]
@@ -24,9 +24,9 @@ WRITTEN_EVERY_SECONDS = 20.0
 
 
 def hidden_states(
-    subject: Subject, layers: Sequence[int], prompts: Iterable[Prompt]
+    subject: Subject, layers: Sequence[int], prompts: Iterable[Prompt], *, means: bool = False
 ) -> dict[int, Mapping[Prompt, Tensor]]:
-    """Of each layer its output at each prompt's last token, [D], float32 on the CPU.
+    """Of each layer its output at each prompt's last token, or its mean over the prompt, [D], float32 on the CPU.
 
     A layer and model has one file, named by the model's weights, in which a prompt has the name of its tokens: what an
     earlier call read is not read again. Raises UserError where such a file is damaged.
@@ -34,13 +34,17 @@ def hidden_states(
     names = {prompt: digest(prompt) for prompt in prompts}
     weights = weights_hash(subject.model)
     folder = subject.execution.folder / FOLDER
-    files = {layer: folder / f"{digest([weights, layer])}.safetensors" for layer in layers}
+    kind = ["mean"] if means else []
+    files = {layer: folder / f"{digest([weights, layer, *kind])}.safetensors" for layer in layers}
     known = {layer: _read(file) for layer, file in files.items()}
     missing = [prompt for prompt, name in names.items() if any(name not in known[layer] for layer in layers)]
     written, done = time.perf_counter(), 0
     for rows in length_sorted_batches([len(prompt) for prompt in missing], BATCH):
         batch = [missing[row] for row in rows]
-        read = read_prompts(subject.model, batch, layers, pass_tokens=pass_tokens(subject.device))
+        if means:
+            read = read_from(None, subject.model, batch, means=layers, head=False)
+        else:
+            read = read_prompts(subject.model, batch, layers, pass_tokens=pass_tokens(subject.device))
         for layer, hidden_BD in zip(layers, read.hidden_BD, strict=True):
             own = (row_D.float().cpu().clone() for row_D in hidden_BD)
             known[layer] |= zip((names[prompt] for prompt in batch), own, strict=True)

@@ -19,7 +19,7 @@ from bench.runs.execution import Execution
 from bench.runs.subject import Subject
 from grun.errors import UserError
 from grun.lm.layers import Layer, layer_index
-from pyvene_custom.gate_functions import HIDDEN_WIDTHS, GateFunction
+from pyvene_custom.gate_functions import GateFunction
 
 _Case = tuple[Layer, int, GateFunction]
 """Where gates read, of how many requests, of which kind."""
@@ -35,8 +35,8 @@ class GateStudy:
             raise UserError("adapter", f"{adapter.name} has no gates; use one that has, such as grun")
         self.config, self.execution, self.progress = config, execution, progress
         self._gate_layer = adapter.gate_layer
-        trained: GateFunction = adapter.gate_function if adapter.gate_function in HIDDEN_WIDTHS else "linear"
-        self.gate_functions: tuple[GateFunction, GateFunction] = ("router", trained)
+        beside: GateFunction = "linear" if adapter.gate_function == "router" else adapter.gate_function
+        self.gate_functions: tuple[GateFunction, GateFunction] = ("router", beside)
         self._sets: dict[int, GateSets] = {}
 
     def rows(self, layers: Sequence[Layer], num_requests: Sequence[int], gate_thresholds: Sequence[float]) -> list[Row]:
@@ -59,9 +59,12 @@ class GateStudy:
                 requested(self._subject, count)
             for layer in layers:
                 self._index(layer)  # said, like the above, before a model is taught for it
-            states = self._states(missing)
+            states = {
+                means: self._states(missing, means) for means in {kind == "mean_router" for _, _, kind in missing}
+            }
             for case in missing:
-                rows = self._measured(case, states[self._index(case[0])], sorted(thresholds[case]))
+                hidden = states[case[2] == "mean_router"][self._index(case[0])]
+                rows = self._measured(case, hidden, sorted(thresholds[case]))
                 store.write_rows(self.execution.folder, "gates", self._key(*case), rows)
                 found[case] = rows
         return [row for rows in found.values() for row in rows if row["gate_threshold"] in gate_thresholds]
@@ -86,10 +89,10 @@ class GateStudy:
             self._sets[num_requests] = gate_sets(self._subject, num_requests)
         return self._sets[num_requests]
 
-    def _states(self, cases: Sequence[_Case]) -> Mapping[int, States]:
+    def _states(self, cases: Sequence[_Case], means: bool) -> Mapping[int, States]:
         layers = sorted({self._index(layer) for layer, _, _ in cases})
         prompts = [prompt for count in {count for _, count, _ in cases} for prompt in self._of(count).all]
-        return hidden_states(self._subject, layers, prompts)
+        return hidden_states(self._subject, layers, prompts, means=means)
 
     def _measured(self, case: _Case, hidden: States, gate_thresholds: Sequence[float]) -> list[Row]:
         layer, num_requests, kind = case

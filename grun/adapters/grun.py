@@ -33,7 +33,8 @@ class GrunConfig(GatedEdited):
     """Edited positions: the last prompt token, as in the paper; `answer`: that and every token of the answer,
     by what the gate said at the last prompt token."""
     gate_function: GateFunction = "linear"
-    """The gate: a linear map, or an MLP of three or five layers, then a sigmoid; or `router`, in closed form."""
+    """The gate: a linear map, or an MLP of three or five layers, then a sigmoid; or in closed form, `router` by the
+    prompt's last token, `mean_router` by the mean over the prompt."""
     gate_layer: Layer | None = field(default=None, metadata=LATER)
     """Whose output all gates read, in a pass of the untouched model: its index from 0, or its relative depth as a
     decimal. None: each reads the layer that it edits, as in the paper, and the router the last one."""

@@ -16,7 +16,7 @@ from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
 from grun.lm.layers import Layer
-from grun.lm.prompted import read_prompts
+from grun.lm.prompted import read_from, read_prompts
 from grun.lm.reading import left_padding
 from grun.lm.side_by_side import is_worth_it, read_side_by_side, unique_prompts
 from grun.model.forward import AnswerOutput, Generated, PlainModel, mixed_precision, pass_tokens
@@ -68,13 +68,12 @@ class SwitchedModel(EditedModel):
     def generate(self, prompts: Prompts, max_new_tokens: int, drafts: Sequence[Sequence[int]] = ()) -> Generated:
         """See `grun.model.forward.Adapted`. The gates are read once, and hold for the whole answer. Those that are
         shut go on from the pass that was read for it; only open ones are read again, inside."""
-        assert self.gate_layer is not None
-        read = None
+        read, (ends, means) = None, self._gates_read()
         if self._has_read(prompts):
             weight_BK, logit_BK = self._read(prompts)
         else:
             with mixed_precision(self.device):
-                read = read_prompts(self.model, prompts, (self.gate_layer,), pass_tokens=pass_tokens(self.device))
+                read = read_from(self._beginning(prompts), self.model, prompts, ends, means=means)
             weight_BK, logit_BK = self._edits()[0].read(read.hidden_BD[0].float())
         is_open_B = weight_BK.any(dim=1)
         shut, opened = (~is_open_B).nonzero()[:, 0].tolist(), is_open_B.nonzero()[:, 0].tolist()

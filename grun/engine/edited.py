@@ -28,7 +28,7 @@ from grun.errors import UserError
 from grun.lm.layers import Layer
 from grun.lm.prompted import Prompted, beginning, end_columns, read_from
 from grun.lm.reading import eos_ids, hidden_layer_index, model_inputs, prompt_inputs
-from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, Tally, in_groups, pass_tokens, read_off
+from grun.model.forward import AnswerOutput, CausalLM, Generated, Tally, in_groups, pass_tokens, read_off
 from pyvene_custom.editing import Editing, Edits
 
 if TYPE_CHECKING:
@@ -162,16 +162,25 @@ class EditedModel:
 
     @torch.no_grad()
     def _gate_hidden(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
-        """The untouched model's hidden states at the prompts' last tokens, where all gates read: [B, D], float32."""
+        """What all gates read of the untouched model's hidden states: [B, D], float32."""
         known = {} if self._gate_hiddens is None else self._gate_hiddens
-        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
-        untouched = PlainModel(self.model)
+        missing, (ends, means) = (
+            [prompt for prompt in dict.fromkeys(prompts) if prompt not in known],
+            self._gates_read(),
+        )
         for rows in length_sorted_batches([len(prompt) for prompt in missing], GATE_BATCH):
-            batch = [Example(prompt_ids=missing[row], answer_ids=(0,)) for row in rows]
-            hidden_BD = untouched.answer_output(batch, self.gate_layer).hidden_ND
-            assert hidden_BD is not None, "its layer was asked for"
-            known |= zip([example.prompt_ids for example in batch], hidden_BD.float(), strict=True)
+            batch = [missing[row] for row in rows]
+            read = read_from(None, self.model, batch, ends, means=means, head=False)
+            known |= zip(batch, read.hidden_BD[0].float(), strict=True)
         return torch.stack([known[prompt] for prompt in prompts])
+
+    def _gates_read(self) -> tuple[Sequence[int], Sequence[int]]:
+        """Layers that late gates read at a prompt's last token, and those whose mean over all of it they read."""
+        late = [] if self.gate_layer is None else [self.gate_layer]
+        return ([], late) if any(edit.reads_mean for edit in self._edits().values()) else (late, [])
+
+    def _beginning(self, prompts: Sequence[tuple[int, ...]]) -> Prompted | None:
+        return None if self._gates_read()[1] else beginning(self.model, prompts, pass_tokens(self.device))
 
     def through_pyvene(self, batch: Batch, editing: Editing) -> Any:
         """The whole model on a batch: its own output."""
@@ -190,7 +199,7 @@ class EditedModel:
             return later_layers.answers(editing, read, max_new_tokens, drafts)
         if self._gate_hiddens is None:
             return self._generate_through_pyvene(prompts, max_new_tokens)
-        begun = beginning(self.model, prompts, pass_tokens(self.device))
+        begun = self._beginning(prompts)
         if self.gate_layer is not None and not self._has_read(prompts):
             return self._generate_behind_late_gates(begun, prompts, max_new_tokens, drafts)
         editing = self.editing(prompts, end_columns(begun, prompts, self.device))
@@ -207,8 +216,8 @@ class EditedModel:
     ) -> Generated:
         """The pass that the gates read begins the answers, too: only where one opens, the prompts' last tokens go
         through the later layers once more."""
-        assert self.gate_layer is not None
-        read = read_from(begun, self.model, prompts, (self.layers[0], self.gate_layer), head=False)
+        ends, means = self._gates_read()
+        read = read_from(begun, self.model, prompts, (self.layers[0], *ends), means=means, head=False)
         gate_hidden_BD = read.hidden_BD[1].float()
         gates = [edit.read(gate_hidden_BD) for edit in self._edits().values()]
         if not any(weight_BK.any() for weight_BK, _ in gates):

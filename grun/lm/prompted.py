@@ -176,21 +176,23 @@ def read_from(
     prompts: Sequence[tuple[int, ...]],
     layers: Sequence[int] = (),
     *,
+    means: Sequence[int] = (),
     head: bool = True,
 ) -> Prompted:
-    """One pass over some prompts, without what they begin with. layers: whose outputs at the prompts' last tokens to
-    keep, by index. head: whether the LM head runs, too; else not before it is asked for."""
+    """One pass over some prompts, without what they begin with. layers: whose outputs at the last token to keep, means:
+    behind them, whose mean over a prompt if nothing is begun. head: whether it runs, too; else when it is asked."""
     if begun is not None:
         row_B = torch.zeros(len(prompts), dtype=torch.long, device=model.device)
         rest = [prompt[begun.attention_mask_BL.shape[1] :] for prompt in prompts]
         return begun.read_on(row_B, rest, layers, ends_only=True, head=head).prompted()
     inputs = prompt_inputs(prompts, model)
     mask_BL = inputs["attention_mask"]
-    position_ids_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)
+    position_ids_BL, share_BL1 = (mask_BL.cumsum(dim=1) - 1).clamp(min=0), (mask_BL / mask_BL.sum(1, True))[..., None]
     cache = new_cache()
     with ExitStack() as stack:
         head_inputs = stack.enter_context(head_at(model, last_position(mask_BL), runs=head))
         seen = [stack.enter_context(layer_output(model, layer)) for layer in layers]
+        averaged = [stack.enter_context(layer_output(model, layer)) for layer in means]
         outputs = model(**inputs, position_ids=position_ids_BL, past_key_values=cache, use_cache=True)
     return Prompted(
         model=model,
@@ -199,5 +201,5 @@ def read_from(
         head_input_BD=head_inputs[0],
         attention_mask_BL=mask_BL,
         next_position_B=position_ids_BL[:, -1] + 1,
-        hidden_BD=[hidden_BLD[:, -1] for (hidden_BLD,) in seen],
+        hidden_BD=[out_BLD[:, -1] for (out_BLD,) in seen] + [(out_BLD * share_BL1).sum(1) for (out_BLD,) in averaged],
     )

@@ -29,7 +29,6 @@ def head_at(model: Any, positions_BL: Tensor, *, runs: bool = True) -> Iterator[
     """
     head = model.get_output_embeddings()
     forward = head.forward
-
     seen: list[Tensor] = []
 
     def select(hidden_BLD: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ Fresh = Callable[[], tuple[Any, PromptTemplate]]
 CONFIGS = {kind.name: kind() for kind in get_args(AdapterConfig)}
 CONFIGS |= {f"{name}, latched": replace(CONFIGS[name], edits="answer") for name in ("grun", "reft")}
 CONFIGS["grun, router"] = replace(CONFIGS["grun"], gate_function="router")
+CONFIGS["grun, mean router"] = replace(CONFIGS["grun"], gate_function="mean_router")
+CONFIGS["gated_lora, mean router"] = replace(CONFIGS["gated_lora"], gate_function="mean_router")
 CONFIGS["gated_lora, linear"] = replace(CONFIGS["gated_lora"], gate_function="linear")
 
 

@@ -88,7 +88,7 @@ def _around(centre: int, count: int, seed: int) -> torch.Tensor:
     return place + 0.1 * torch.randn(count, 16, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize("kind", ["router", "linear", "mlp_3"])
+@pytest.mark.parametrize("kind", ["router", "mean_router", "linear", "mlp_3"])
 def test_gates_are_fitted_to_requests_and_kept_prompts(kind: GateFunction) -> None:
     """Two subjects to forget and six to keep, far apart beside their noise: each question opens its own gate, and
     unseen ones of the same subjects, too; kept ones none. (Not so for what is like neither: nothing is asked of it.)"""

@@ -8,7 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from grun.adapters.grun import GrunConfig
+from grun.testing.small import FORGET, RETAIN, SmallModels
 from pyvene_custom.edits import LoReFT, load_edits, save_edits
+from pyvene_custom.mean_router import MeanRouterGate
 from pyvene_custom.router import RIDGE, RouterGate, _ridge
 
 D = 16
@@ -101,6 +104,34 @@ def test_what_one_keeps_another_may_forget() -> None:
     other.fit(torch.cat([KEEP[:4], KEEP[4:]]), torch.arange(len(KEEP)) < 4)
     gates = RouterGate.stack([one, other])
     assert gates.opened(torch.sigmoid(gates.logit(KEEP[:4]))).tolist() == [[0.0, 1.0]] * 4
+
+
+def test_a_mean_router_reads_the_mean_of_a_prompt(tmp_path: Path) -> None:
+    """Of the untouched model's hidden states, whatever stands beside it: what it is fitted to, and asked with."""
+    model, template = SmallModels.made_in(tmp_path).fresh()
+    adapted = GrunConfig(layers=(1,), gate_function="mean_router", gate_layer=0).attach(model, 0)
+    forget, retain = ([item.example(template) for item in items] for items in (FORGET, RETAIN))
+    adapted.fit(forget, retain)
+    gate = adapted.edits["1"].gate
+    told_XD = gate.get_extra_state()
+    prompts = list(dict.fromkeys(example.prompt_ids for example in (*forget, *retain)))
+    with torch.no_grad():
+        states = [model(torch.tensor([prompt]), output_hidden_states=True).hidden_states[1][0] for prompt in prompts]
+    mean_XD = torch.stack([state_PD.mean(dim=0) for state_PD in states])
+    torch.testing.assert_close(told_XD[:, :-1], mean_XD)
+    fresh = GrunConfig(layers=(1,), gate_function="mean_router", gate_layer=0).attach(model, 0)
+    fresh.edits["1"].gate.set_extra_state(told_XD)
+    fresh.train(False)
+    for given in (prompts, prompts[:1]):
+        found = fresh.generate(given, 1).gate_logit_BK
+        torch.testing.assert_close(
+            torch.sigmoid(found), torch.sigmoid(gate.logit(mean_XD[: len(given)])), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_routers_that_read_otherwise_do_not_stack() -> None:
+    with pytest.raises(ValueError, match="of its kind alone"):
+        RouterGate.stack([RouterGate(D), MeanRouterGate(D)])
 
 
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
