@@ -92,6 +92,10 @@ class SwitchedModel(EditedModel):
                 answers |= zip(opened, begun.answers(max_new_tokens, _of(drafts, opened), keep), strict=True)
         return Generated(answers=[answers[row] for row in range(len(prompts))], gate_logit_BK=logit_BK)
 
+    def _gate_hidden(self, prompts: Prompts) -> Tensor:
+        with mixed_precision(self.device):  # as in the pass that answers go on from
+            return super()._gate_hidden(prompts)
+
     def _read(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
         weight_BK, logit_BK = self._edits()[0].read(self._gate_hidden(prompts))
         return weight_BK, logit_BK
