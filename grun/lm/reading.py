@@ -94,6 +94,6 @@ def left_padding(prompts: Sequence[Sequence[int]]) -> list[int]:
 def prompt_inputs(prompts: Sequence[Sequence[int]], model: Any) -> dict[str, Tensor]:
     """Prompts as the model's arguments: their last tokens stand in the last column."""
     read, pad = [torch.tensor(prompt) for prompt in prompts], model.generation_config.pad_token_id
-    input_ids_BL = pad_sequence(read, batch_first=True, padding_value=pad, padding_side="left")
+    input_ids_BL = pad_sequence(read, batch_first=True, padding_value=pad or 0, padding_side="left")
     attention_mask_BL = pad_sequence([torch.ones_like(ids) for ids in read], batch_first=True, padding_side="left")
     return {"input_ids": input_ids_BL.to(model.device), "attention_mask": attention_mask_BL.to(model.device)}

@@ -151,11 +151,13 @@ def test_keys_lists_nothing_that_decides_nothing(capsys: Captured) -> None:
 def test_keys_lists_every_setting_there_is(capsys: Captured) -> None:
     """All leaves of the config, whichever is chosen; each can be given back as it is shown."""
     for model in ("tiny", "some/model"):
-        main(["keys", "--model", model, "--model.prompt", "{}", "--evaluation.robustness", "{}"])
+        opened = ["--model.prompt", "{}", "--evaluation.robustness", "{}", "--training.against_relearning", "{}"]
+        main(["keys", "--model", model, *opened])
         shown = {
             line.split()[0].removeprefix("--") for line in capsys.readouterr().out.splitlines() if line[:2] == "--"
         }
-        config = run_config({"model": {"name": model, "prompt": {}}, "evaluation": {"robustness": {}}})
+        sections = {"evaluation": {"robustness": {}}, "training": {"against_relearning": {}}}
+        config = run_config({"model": {"name": model, "prompt": {}}, **sections})
         whole = _leaves(config.to_dict()) + _leaves(asdict(config))
         leaves = {key.removesuffix(".name") for key in whole} | {"external.model", "external.model_digest"}
         leaves |= {"external.method", "external.tool"}  # what was unlearned elsewhere: there is no adapter beside it
