@@ -175,20 +175,24 @@ def _kernel(rows_NM: Tensor) -> Tensor:
 
 
 def _training_set(known: Sequence[_Known]) -> tuple[Tensor, Tensor]:
-    """Every prompt once, [X, D] in float64, and its class among the requests and "keep", one-hot: [X, K].
+    """Every prompt once, [X, D] in float64, and 1 for its class among the requests and "keep", [X, K]: one-hot, but for
+    what several requests want forgotten, which is wholly each one's.
 
     A prompt that one request wants forgotten is not kept, whatever the others say; where there is none at all, a zero
     vector is kept.
     """
-    forget = [(row, place) for place, each in enumerate(known) for row in each.forget_XD]
-    taken = {_name(row) for row, _ in forget}
+    forget: dict[bytes, tuple[Tensor, list[int]]] = {}
+    for place, each in enumerate(known):
+        for row in each.forget_XD:
+            forget.setdefault(_name(row), (row, []))[1].append(place)
     blocks = {each.keep_digest: each for each in known}  # most keep the same
     keep = {_name(row): row for each in blocks.values() for row in each.keep_XD}
-    kept = [(keep[name], len(known)) for name in sorted(keep.keys() - taken)]
-    labelled = [*forget, *kept] or [(known[0].state.new_zeros(known[0].state.shape[1] - 1), len(known))]
+    kept = [(keep[name], [len(known)]) for name in sorted(keep.keys() - forget.keys())]
+    labelled = [*forget.values(), *kept] or [(known[0].state.new_zeros(known[0].state.shape[1] - 1), [len(known)])]
     h_XD = torch.stack([row for row, _ in labelled]).double()
     target_XK = torch.zeros(len(labelled), len(known) + 1, dtype=torch.float64)
-    target_XK[torch.arange(len(labelled)), torch.tensor([place for _, place in labelled])] = 1.0
+    ones = [(row, place) for row, (_, places) in enumerate(labelled) for place in places]
+    target_XK[tuple(torch.tensor(ones).T)] = 1.0
     return h_XD, target_XK
 
 

@@ -106,6 +106,17 @@ def test_what_one_keeps_another_may_forget() -> None:
     assert gates.opened(torch.sigmoid(gates.logit(KEEP[:4]))).tolist() == [[0.0, 1.0]] * 4
 
 
+def test_the_same_request_twice_opens_as_once() -> None:
+    """Their prompts are wholly each one's: they used to be half of either's, and shut at a threshold of 0.5."""
+    once, other = _gate(0), _gate(3)
+    own = _around(0, 5, 1)
+    alone = torch.sigmoid(RouterGate.stack([once, other]).logit(own))
+    twice = torch.sigmoid(RouterGate.stack([once, _gate(0), other]).logit(own))
+    assert twice[:, :2].max(dim=1).values.tolist() == pytest.approx(alone[:, 0].tolist(), abs=1e-3)
+    assert twice[:, :2].min(dim=1).values.max() < 1e-3, "one of them speaks"
+    assert twice.max(dim=1).values.min() > 0.9
+
+
 def test_a_mean_router_reads_the_mean_of_a_prompt(tmp_path: Path) -> None:
     """Of the untouched model's hidden states, whatever stands beside it: what it is fitted to, and asked with."""
     model, template = SmallModels.made_in(tmp_path).fresh()
