@@ -14,9 +14,9 @@ from bench.gating.states import Prompt
 from grun.data import paired_batches
 from grun.errors import UserError
 from grun.losses import gate_bce
+from grun.model.step import take_step
 from grun.sequential import CombinedGates
 from grun.training.recipe import Recipe
-from grun.training.step import take_step
 from pyvene_custom.edits import Gated
 from pyvene_custom.gate_functions import GateFunction, new_gate
 from pyvene_custom.gates import Gate

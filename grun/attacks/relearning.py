@@ -15,13 +15,12 @@ from typing import Annotated
 
 import torch
 from annotated_types import Ge, Gt, MinLen
-from torch.nn.utils import clip_grad_norm_
+from torch import Tensor
 
 from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted
-
-MAX_GRAD_NORM = 1.0
+from grun.model.step import take_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +81,10 @@ class Attacker:
 
 def relearn(adapted: Adapted, examples: Sequence[Example], optimizer: torch.optim.Optimizer) -> None:
     """One step on the mean nll of all answer tokens, of what the optimizer holds."""
-    optimizer.zero_grad(set_to_none=True)
-    adapted.answer_output(examples).scores.nll_N.mean().backward()
-    clip_grad_norm_([parameter for group in optimizer.param_groups for parameter in group["params"]], MAX_GRAD_NORM)
-    optimizer.step()
+
+    def backward() -> Tensor:
+        loss = adapted.answer_output(examples).scores.nll_N.mean()
+        loss.backward()
+        return loss.detach()[None]
+
+    take_step(optimizer, backward, learning_rate=optimizer.defaults["lr"])

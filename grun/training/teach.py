@@ -13,11 +13,11 @@ from torch import Tensor
 from grun.data import Example, epoch_batches
 from grun.errors import UserError
 from grun.model.forward import Adapted
+from grun.model.step import draw_anew, take_step
 from grun.settings import LATER
 from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.plan import Part, StepExamples, parts_of
 from grun.training.recipe import learning_rate_share
-from grun.training.step import draw_anew, take_step
 from grun.workers import ALONE, Workers
 
 WARMUP_FRACTION = 0.1

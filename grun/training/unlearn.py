@@ -16,11 +16,11 @@ from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.losses import AnswerScores, ForgetScores, gate_bce
 from grun.model.forward import Adapted, AnswerOutput
+from grun.model.step import draw_anew, take_step
 from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.plan import Part, Plan, StepExamples
 from grun.training.recipe import Recipe
 from grun.training.reference import Reference
-from grun.training.step import draw_anew, take_step
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,25 @@ def test_relearning_lowers_what_it_is_about(models: SmallModels) -> None:
     assert adapted.answer_output(examples).scores.nll_N.mean().item() < said
 
 
+def test_a_step_without_finite_gradients_moves_nothing(models: SmallModels) -> None:
+    """As in every other training: an attacker whose steps explode has what the last sound one gave."""
+    model, template = models.fresh()
+    adapted = ADAPTER.attach(model, 0)
+    attacker = Attacker(
+        adapted,
+        AgainstRelearningConfig(items=2, learning_rates=(1e-3,)),
+        [item.example(template) for item in FORGET],
+        seed=0,
+        steps_per_epoch=10,
+    )
+    attacked = attacker.step(1)
+    with torch.no_grad():
+        next(attacked.model.parameters())[:] = torch.nan
+    before = _weights(attacked.model)[1:]
+    attacker.step(2)
+    assert _same(before, _weights(attacked.model)[1:])
+
+
 @pytest.mark.parametrize("adapter", ["lora", "full", "gated_lora", "eco"])
 def test_who_trains_weights_is_refused(adapter: str) -> None:
     with pytest.raises(UserError, match=rf"^training\.against_relearning: {adapter} is no edit of a frozen model"):
