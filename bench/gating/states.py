@@ -13,7 +13,7 @@ from bench.runs.subject import Subject
 from grun.data import length_sorted_batches
 from grun.engine.prefix_cache import weights_hash
 from grun.errors import UserError
-from grun.lm.prompted import read_from, read_prompts
+from grun.lm.prompted import beginning, read_from
 from grun.model.forward import pass_tokens
 
 Prompt = tuple[int, ...]
@@ -34,17 +34,15 @@ def hidden_states(
     names = {prompt: digest(prompt) for prompt in prompts}
     weights = weights_hash(subject.model)
     folder = subject.execution.folder / FOLDER
-    kind = ["mean"] if means else []
+    (ends, averaged), kind = ((), layers) if means else (layers, ()), ["mean"] if means else []
     files = {layer: folder / f"{digest([weights, layer, *kind])}.safetensors" for layer in layers}
     known = {layer: _read(file) for layer, file in files.items()}
     missing = [prompt for prompt, name in names.items() if any(name not in known[layer] for layer in layers)]
     written, done = time.perf_counter(), 0
     for rows in length_sorted_batches([len(prompt) for prompt in missing], BATCH):
         batch = [missing[row] for row in rows]
-        if means:
-            read = read_from(None, subject.model, batch, means=layers, head=False)
-        else:
-            read = read_prompts(subject.model, batch, layers, pass_tokens=pass_tokens(subject.device))
+        begun = None if means else beginning(subject.model, batch, pass_tokens(subject.device))
+        read = read_from(begun, subject.model, batch, ends, means=averaged, head=False)
         for layer, hidden_BD in zip(layers, read.hidden_BD, strict=True):
             own = (row_D.float().cpu().clone() for row_D in hidden_BD)
             known[layer] |= zip((names[prompt] for prompt in batch), own, strict=True)

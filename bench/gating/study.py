@@ -19,7 +19,7 @@ from bench.runs.execution import Execution
 from bench.runs.subject import Subject
 from grun.errors import UserError
 from grun.lm.layers import Layer, layer_index
-from pyvene_custom.gate_functions import GateFunction
+from pyvene_custom.gate_functions import GateFunction, reads_mean
 
 _Case = tuple[Layer, int, GateFunction]
 """Where gates read, of how many requests, of which kind."""
@@ -59,11 +59,9 @@ class GateStudy:
                 requested(self._subject, count)
             for layer in layers:
                 self._index(layer)  # said, like the above, before a model is taught for it
-            states = {
-                means: self._states(missing, means) for means in {kind == "mean_router" for _, _, kind in missing}
-            }
+            states = {means: self._states(missing, means) for means in {reads_mean(kind) for _, _, kind in missing}}
             for case in missing:
-                hidden = states[case[2] == "mean_router"][self._index(case[0])]
+                hidden = states[reads_mean(case[2])][self._index(case[0])]
                 rows = self._measured(case, hidden, sorted(thresholds[case]))
                 store.write_rows(self.execution.folder, "gates", self._key(*case), rows)
                 found[case] = rows

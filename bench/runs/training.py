@@ -122,7 +122,8 @@ def plan_of(
         accumulation_steps=subject.execution.accumulation_steps,
     )
     keep, held_back = (subject.keep, ()) if recipe.max_false_openings is None else hold_back(subject.keep)
-    relearned = [item.example(subject.template) for item in forget_set.items]
+    attacked = forget_set.items if recipe.training.against_relearning is not None else ()
+    relearned = [item.example(subject.template) for item in attacked]
     plan = dataclasses.replace(plan, keep=keep, held_back=[*plan.held_back, *held_back], relearned=relearned)
     reference = reference_of(
         subject.model, plan, recipe, batch_size=config.evaluation.batch_size, progress=subject.progress

@@ -164,10 +164,8 @@ class EditedModel:
     def _gate_hidden(self, prompts: Sequence[tuple[int, ...]]) -> Tensor:
         """What all gates read of the untouched model's hidden states: [B, D], float32."""
         known = {} if self._gate_hiddens is None else self._gate_hiddens
-        missing, (ends, means) = (
-            [prompt for prompt in dict.fromkeys(prompts) if prompt not in known],
-            self._gates_read(),
-        )
+        missing = [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]
+        ends, means = self._gates_read()
         for rows in length_sorted_batches([len(prompt) for prompt in missing], GATE_BATCH):
             batch = [missing[row] for row in rows]
             read = read_from(None, self.model, batch, ends, means=means, head=False)
@@ -180,6 +178,7 @@ class EditedModel:
         return ([], late) if any(edit.reads_mean for edit in self._edits().values()) else (late, [])
 
     def _beginning(self, prompts: Sequence[tuple[int, ...]]) -> Prompted | None:
+        """Read once for all of them; a mean is over all of a prompt."""
         return None if self._gates_read()[1] else beginning(self.model, prompts, pass_tokens(self.device))
 
     def through_pyvene(self, batch: Batch, editing: Editing) -> Any:

@@ -113,13 +113,13 @@ def test_gates_are_fitted_to_requests_and_kept_prompts(kind: GateFunction) -> No
 def read(monkeypatch: pytest.MonkeyPatch) -> list[Prompt]:
     """Prompts that went through a model."""
     seen: list[Prompt] = []
-    run = states.read_prompts
+    run = states.read_from
 
-    def counted(model: Any, prompts: Sequence[Prompt], *rest: Any, **others: Any) -> Any:
+    def counted(begun: Any, model: Any, prompts: Sequence[Prompt], *rest: Any, **others: Any) -> Any:
         seen.extend(prompts)
-        return run(model, prompts, *rest, **others)
+        return run(begun, model, prompts, *rest, **others)
 
-    monkeypatch.setattr(states, "read_prompts", counted)
+    monkeypatch.setattr(states, "read_from", counted)
     return seen
 
 
@@ -304,3 +304,15 @@ def test_what_there_is_not_is_said_before_a_model_is_taught(
         command(*words)
     assert line in capsys.readouterr().err
     assert made == []
+
+
+def test_a_router_that_reads_the_mean_is_set_beside_the_one_that_does_not(
+    command: Callable[..., None], read: list[Prompt], tmp_path: Path
+) -> None:
+    """Each on what it reads: every prompt goes through the model once for either."""
+    command("--num-requests", "1", "--gate-thresholds", "0.5", "--adapter.gate_function", "mean_router")
+    rows = scan(location(tmp_path / "results"), "gates", "").sort("gate_function").to_dicts()
+    assert [row["gate_function"] for row in rows] == ["mean_router", "router"]
+    assert [row["own_openings"] for row in rows] == [1.0, 1.0]
+    assert sorted(read[: len(read) // 2]) == sorted(read[len(read) // 2 :])
+    assert len(list((tmp_path / "results" / "states").iterdir())) == 2
