@@ -10,8 +10,9 @@ from bench.reports.comparison import Comparison
 from bench.reports.table import Best, best_runs, methods_table
 from bench.results import store
 from bench.results.settings import is_log, setting
-from bench.results.storage import Location
+from bench.results.storage import Folder, Location
 from bench.runs.execution import Execution
+from bench.runs.related import prerequisites
 from bench.spaces.parameters import Categorical
 from bench.spaces.search_space import SweepConfig
 from bench.studies.pool import Pool
@@ -36,12 +37,24 @@ def repeat_best(
     if not studies:
         return [row for row in (comparison.target_model, comparison.retain_model) if row] + logged
     there = replace(execution, results=execution.folder / store.SEEDS)
+    for study in studies:
+        _take_over(study, execution.folder, there.folder)
     sweep(studies, there, pool, log)
     repeated = {study.run(point).run_key for study in studies for point in study.initial_points}
     rows = store.scan_runs(there.results).filter(status="ok").to_dicts()
     same = setting(studies[0].run({}).to_json())
     references = [row for row in rows if row["adapter"] == "none" and setting(row["config_json"]) == same]
     return [*references, *(row for row in rows if row["run_key"] in repeated), *logged]
+
+
+def _take_over(study: SweepConfig, results: Folder, seeds: Location) -> None:
+    """What was attacked when it was compared, and what that is measured with, stands among the seeds as it is."""
+    runs = [study.run(point) for point in study.initial_points]
+    for config in (*runs, *prerequisites(runs[0])):
+        row = store.read_run(results, config.run_key)
+        if row is not None and store.read_run(seeds, config.run_key) is None:
+            named = {"study": study.study} if config in runs else {}
+            store.write_run(seeds, row | named, store.read_items(results, config.run_key) or ())
 
 
 def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:

@@ -149,6 +149,17 @@ def test_what_the_command_line_says_is_not_searched(tmp_path: Path) -> None:
         assert [study.study for study in _read(tmp_path, named, {key: "npo"})] == ["s/npo"]
 
 
+def test_a_point_of_another_choice_is_not_made_one_of_the_chosen(tmp_path: Path) -> None:
+    """Two losses, each with a point of its own: of a study of npo alone the first is npo's own, whatever rank is given;
+    where no point is of the chosen loss, all are tried with it."""
+    points = [{"forget_loss": "grad_ascent", "adapter.rank": 2}, {"forget_loss": "npo", "adapter.rank": 4}]
+    for rank, given in ((4, {}), (6, {"adapter.rank": 6})):
+        (study,) = _read(tmp_path, {**SPACE, "initial_points": points}, {"forget_loss": "npo", **given})
+        assert study.initial_points == [{"forget_loss": "npo", "adapter.rank": rank}]
+    (study,) = _read(tmp_path, {**SPACE, "initial_points": points}, {"forget_loss": "idk"})
+    assert [point["adapter.rank"] for point in study.initial_points] == [2, 4]
+
+
 @pytest.mark.parametrize("file", SEQUENTIAL, ids=lambda file: file.stem)
 def test_shipped_sequences_are_valid(file: Path, tofu_dir: str) -> None:
     overrides = {"benchmark.data_dir": tofu_dir} if "name: tofu" in file.read_text() else {}

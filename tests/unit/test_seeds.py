@@ -13,7 +13,7 @@ from bench.config import RunConfig, run_config
 from bench.reports.comparison import compare
 from bench.reports.table import Best, methods_table, repeated
 from bench.results import store
-from bench.results.columns import RUNS_SCHEMA
+from bench.results.columns import RUNS_SCHEMA, item_row
 from bench.results.storage import location
 from bench.runs.execution import Execution
 from bench.runs.related import prerequisite
@@ -80,6 +80,38 @@ def test_what_an_earlier_call_chose_is_in_no_mean(tmp_path: Path, monkeypatch: p
         rows = seeds.repeat_best(compare(tmp_path), best, 2, execution, Pool(), print)
         assert {(row["rank"], row["seed"]) for row in rows} == {(rank, 0), (rank, 1)}
     assert len(made) == 4
+
+
+def test_what_was_attacked_already_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A study that attacks: the best run's row, of seed 0, and the target's stand among the seeds as they are; LoRA's,
+    which nobody attacked, has to be made."""
+    before: list[set[str]] = []
+
+    def sweep(studies: Sequence[SweepConfig], execution: Execution, *_: object) -> None:
+        before.append({file.name.removesuffix(".parquet") for file in (execution.folder / "runs").files(".parquet")})
+        for config in (study.run(point) for study in studies for point in study.initial_points):
+            if store.read_run(execution.results, config.run_key) is None:
+                write(config, execution.results, 0.3)
+
+    def write(config: RunConfig, folder: Any, left: float) -> None:
+        finished = {"status": "ok", "created_at": datetime(2026, 1, 1, tzinfo=UTC), "model_utility": 0.9}
+        scores = {"forget_rouge_l_recall": left, "log10_forget_quality": -2.0}
+        store.write_run(folder, config_columns(config) | finished | scores, [item_row(split="forget", item_index=0)])
+
+    monkeypatch.setattr(seeds, "sweep", sweep)
+    attacks = {"evaluation": {"robustness": {}}, "forget_loss": "npo"}
+    attacked, plain = run_config({"adapter": "grun", **attacks}), run_config({"adapter": "lora", "forget_loss": "npo"})
+    target = prerequisite(attacked, "target_model")
+    for config, left in ((attacked, 0.1), (plain, 0.2), (target, 1.0)):
+        write(config, tmp_path, left)
+    rows = seeds.repeat_best(compare(tmp_path), "rouge_l", 2, Execution(results=location(tmp_path)), Pool(), print)
+    assert before == [{attacked.run_key, target.run_key}]
+    left = {(row["method"], row["seed"]): row["forget_rouge_l_recall"] for row in rows}
+    assert left[("grun+npo", 0)] == 0.1
+    assert left[("grun+npo", 1)] == left[("lora+npo", 0)] == 0.3
+    taken = store.read_run(tmp_path / store.SEEDS, attacked.run_key)
+    assert taken is not None
+    assert taken["study"] == f"seeds/{attacked.run_key}/2"
 
 
 def test_the_table_of_a_folder_that_keeps_rows_alone(tmp_path: Path) -> None:
