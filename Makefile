@@ -66,9 +66,9 @@ results-smollm2: setup-smollm2
 	done
 	$(BIN)/grun-bench seeds results/smollm2 --num-seeds 2
 
-# Hours on 2 cores. REQUESTS=10: as many requests.
+# REQUESTS=5: as many requests.
 sequential-smollm2: setup-smollm2
-	@echo "== twenty deletion requests of TOFU, SmolLM2: two stacks of gated edits, a stack of LoRAs, two chains of weights"
+	@echo "== ten deletion requests of TOFU, SmolLM2: two stacks of gated edits, a stack of LoRAs, two chains of weights"
 	$(BIN)/grun-bench sequential search_spaces/sequential_smollm2_*.yaml --results results/sequential-smollm2 \
 		$(if $(REQUESTS),--num-requests $(REQUESTS)) $(if $(TOFU),--benchmark.data_dir $(TOFU))
 
