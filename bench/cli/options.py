@@ -1,8 +1,10 @@
 """Options that several commands share, in groups, and what is made of them."""
 
 import argparse
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -154,4 +156,15 @@ class Options(argparse.Namespace):
             raise UserError("--objectives", f"{len(objectives)} given; name two or three")
         from bench.reports.comparison import compare
 
-        return compare(self.folder, objectives, dict(self.where), self.utility_kept)
+        return compare(self.folder, objectives, dict(self.where), self.utility_kept, _whole)
+
+
+def _whole(config_json: str) -> Mapping[str, Any]:
+    """A run's settings, with those that it has by default; only asked where one is named that is not written down."""
+    from bench.config import stored_config  # adapters and losses, and seconds of imports
+
+    written = json.loads(config_json)
+    try:
+        return asdict(stored_config(written))
+    except UserError:  # of somebody's own adapter that is not installed here
+        return written

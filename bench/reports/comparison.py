@@ -17,10 +17,9 @@ from bench.metrics.rows import grouped
 from bench.pareto import Floats
 from bench.results import store
 from bench.results.columns import SCORES, check_objectives
-from bench.results.settings import as_text, check_one_setting, is_log, leaves, setting
+from bench.results.settings import Whole, check_one_setting, chosen_rows, is_log
 from bench.results.storage import Folder, Location
 from bench.splits import COSTS, Direction
-from grun.errors import UserError
 
 UTILITY_KEPT = 0.95
 """A method's best runs keep at least this share of the target model's utility, where nothing else is asked for."""
@@ -98,15 +97,17 @@ def compare(
     objectives: Mapping[str, Direction] | None = None,
     where: Mapping[str, str] | None = None,
     utility_kept: float = UTILITY_KEPT,
+    whole: Whole = json.loads,
 ) -> Comparison:
     """Fronts over all finished runs of the folder, overall and by method.
 
     objectives: metric → max or min; None: the benchmark's own.
     where: column, or dotted key of a config, → value: to choose among benchmarks, models or data.
     utility_kept: share of the target's utility that a method's best runs keep.
+    whole: a run's config_json → all its settings, for what `where` names and is not written down.
     Raises UserError where a name is unknown, nothing is left, or what is left cannot be compared.
     """
-    rows = _chosen_rows(results_folder, where or {})
+    rows = chosen_rows(results_folder, where or {}, whole)
     check_one_setting(row["config_json"] for row in rows)
     if objectives is None:
         names = default_objectives(rows[0]["benchmark"], rows[0]["forget_split"])
@@ -142,27 +143,6 @@ def compare(
 def utility_of(target: Row | None) -> str:
     """Which column is the utility, by the target model's row: its benchmark may lack splits."""
     return "partial_model_utility" if target and target["model_utility"] is None else "model_utility"
-
-
-def _chosen_rows(results_folder: Folder, where: Mapping[str, str]) -> list[Row]:
-    """Rows of all runs that `where` leaves, and of what they are measured with, oldest first."""
-    runs = everything = store.scan_runs(results_folder)
-    for column, value in where.items():
-        if "." in column:
-            found = [as_text(leaves(json.loads(config)).get(column)) for config in runs["config_json"]]
-            runs = runs.filter(pl.Series([each == value for each in found], dtype=pl.Boolean))
-            continue
-        if column not in runs.columns:
-            raise UserError("--where", f"runs have no column {column}; use one of {', '.join(runs.columns[:12])}, …")
-        runs = runs.filter(pl.col(column).cast(pl.String) == value)
-    if runs.is_empty():
-        raise UserError("RESULTS", f"no run in {results_folder} matches; run a sweep, or change --where")
-    chosen, settings = set(runs["run_key"]), [setting(config) for config in runs["config_json"]]
-    return [
-        row
-        for row in everything.sort("created_at").to_dicts()
-        if row["run_key"] in chosen or (row["adapter"] == "none" and setting(row["config_json"]) in settings)
-    ]
 
 
 def _is_scored(row: Row, objectives: Mapping[str, Direction]) -> bool:

@@ -1,16 +1,21 @@
 """Which runs compare: those of one benchmark, model and evaluation, told by content; what differs where they do not."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
+
+import polars as pl
 
 from bench.content import by_content
 from bench.results import store
-from bench.results.storage import Location
+from bench.results.storage import Folder, Location
 from grun.errors import UserError
 
 TRAINED_ON = ("num_passages", "min_characters", "cyber_tokens")
 """What says which passages of WMDP are trained on, and nothing of what is asked."""
+
+Whole = Callable[[str], Mapping[str, Any]]
+"""config_json → all settings of a run, those that it has by default and are not written down among them."""
 
 
 def leaves(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -47,6 +52,38 @@ def check_one_setting(config_jsons: Iterable[str]) -> None:
         f"holds runs of {len(settings)} benchmark, model or evaluation settings, which do not compare "
         f"({', '.join(differing[:3])}); choose with --where KEY=VALUE, or use one folder each",
     )
+
+
+def chosen_rows(results_folder: Folder, where: Mapping[str, str], whole: Whole) -> list[dict[str, Any]]:
+    """Rows of all runs that `where` leaves, and of what they are measured with, oldest first.
+
+    Raises UserError where a name is unknown, or nothing is left.
+    """
+    runs = everything = store.scan_runs(results_folder)
+    for column, value in where.items():
+        if "." in column:
+            found = [_setting_with(column, config, whole) for config in runs["config_json"]]
+            if found and not any(column in each for each in found):
+                raise UserError("--where", f"no run has a setting {column}; `grun-bench keys` lists them")
+            is_chosen = [column in each and as_text(each[column]) == value for each in found]
+            runs = runs.filter(pl.Series(is_chosen, dtype=pl.Boolean))
+            continue
+        if column not in runs.columns:
+            raise UserError("--where", f"runs have no column {column}; use one of {', '.join(runs.columns[:12])}, …")
+        runs = runs.filter(pl.col(column).cast(pl.String) == value)
+    if runs.is_empty():
+        raise UserError("RESULTS", f"no run in {results_folder} matches; run a sweep, or change --where")
+    chosen, settings = set(runs["run_key"]), [setting(config) for config in runs["config_json"]]
+    return [
+        row
+        for row in everything.sort("created_at").to_dicts()
+        if row["run_key"] in chosen or (row["adapter"] == "none" and setting(row["config_json"]) in settings)
+    ]
+
+
+def _setting_with(key: str, config_json: str, whole: Whole) -> dict[str, Any]:
+    written = leaves(json.loads(config_json))
+    return written if key in written else leaves(whole(config_json))
 
 
 def setting_of(results: Location) -> dict[str, Any]:

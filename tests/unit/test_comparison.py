@@ -13,6 +13,7 @@ import pytest
 from rich.console import Console
 
 from bench.cli import tables
+from bench.cli.main import main
 from bench.page.report import write_report
 from bench.reports.comparison import as_json, compare, write_front_configs
 from bench.results import store
@@ -152,6 +153,20 @@ def test_what_runs_are_measured_with_stays_beside_those_chosen(tmp_path: Path) -
     assert comparison.target_model is not None
     assert comparison.target_model["run_key"] == "target"
     assert comparison.methods[0].best is not None
+
+
+def test_a_default_is_a_setting_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`edits` is written down where it is not prompt_end; --where finds the others, and says what no run has."""
+    settings = {"benchmark": {"name": "authors"}, "model": {"name": "tiny"}, "evaluation": {}}
+    scores = {"log10_forget_quality": -0.4, "model_utility": 0.9}
+    for key, adapter in (("a", {"name": "grun"}), ("bb", {"name": "grun", "edits": "answer"}), ("c", {"name": "lora"})):
+        _write(tmp_path, key, config_json=json.dumps({**settings, "adapter": adapter}), **scores)
+    asked = ["pareto", str(tmp_path), "--format", "json", "--where"]
+    main([*asked, "adapter.edits=prompt_end"])
+    assert [point["run_key"] for point in json.loads(capsys.readouterr().out)["front"]] == ["a"]
+    with pytest.raises(SystemExit, match="2"):
+        main([*asked, "adapter.edit=answer"])
+    assert "--where: no run has a setting adapter.edit; `grun-bench keys` lists them" in capsys.readouterr().err
 
 
 def test_costs_have_fronts_but_no_hypervolume(tmp_path: Path) -> None:
