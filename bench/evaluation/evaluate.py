@@ -99,8 +99,7 @@ def in_order(asking: Asking, own_rows: Sequence[ItemRow]) -> list[ItemRow]:
 def own_questions(asking: Asking, split: str, items: Sequence[Item]) -> list[Question]:
     """This worker's share of the split's questions; all of them are announced to the model."""
     questions = []
-    for index in evenly_spread(len(items), asking.config.max_items_per_split):
-        item = items[index]
+    for index, item in evenly_spread(items, asking.config.max_items_per_split):
         texts = [("answer", item.answer), *(("wrong", text) for text in item.perturbed_answers)]
         if item.paraphrased_answer is not None:
             texts.append(("paraphrase", item.paraphrased_answer))
@@ -218,8 +217,9 @@ def _limit(asking: Asking, question: Question) -> int:
     return min(asking.config.max_new_tokens, question.item.max_new_tokens or asking.config.max_new_tokens)
 
 
-def evenly_spread(num_items: int, keep: int | None) -> list[int]:
-    """Indices of `keep` of so many items, from all over; None: all of them."""
-    if keep is None or keep >= num_items:
-        return list(range(num_items))
-    return [position * num_items // keep for position in range(keep)]
+def evenly_spread(items: Sequence[Item], keep: int | None) -> list[tuple[int, Item]]:
+    """`keep` of the items, from all over, each with its place among all; None: all of them."""
+    if keep is None or keep >= len(items):
+        return list(enumerate(items))
+    places = [position * len(items) // keep for position in range(keep)]
+    return [(place, items[place]) for place in places]

@@ -87,9 +87,9 @@ def item_rows(file: Path, benchmark: Benchmark, max_items_per_split: int | None)
         found = {kind: _entries(file, log, f"{SETS.get(split, split)}_Q_A_{kind}") for kind in KINDS}
         if any(place >= len(items) for entries in found.values() for place in entries):
             raise UserError("FILE", f"{file} has more than the {len(items)} items of {split}; {ANOTHER}")
-        for place in evenly_spread(len(items), max_items_per_split):
+        for place, item in evenly_spread(items, max_items_per_split):
             entry = {kind: found[kind].get(place, nothing()) for kind, nothing in KINDS.items()}
-            rows.append(_row(file, split, place, items[place], entry))
+            rows.append(_row(file, split, place, item, entry))
     return rows
 
 

@@ -62,7 +62,7 @@ def amounts_of(config: RunConfig, benchmark: Benchmark, template: PromptTemplate
     an_epoch = sum(sum(map(len, each)) / len(each) for each in by_item)
     an_epoch += len(benchmark.forget_set) * sum(map(len, retain)) / len(retain)
     asked = {
-        split: [items[at] for at in evenly_spread(len(items), config.evaluation.max_items_per_split)]
+        split: [item for _, item in evenly_spread(items, config.evaluation.max_items_per_split)]
         for split, items in benchmark.evaluation.items()
     }
     answers = {

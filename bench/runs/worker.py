@@ -98,8 +98,7 @@ def _measure(
     curve = _evaluated(configs, subject, asking, known)
     if (robustness := asking.config.robustness) is None:
         return curve
-    forget = subject.benchmark.evaluation["forget"]
-    numbered = [(at, forget[at]) for at in evenly_spread(len(forget), asking.config.max_items_per_split)]
+    numbered = evenly_spread(subject.benchmark.evaluation["forget"], asking.config.max_items_per_split)
     for each, rows in zip(configs, curve, strict=True):
         _set_gates(adapted, each)
         rows += attack(asking, numbered, robustness, each.model.fine_tuning.learning_rate)

@@ -65,10 +65,9 @@ class States:
         config, robustness = self.sequence.config, self.sequence.config.evaluation.robustness
         if robustness is None:
             return []
-        forget = self.subject.benchmark.evaluation["forget"]
         asked = {index for request in self.requests[:size] if request.split == "forget" for index in request.indices}
-        places = evenly_spread(len(forget), asking.config.max_items_per_split)
-        numbered = [(index, forget[index]) for index in places if index in asked]
+        numbered = evenly_spread(self.subject.benchmark.evaluation["forget"], asking.config.max_items_per_split)
+        numbered = [(index, item) for index, item in numbered if index in asked]
         return attack(asking, numbered, robustness, config.model.fine_tuning.learning_rate)
 
     @cached_property
