@@ -65,7 +65,7 @@ def chosen_rows(results_folder: Folder, where: Mapping[str, str], whole: Whole) 
             found = [_setting_with(column, config, whole) for config in runs["config_json"]]
             if found and not any(column in each for each in found):
                 raise UserError("--where", f"no run has a setting {column}; `grun-bench keys` lists them")
-            is_chosen = [column in each and as_text(each[column]) == value for each in found]
+            is_chosen = [as_text(each.get(column)) == value for each in found]
             runs = runs.filter(pl.Series(is_chosen, dtype=pl.Boolean))
             continue
         if column not in runs.columns:

@@ -185,7 +185,7 @@ def test_the_example_of_own_knowledge(
 @pytest.mark.parametrize(
     ("files", "settings", "num_requests"),
     [
-        (OF_TOFU, {"benchmark.num_items": 440}, 1),
+        (OF_TOFU, {"benchmark.forget_split": "forget10", "benchmark.num_items": 440}, 1),
         (["sequential_hard"], {"benchmark.num_authors": 10, "benchmark.num_similar_authors": 1}, 1),
         (["sequential_hundred"], {"benchmark.num_authors": 6}, 2),
     ],
