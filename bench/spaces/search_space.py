@@ -161,8 +161,8 @@ def read_space(path: str, overrides: Mapping[str, Any], num_trials: int | None) 
 def laid_in(config: Search, overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Fields of a search-space file of any kind under settings from the command line, which hold in every run of it.
 
-    What is searched under such a key is that value alone, and of the initial points those stay that agree; where none
-    does, all stay, with that value. Where the file searches what the setting belongs to (`adapter`, and the setting is
+    What is searched under such a key is that value alone, in the initial points, too; those of another choice are left
+    out where some are of this one. Where the file searches what the setting belongs to (`adapter`, and the setting is
     `adapter.learning_rate`), it holds beside each choice.
     """
     space = dict(config.search_space)
@@ -180,7 +180,8 @@ def laid_in(config: Search, overrides: Mapping[str, Any]) -> dict[str, Any]:
         space[name] = tuple(Categorical(type="categorical", choices=(value,), when=when) for when in conditions)
     points = list(config.initial_points)
     for key, value in held.items():
-        points = [point for point in points if point.get(key, value) == value] or points
+        if all(isinstance(parameter, Categorical) for parameter in config.search_space.get(key, ())):
+            points = [point for point in points if point.get(key, value) == value] or points
         points = [{**point, key: value} if key in point else point for point in points]
     return {"base": overlay(config.base, others), "search_space": space, "initial_points": points}
 

@@ -156,6 +156,8 @@ def test_a_point_of_another_choice_is_not_made_one_of_the_chosen(tmp_path: Path)
     for rank, given in ((4, {}), (6, {"adapter.rank": 6})):
         (study,) = _read(tmp_path, {**SPACE, "initial_points": points}, {"forget_loss": "npo", **given})
         assert study.initial_points == [{"forget_loss": "npo", "adapter.rank": rank}]
+    (study,) = _read(tmp_path, {**SPACE, "initial_points": points}, {"adapter.rank": 4})
+    assert [point["forget_loss"] for point in study.initial_points] == ["grad_ascent", "npo"], "a number is no choice"
     (study,) = _read(tmp_path, {**SPACE, "initial_points": points}, {"forget_loss": "idk"})
     assert [point["adapter.rank"] for point in study.initial_points] == [2, 4]
 
