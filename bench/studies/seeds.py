@@ -24,7 +24,8 @@ Row = dict[str, Any]
 def repeat_best(
     comparison: Comparison, best: Best, num_seeds: int, execution: Execution, pool: Pool, log: Callable[[str], None]
 ) -> list[Row]:
-    """Train each method's best run (its balanced one where none keeps the utility) with num_seeds seeds, attacks on.
+    """Train each method's best run (its balanced one where none keeps the utility) with num_seeds seeds, attacked as
+    it was, by default where it was not.
 
     What another tool logged stands as it is: nothing of it can be run again.
     best: by which score. execution.results: the folder that was compared. Returns the rows of these runs and of their
@@ -59,7 +60,8 @@ def _take_over(study: SweepConfig, results: Folder, seeds: Location) -> None:
 
 def _study(chosen: Row, comparison: Comparison, num_seeds: int) -> SweepConfig:
     config = run_config(json.loads(chosen["config_json"]))
-    attacks: Row = {"evaluation.robustness": {}} if "forget" in config.benchmark.splits else {}
+    is_attacked = config.evaluation.robustness is not None or "forget" not in config.benchmark.splits
+    attacks: Row = {} if is_attacked else {"evaluation.robustness": {}}
     base = overlay(config.to_dict(), attacks)
     if config.external is not None:
         num_seeds = 1  # it was trained elsewhere, and is what it is

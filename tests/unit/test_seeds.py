@@ -83,8 +83,8 @@ def test_what_an_earlier_call_chose_is_in_no_mean(tmp_path: Path, monkeypatch: p
 
 
 def test_what_was_attacked_already_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study that attacks: the best run's row, of seed 0, and the target's stand among the seeds as they are; LoRA's,
-    which nobody attacked, has to be made."""
+    """A study that attacks in its own way: the best run's row, of seed 0, and the target's stand among the seeds as they
+    are, and seed 1 is attacked likewise; LoRA's, which nobody attacked, has to be made."""
     before: list[set[str]] = []
 
     def sweep(studies: Sequence[SweepConfig], execution: Execution, *_: object) -> None:
@@ -99,7 +99,7 @@ def test_what_was_attacked_already_is_not_trained_again(tmp_path: Path, monkeypa
         store.write_run(folder, config_columns(config) | finished | scores, [item_row(split="forget", item_index=0)])
 
     monkeypatch.setattr(seeds, "sweep", sweep)
-    attacks = {"evaluation": {"robustness": {}}, "forget_loss": "npo"}
+    attacks = {"evaluation": {"robustness": {"relearn_steps": 2}}, "forget_loss": "npo"}
     attacked, plain = run_config({"adapter": "grun", **attacks}), run_config({"adapter": "lora", "forget_loss": "npo"})
     target = prerequisite(attacked, "target_model")
     for config, left in ((attacked, 0.1), (plain, 0.2), (target, 1.0)):
@@ -109,6 +109,8 @@ def test_what_was_attacked_already_is_not_trained_again(tmp_path: Path, monkeypa
     left = {(row["method"], row["seed"]): row["forget_rouge_l_recall"] for row in rows}
     assert left[("grun+npo", 0)] == 0.1
     assert left[("grun+npo", 1)] == left[("lora+npo", 0)] == 0.3
+    repeated_at = run_config({**attacked.to_dict(), "seed": 1}).run_key
+    assert repeated_at in {row["run_key"] for row in rows}
     taken = store.read_run(tmp_path / store.SEEDS, attacked.run_key)
     assert taken is not None
     assert taken["study"] == f"seeds/{attacked.run_key}/2"
