@@ -83,8 +83,8 @@ def test_what_an_earlier_call_chose_is_in_no_mean(tmp_path: Path, monkeypatch: p
 
 
 def test_what_was_attacked_already_is_not_trained_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A study that attacks in its own way: the best run's row, of seed 0, and the target's stand among the seeds as they
-    are, and seed 1 is attacked likewise; LoRA's, which nobody attacked, has to be made."""
+    """A study that attacks in its own way: the best run's row, of seed 0, and the target's stand among the seeds as
+    they are, and seed 1 is attacked likewise; LoRA's, which nobody attacked, has to be made."""
     before: list[set[str]] = []
 
     def sweep(studies: Sequence[SweepConfig], execution: Execution, *_: object) -> None:
