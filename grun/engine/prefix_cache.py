@@ -13,13 +13,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 import xxhash
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -30,6 +31,8 @@ from grun.model.forward import Tally
 
 VERSION = 2
 """Raise it when a change here changes what is stored."""
+SCRATCH = ".tmp-"
+"""Begins the name of a folder in which a cache is being built; its key ends it."""
 
 
 class PrefixCache:
@@ -106,25 +109,26 @@ class PrefixCaching:
         key = _key(builder, weights())
         folder = root / key
         root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{key}.lock"):
+        with _lock(root, key):
             try:
                 return PrefixCache.opened(folder, layout, first_layer)
             except (FileNotFoundError, ValueError, KeyError):  # not there, or not what was written
                 shutil.rmtree(folder, ignore_errors=True)
             except OSError as error:
                 raise CannotServe(f"the prefix cache cannot be read from {root} ({error.strerror})") from error
-            scratch = folder.with_name(f".tmp-{os.getpid()}-{key}")
+            scratch = folder.with_name(f"{SCRATCH}{key}")
             shutil.rmtree(scratch, ignore_errors=True)
             scratch.mkdir()
             try:
                 builder.build(scratch, self.max_bytes, progress)
+                cache = PrefixCache.opened(scratch, layout, first_layer)  # mapped before another may evict it
                 os.replace(scratch, folder)
             except OSError as error:
                 raise CannotServe(f"the prefix cache cannot be written to {root} ({error.strerror})") from error
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
             _evict(root, keep=key, max_bytes=self.max_bytes)
-            return PrefixCache.opened(folder, layout, first_layer)
+            return cache
 
 
 def weights_hash(model: Any) -> str:
@@ -148,14 +152,27 @@ def _key(builder: Builder, weights: str) -> str:
     return digest.hexdigest()
 
 
+def _lock(root: Path, key: str, *, blocking: bool = True) -> FileLock:
+    """Held by who builds or opens a cache."""
+    return FileLock(root / f"{key}.lock", blocking=blocking)
+
+
 def _evict(root: Path, *, keep: str, max_bytes: int) -> None:
-    """Delete least recently used caches until the rest fit. Who has one mapped goes on reading it."""
-    caches = sorted((index.stat().st_mtime, index.parent) for index in root.glob(f"*/{INDEX}"))
-    sizes = {folder: sum(file.stat().st_size for file in folder.iterdir()) for _, folder in caches}
-    total = sum(sizes.values())
-    for _, folder in caches:
+    """Delete what ended processes left half built, then the least recently used caches until the rest fit.
+
+    Other processes may build and delete here meanwhile. Who has a cache mapped goes on reading it.
+    """
+    for scratch in root.glob(f"{SCRATCH}*"):
+        with suppress(Timeout), _lock(root, scratch.name.rpartition("-")[2], blocking=False):
+            shutil.rmtree(scratch, ignore_errors=True)
+    caches = []
+    for index in root.glob(f"[!.]*/{INDEX}"):
+        with suppress(FileNotFoundError):  # another process deletes it now
+            caches.append((index.stat().st_mtime, sum(file.stat().st_size for file in index.parent.iterdir()), index))
+    total = sum(size for _, size, _ in caches)
+    for _, size, index in sorted(caches):
         if total <= max_bytes:
             return
-        if folder.name != keep:
-            shutil.rmtree(folder, ignore_errors=True)
-            total -= sizes[folder]
+        if index.parent.name != keep:
+            shutil.rmtree(index.parent, ignore_errors=True)
+            total -= size

@@ -7,13 +7,14 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import LlamaConfig, LlamaForCausalLM, MambaConfig, MambaForCausalLM
 
 from bench.config import RunConfig
@@ -126,6 +127,46 @@ def test_the_least_recently_used_cache_makes_room(tmp_path: Path) -> None:
         time.sleep(0.01)
         _edited(tmp_path, examples=examples, max_bytes=room)
     assert [_edited(tmp_path, examples=examples)[2] == 0 for examples in (a, c, b)] == [True, True, False]
+
+
+def test_what_another_process_builds_is_left_alone_and_what_a_killed_one_left_goes(tmp_path: Path) -> None:
+    """Making room, one comes upon others' half-built caches: as old as can be, and over the room by far."""
+    for key in ("alive", "killed"):
+        scratch = tmp_path / f".tmp-7-{key}"
+        scratch.mkdir()
+        (scratch / "0.safetensors").write_bytes(bytes(1000))
+        (scratch / "index.json").write_text("{}")
+        os.utime(scratch / "index.json", (0, 0))
+    _edited(tmp_path / "elsewhere")
+    room = sum(file.stat().st_size for file in _shard(tmp_path / "elsewhere").parent.iterdir())
+    with FileLock(tmp_path / "alive.lock"):
+        _edited(tmp_path, max_bytes=room)
+    assert [each.name for each in tmp_path.glob(".tmp-*")] == [".tmp-7-alive"]
+
+
+def test_what_vanishes_while_one_makes_room_is_no_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process evicts a cache between one's seeing its index and one's listing its files."""
+    _edited(tmp_path, examples=EXAMPLES[:2])
+    first, iterdir = _shard(tmp_path).parent, Path.iterdir
+
+    def gone(folder: Path) -> Iterator[Path]:
+        if folder == first:
+            shutil.rmtree(first)
+        return iterdir(folder)
+
+    monkeypatch.setattr(Path, "iterdir", gone)
+    adapted, lines, built = _edited(tmp_path, examples=EXAMPLES[2:])
+    assert (adapted.engine, built > 0, lines, first.exists()) == ("prefix_cache", True, [], False)
+
+
+def test_a_cache_evicted_as_soon_as_it_is_there_serves_who_built_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = _edited(tmp_path / "kept")[0].answer_output(EXAMPLES).logits_NV
+    monkeypatch.setattr(prefix_cache, "_evict", lambda root, *, keep, max_bytes: shutil.rmtree(root / keep))
+    adapted, lines, _ = _edited(tmp_path / "evicted")
+    assert (adapted.engine, lines, list(tmp_path.glob("evicted/*/"))) == ("prefix_cache", [], [])
+    assert torch.equal(adapted.answer_output(EXAMPLES).logits_NV, expected)
 
 
 def test_processes_share_one_build(tmp_path: Path) -> None:
