@@ -73,7 +73,8 @@ sequential-smollm2: setup-smollm2
 	$(BIN)/grun-bench sequential search_spaces/sequential_smollm2_*.yaml --results results/sequential-smollm2 \
 		$(if $(REQUESTS),--num-requests $(REQUESTS)) $(if $(TOFU),--benchmark.data_dir $(TOFU))
 
-# NAME=smollm2 FROM=results/smollm2: rows of runs, requests and gates, not what was asked and trained, into docs/data/NAME.
+# NAME=smollm2 FROM=results/smollm2: rows of runs, requests and gates, and what sequences were tuned to, not what was asked
+# and trained, into docs/data/NAME.
 publish: $(READY)
 	for part in . seeds; do \
 		for table in runs requests gates; do \
@@ -82,13 +83,15 @@ publish: $(READY)
 			mkdir -p docs/data/$(NAME)/$$part && cp -r $(FROM)/$$part/$$table docs/data/$(NAME)/$$part/ || exit; \
 		done; \
 	done
+	[ ! -d $(FROM)/sequences ] || cp -r $(FROM)/sequences docs/data/$(NAME)/
 
-# The table and the figure that docs/results.md shows of each folder of docs/data.
+# The tables and figures that docs/results.md shows of each folder of docs/data, and of sequences within them.
 tables: $(READY)
 	for folder in docs/data/*; do \
 		$(BIN)/grun-bench pareto $$folder --format markdown > $$folder/table.md || exit; \
 		$(BIN)/grun-bench report $$folder --picture $$folder/fronts.png || exit; \
 	done
+	for sequences in docs/data/*/*/sequences; do $(BIN)/grun-bench report $${sequences%/*} || exit; done
 
 # Two processes side by side, a file in one of them; what takes long comes first (`LONGEST` in tests/conftest.py).
 PYTEST := $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder

@@ -11,6 +11,7 @@ from bench.page.sequences import sequences_data
 from bench.reports import charts
 from bench.reports.comparison import Comparison
 from bench.reports.names import name_of
+from bench.reports.states import states_table
 from bench.results.requests import last_states, scan_requests
 from bench.results.storage import Folder, Location, location
 
@@ -18,15 +19,18 @@ PAGE = "report.html"
 
 
 def write_report(comparison: Comparison, folder: Folder, picture: Location) -> list[Location]:
-    """Write RESULTS/report.html, and pictures of the fronts and of sequences, where there are any; says which files."""
+    """Write RESULTS/report.html, and of fronts and sequences, where there are any, pictures and a table; says which."""
     results = location(folder)
     requests = _requests(results)
     written = results / PAGE
     written.write(_page(comparison, results, requests, None).encode())
     files = [written]
     if requests is not None:
-        files.append(results / "requests.png")
-        charts.write_picture(files[-1], charts.requests_triangle(requests))
+        table, triangle = results / "requests.md", results / "requests.png"
+        models = [row for row in (comparison.target_model, comparison.retain_model) if row]
+        table.write("".join(f"{line}\n" for line in states_table(requests, models)).encode())
+        charts.write_picture(triangle, charts.requests_triangle(requests))
+        files += [table, triangle]
     if comparison.runs or requests is None:
         files.append(picture)
         charts.write_picture(picture, charts.fronts(comparison))

@@ -8,18 +8,28 @@ import pytest
 
 from bench.reports.comparison import compare
 from bench.reports.gates import gates_table
+from bench.reports.states import states_table
 from bench.reports.table import methods_table, repeated
+from bench.results.requests import scan_requests
 from bench.results.storage import location
 from bench.results.store import scan
 
 DOCS = Path(__file__).parents[2] / "docs"
 PUBLISHED = sorted(path for path in (DOCS / "data").iterdir() if path.is_dir())
+SEQUENCES = sorted(path.parent for path in (DOCS / "data").glob("*/*/sequences"))
 
 
 @pytest.mark.parametrize("folder", PUBLISHED, ids=lambda folder: folder.name)
 def test_a_published_table_is_made_of_its_rows(folder: Path) -> None:
     lines = list(methods_table(repeated(compare(folder), location(folder))))
     assert (folder / "table.md").read_text().splitlines() == lines
+
+
+@pytest.mark.parametrize("folder", SEQUENCES, ids=lambda folder: f"{folder.parent.name}/{folder.name}")
+def test_a_published_table_of_sequences_is_made_of_its_rows(folder: Path) -> None:
+    of = compare(folder)
+    lines = list(states_table(scan_requests(folder), [row for row in (of.target_model, of.retain_model) if row]))
+    assert (folder / "requests.md").read_text().splitlines() == lines
 
 
 def test_the_table_of_gates_is_made_of_its_rows() -> None:
