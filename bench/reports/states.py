@@ -37,13 +37,14 @@ def states_table(requests: pl.DataFrame, references: Sequence[Row]) -> Iterator[
     """
     rows = [*map(_as_state, references), *_states(requests)]
     shown = [name for name in HEADINGS if any(row.get(name) is not None for row in rows)]
-    yield f"| method | combination | threshold | requests | {' | '.join(HEADINGS[name] for name in shown)} |"
-    yield "|---|---|--:|--:|" + "--:|" * len(shown)
+    yield f"| study | method | combination | threshold | requests | {' | '.join(HEADINGS[name] for name in shown)} |"
+    yield "|---|---|---|--:|--:|" + "--:|" * len(shown)
     for row in rows:
         combination = (row.get("combination") or "").replace("_", " ")
         threshold = "" if row.get("gate_threshold") is None else f"{row['gate_threshold']:g}"
         cells = (_cell(row.get(name), ROUNDED.get(name, ".3f")) for name in shown)
-        yield f"| {row['method']} | {combination} | {threshold} | {row['request_index']} | {' | '.join(cells)} |"
+        named = f"{row.get('study', '')} | {row['method']}"
+        yield f"| {named} | {combination} | {threshold} | {row['request_index']} | {' | '.join(cells)} |"
 
 
 def _states(requests: pl.DataFrame) -> Sequence[Row]:

@@ -409,9 +409,9 @@ def test_the_command(
     assert "<script" in page
     heading, _, *states = (folder / "requests.md").read_text().splitlines()
     assert "not asked for yet" in heading
-    assert [line.split(" | ")[0] for line in states[:2]] == ["| target_model", "| retain_model"]
+    assert [line.split(" | ")[1] for line in states[:2]] == ["target_model", "retain_model"]
     first = rows.filter(study="lora", request_index=1).sort("evaluated_index")["forget_rouge_l_recall"].to_list()
-    shown = [line.split(" | ")[3:6] for line in states if line.startswith("| lora")]
+    shown = [line.split(" | ")[4:7] for line in states if line.startswith("| lora |")]
     assert shown[0] == ["1", f"{first[0]:.3f}", f"{first[1]:.3f}"]
     assert shown[1][0] == "2"
     deployment = tmp_path / "deployment"
