@@ -97,16 +97,16 @@ def print_methods(comparison: Comparison) -> None:
 
 def print_sequences(last_states: Sequence[Mapping[str, Any]]) -> None:
     """A line a sequence and way to combine its modules. last_states: rows of `bench.results.requests.last_states`."""
-    headings = ("forget ROUGE-L", "log10 quality", "utility", "retain ROUGE-L", "gates open")
-    table = Table("study", "method", "combination", "requests", title="After the last request")
-    for heading in (*headings, "parameters", "train s"):
-        table.add_column(heading, justify="right")
+    named = Column("study\nmethod", overflow="fold", min_width=17)
+    table = Table(named, Column("how", overflow="fold"), box=SIMPLE_HEAD, padding=0, title="After the last request")
+    scored = ("forget\nROUGE-L", "log10\nquality", "utility", "retain\nROUGE-L", "gates\nopen")
+    for heading in ("re-\nquests", *scored, "parameters", "train s"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in last_states:
         scores = (row["requested_rouge_l_recall"], row["log10_requested_quality"], row["utility"])
-        how = "" if row["combination"] is None else f"{row['combination']} at {threshold(row, digits=2)}"
+        how = "" if row["combination"] is None else f"{row['combination']}\nat {threshold(row, digits=2)}"
         table.add_row(
-            row["study"] + (" *" if row["is_own_variant"] else ""),
-            row["method"],
+            row["study"] + (" *" if row["is_own_variant"] else "") + f"\n{row['method']}",
             how,
             str(row["request_index"]),
             *map(number, (*scores, row["retain_rouge_l_recall"], row["retain_gate_open_share"])),

@@ -299,6 +299,20 @@ def test_a_methods_name_is_printed_whole(tmp_path: Path, monkeypatch: pytest.Mon
     assert "…" not in text
 
 
+def test_a_sequences_names_are_printed_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    printed = Console(width=100, record=True, file=io.StringIO())
+    monkeypatch.setattr(tables, "console", printed)
+    scores = ("requested_rouge_l_recall", "log10_requested_quality", "utility", "retain_rouge_l_recall")
+    state = {"combination": "scaled_by_number", "gate_threshold": 0.5, "false_openings": 0.0123, "is_own_variant": True}
+    row = {"study": "sequential-smollm2", "method": "grun_latched+grad_ascent", "request_index": 100, **state}
+    costs = {"added_parameters": 106_203_456, "mean_train_seconds": 1242.1, "retain_gate_open_share": 0.123}
+    tables.print_sequences([{**row, **dict.fromkeys(scores, 0.123), "log10_requested_quality": -44.182, **costs}])
+    text = printed.export_text()
+    assert "…" not in text
+    for shown in ("sequential-smol", "grun_latched+grad", "scaled_by_n", "106,203,456", "1242.1"):
+        assert shown in text
+
+
 def test_runs_that_lack_an_objective_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Questions without wrong answers have no forget quality: what was trained on them stands on no front, and that is
     said, in the table and on the page."""
