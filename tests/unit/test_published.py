@@ -30,6 +30,7 @@ def test_a_published_table_of_sequences_is_made_of_its_rows(folder: Path) -> Non
     of = compare(folder)
     lines = list(states_table(scan_requests(folder), [row for row in (of.target_model, of.retain_model) if row]))
     assert (folder / "requests.md").read_text().splitlines() == lines
+    assert (folder / "requests.md").read_text() in (DOCS / "results.md").read_text()
 
 
 def test_the_table_of_gates_is_made_of_its_rows() -> None:
