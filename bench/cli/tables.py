@@ -53,7 +53,7 @@ def print_front(comparison: Comparison) -> None:
             marks = ("*" if row["run_key"] in on_front else "") + ("k" if recommended else "")
             cells = [number(row[name]) for name in names]
             table.add_row(row["method"], *cells, threshold(row), f"{row['run_key']} {marks}")
-    for row in _references(comparison):
+    for row in comparison.references:
         table.add_row(row["method"], *(number(row[name]) for name in names), "", "")
     console.print(table)
     console.print("* on the front of all methods; k knee of its own method's front, the balanced choice\n")
@@ -77,7 +77,7 @@ def print_methods(comparison: Comparison) -> None:
             cells += ["" if chosen[name] is None else format(chosen[name], how) for name, how in spent]
         counts = [str(summary.num_runs), str(summary.num_failed), number(summary.hypervolume)]
         table.add_row(summary.method, *counts, *cells)
-    for row in _references(comparison):
+    for row in comparison.references:
         table.add_row(row["method"], "", "", "", *(number(row[name]) for name in (*by_quality, *by_rouge)), "", "")
     console.print(table)
     worst, ideal = comparison.corners.worst, comparison.corners.best
@@ -177,10 +177,6 @@ def print_plan(record: Mapping[str, Any]) -> None:
     log(f"all: {record['gpu_hours']:.1f} GPU hours, {record['hours']:.1f} hours on {record['num_gpus']}{cost}")
     if not any(study["measured"] for study in record["studies"]):
         log("computed, not measured")
-
-
-def _references(comparison: Comparison) -> list[dict[str, Any]]:
-    return [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
 
 
 def number(value: float | None) -> str:

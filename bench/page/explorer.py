@@ -42,7 +42,7 @@ def page_data(comparison: Comparison, folder: Folder) -> dict[str, Any]:
     The page holds every run's scores and settings, and a sample of generations: the same questions of every run.
     """
     rows = comparison.runs
-    references = [row for row in (comparison.target_model, comparison.retain_model) if row is not None]
+    references = comparison.references
     first = dict.fromkeys((*comparison.objectives, *OBJECTIVES, *HEADLINES))
     measured = {name for name in METRICS if any(row[name] is not None for row in (*rows, *references))}
     names = [name for name in dict.fromkeys((*first, *METRICS)) if name in measured]

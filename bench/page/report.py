@@ -27,8 +27,7 @@ def write_report(comparison: Comparison, folder: Folder, picture: Location) -> l
     files = [written]
     if requests is not None:
         table, triangle = results / "requests.md", results / "requests.png"
-        models = [row for row in (comparison.target_model, comparison.retain_model) if row]
-        table.write("".join(f"{line}\n" for line in states_table(requests, models)).encode())
+        table.write("".join(f"{line}\n" for line in states_table(requests, comparison.references)).encode())
         charts.write_picture(triangle, charts.requests_triangle(requests))
         files += [table, triangle]
     if comparison.runs or requests is None:

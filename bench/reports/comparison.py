@@ -86,6 +86,11 @@ class Comparison:
     """Finished runs that lack an objective, and so stand nowhere."""
 
     @property
+    def references(self) -> list[Row]:
+        """The target and the retain model's rows, where there are any."""
+        return [row for row in (self.target_model, self.retain_model) if row is not None]
+
+    @property
     def says_best(self) -> bool:
         """Whether methods have a `best` run here: WMDP has no utility, and MUSE no split called forget."""
         target = self.target_model

@@ -1,13 +1,12 @@
 """The Markdown table of sequences of requests: a line a state, of every way to use the modules that was measured."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import polars as pl
 
+from bench.reports.comparison import Row, utility_of
 from bench.results.requests import GIVEN_THRESHOLD
 
-Row = Mapping[str, Any]
 HEADINGS: Mapping[str, str] = {
     "requested_rouge_l_recall": "forget ROUGE-L, all so far",
     "not_yet": "not asked for yet",
@@ -47,7 +46,7 @@ def states_table(requests: pl.DataFrame, references: Sequence[Row]) -> Iterator[
         yield f"| {named} | {combination} | {threshold} | {row['request_index']} | {' | '.join(cells)} |"
 
 
-def _states(requests: pl.DataFrame) -> Sequence[Row]:
+def _states(requests: pl.DataFrame) -> list[Row]:
     """A row a state, with what the requests to come still say in it."""
     ways = ["study", "combination", GIVEN_THRESHOLD.alias("given"), "request_index"]
     to_come = pl.col("forget_rouge_l_recall").filter(pl.col("is_requested").not_()).mean()
@@ -63,9 +62,8 @@ def _as_state(row: Row) -> Row:
     """A run as a state before any request: what is asked of its forget set stands for what requests ask."""
     asked = {name: row.get(name.replace("requested", "forget", 1)) for name in HEADINGS if name.startswith("requested")}
     asked["log10_requested_quality"] = row["log10_forget_quality"]
-    utility = row["model_utility"] if row["model_utility"] is not None else row["partial_model_utility"]
     kept = {name: row.get(name) for name in HEADINGS if name.startswith(("retain", "real", "world"))}
-    return {"method": row["method"], "request_index": 0, "utility": utility, **asked, **kept}
+    return {"method": row["method"], "request_index": 0, "utility": row[utility_of(row)], **asked, **kept}
 
 
 def _cell(value: float | None, how: str) -> str:

@@ -48,7 +48,7 @@ def repeated(comparison: Comparison, folder: Location) -> list[Row]:
     there = folder / store.SEEDS
     again = store.scan_runs(there).filter(status="ok").to_dicts() if (there / "runs").files(".parquet") else []
     references = [row for row in again if row["adapter"] == "none"]
-    rows = references or [row for row in (comparison.target_model, comparison.retain_model) if row]
+    rows = references or comparison.references
     for row in best_runs(comparison, folder):
         rows += [each for each in again if str(each["study"]).startswith(f"seeds/{row['run_key']}/")] or [row]
     return rows

@@ -36,7 +36,7 @@ def repeat_best(
     logged = [row for row in chosen if is_log(row["config_json"])]
     studies = [_study(row, comparison, num_seeds) for row in chosen if row not in logged]
     if not studies:
-        return [row for row in (comparison.target_model, comparison.retain_model) if row] + logged
+        return comparison.references + logged
     there = replace(execution, results=execution.folder / store.SEEDS)
     for study in studies:
         _take_over(study, execution.folder, there.folder)
