@@ -60,10 +60,12 @@ class StudySearch(Searcher):
         self._studies: dict[str, optuna.Study] = {}
         self._under_way: dict[str, tuple[str, Trial, RunConfig]] = {}
         """Tune's trial → its study, Optuna's trial, and what it runs."""
+        self._found: set[str] = set()
+        """Tune's trials whose rows were there before: they say nothing about the pace."""
         for name, config in self._configs.items():
             self._open(name, config)
         self.num_trials_left = sum(self._left.values())
-        self._num_done, self._spent_before = 0, sum(self._spent.values())
+        self._num_done, self._num_found, self._spent_before = 0, 0, sum(self._spent.values())
         self._out_of_time = False
         self.is_full = False
         """Whether the results folder ran out of space."""
@@ -87,6 +89,8 @@ class StudySearch(Searcher):
             trial = self._studies[name].ask()
             run = self._configs[name].run(self._configs[name].sample(trial))
             trial.set_user_attr(RUN_KEY, run.run_key)
+            if store.read_run(self._results, run.run_key) is not None:
+                self._found.add(trial_id)
         except OSError as problem:
             return self._stop_if_full(problem)
         self._under_way[trial_id] = name, trial, run
@@ -113,11 +117,14 @@ class StudySearch(Searcher):
         name, trial, run = self._under_way.pop(trial_id)
         rows = result.get("rows", [])
         self._num_done += 1
+        self._num_found += trial_id in self._found
         if rows:
             values = {metric: rows[0][metric] for metric in self._objectives}
             self._studies[name].tell(trial, list(values.values()))
             self._add_thresholds(name, trial.number, rows[1:])
             self._spend(name, rows)
+            if trial_id in self._found:
+                self._spent_before += _seconds(rows)
             scores = "  ".join(f"{metric} {value:.3f}" for metric, value in values.items())
             line = f"{rows[0]['method']}  {scores}  {rows[0]['train_seconds']:.0f} s{self._on_the_front(rows)}"
         else:
@@ -128,9 +135,14 @@ class StudySearch(Searcher):
                 store.write_run(self._results, failed_row(run, RuntimeError(problem), name))
             line = f"failed: {problem}"
         keep_journal(self._results)
-        elapsed = time.perf_counter() - self._started
-        rate = f"{60 * self._num_done / elapsed:.1f} a minute, {self._seconds_left(elapsed) / 60:.0f} min left"
-        self._log(f"[{self._num_done}/{self.num_trials_left}, {rate}] {name}: {line}")
+        self._log(f"[{self._num_done}/{self.num_trials_left}{self._pace()}] {name}: {line}")
+
+    def _pace(self) -> str:
+        """How fast it goes, of what was not there before, and how long at that."""
+        elapsed, num_new = time.perf_counter() - self._started, self._num_done - self._num_found
+        if not num_new:
+            return ""
+        return f", {60 * num_new / elapsed:.1f} a minute, {self._seconds_left(elapsed) / 60:.0f} min left"
 
     def _spend(self, name: str, rows: Sequence[Row]) -> None:
         """Count what a trial took; a study that has had its seconds begins no other."""
@@ -141,7 +153,7 @@ class StudySearch(Searcher):
 
     def _seconds_left(self, elapsed: float) -> float:
         """Until the studies have had their trials or their seconds, at the pace so far. elapsed: seconds so far."""
-        by_trials = elapsed / self._num_done * (self.num_trials_left - self._num_done)
+        by_trials = elapsed / (self._num_done - self._num_found) * (self.num_trials_left - self._num_done)
         spent = sum(self._spent.values()) - self._spent_before
         if math.isinf(self._seconds_per_study) or not spent:
             return by_trials

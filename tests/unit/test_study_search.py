@@ -79,6 +79,27 @@ def test_anything_less_is_done_again(tmp_path: Path, rows_written: int) -> None:
     assert after[1].params == trials[0].params
 
 
+def test_what_was_there_before_says_nothing_about_the_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four trials the first was run by somebody else, for minutes; it is found in a second. The second takes 60, and
+    so would the two that are left. Neither trials nor seconds, where those are the limit, go by the one found."""
+    now, said = [0.0], list[str]()
+    monkeypatch.setattr("bench.studies.search.time.perf_counter", lambda: now[0])
+    store.create(tmp_path)
+    study = replace(STUDY, gate_thresholds=(), num_trials=4)
+    search = StudySearch([study], tmp_path, said.append, Pool(seconds_per_study=230.0))
+    configs = []
+    monkeypatch.setattr(store, "read_run", lambda folder, key: None if configs else {"run_key": key})
+    for number, seconds in enumerate((1.0, 60.0)):
+        suggested = search.suggest(f"t{number}")
+        assert isinstance(suggested, dict)
+        configs.append(run_config(json.loads(suggested["run_json"])))
+        now[0] += seconds
+        (row,) = no_op_rows(configs[-1], (), "s")
+        search.on_trial_complete(f"t{number}", {"rows": [row | {"train_seconds": 50.0, "eval_seconds": 10.0}]})
+    assert said[0].startswith("[1/4] s: ")
+    assert said[1].startswith("[2/4, 1.0 a minute, 2 min left] s: ")
+
+
 def test_a_trial_cut_off_while_it_was_drawn_is_dropped(tmp_path: Path) -> None:
     _crashed(tmp_path, rows_written=4, keyed=False)
     search, trials = _reopened(tmp_path)
