@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from pyvene_custom.editing import Editing, decoder_layers_path
 
@@ -50,10 +51,15 @@ class GatedModel(pyvene.IntervenableModel):
         _, outputs = super().forward(inputs)
         return outputs
 
-    def generate(self, inputs: dict[str, Any], editing: Editing, **generation: Any) -> Tensor:
-        """Token ids [B, L], prompts included. generation: arguments of the model's own `generate`."""
+    def generate(self, inputs: dict[str, Any], editing: Editing, **settings: Any) -> Tensor:
+        """Greedy answers' token ids [B, L], prompts included. settings: of a `GenerationConfig`."""
         self._use(editing)
-        _, sequences = super().generate(inputs, intervene_on_prompt=True, **generation)
+        generation = GenerationConfig(
+            do_sample=False,  # whatever sampling the model's own defaults ask for
+            pad_token_id=self.model.generation_config.pad_token_id,
+            **settings,
+        )
+        _, sequences = super().generate(inputs, intervene_on_prompt=True, generation_config=generation)
         return sequences
 
     def _use(self, editing: Editing) -> None:

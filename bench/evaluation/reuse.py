@@ -12,7 +12,8 @@ from bench.evaluation.asking import Asking
 from bench.evaluation.evaluate import Question, in_order, measure, own_questions
 from bench.results.columns import ItemRow
 from grun.adapters.grun import gates_forced
-from grun.engine.edited import EditedModel, gates_of
+from grun.engine.edited import EditedModel
+from grun.gates.openings import gates_of
 from grun.sequential import combined_edits
 
 Pattern = tuple[bool, ...]

@@ -147,7 +147,7 @@ def quantized(adapted: Adapted, bits: int) -> Adapted:
         raise UserError("evaluation.robustness.quantize", f"no layer of a {name} can be rounded; leave it out")
     for layer in layers:
         layer.weight = torch.nn.Parameter(rounded(layer.weight.detach(), bits), requires_grad=False)
-    return adapted.on_plain_path(model) if isinstance(adapted, EditedModel) else PlainModel(model)
+    return adapted.afresh(model) if isinstance(adapted, EditedModel) else PlainModel(model)
 
 
 def rounded(weight_OI: torch.Tensor, bits: int) -> torch.Tensor:

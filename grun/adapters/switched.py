@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from grun.lm.layers import Layer
 from grun.lm.prompted import read_from, read_prompts
 from grun.lm.reading import left_padding
 from grun.lm.side_by_side import is_worth_it, read_side_by_side, unique_prompts
-from grun.model.forward import AnswerOutput, Generated, PlainModel, mixed_precision, pass_tokens
+from grun.model.forward import AnswerOutput, Generated, PlainModel, in_groups, mixed_precision, pass_tokens
 
 Prompts = Sequence[tuple[int, ...]]
 
@@ -56,6 +57,10 @@ class SwitchedModel(EditedModel):
             head_input_ND=read.head_input_ND,
             gate_logit_BK=logit_BK[read.rows],
         )
+
+    def _packed_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
+        """What the adapter makes of a model differs from prompt to prompt: in sequences."""
+        return in_groups(examples, len, self.device, partial(self._plain_output, hidden_layer))
 
     def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
         prompts = [example.prompt_ids for example in examples]

@@ -19,7 +19,7 @@ def weights_open(adapted: Adapted) -> Iterator[tuple[Adapted, list[nn.Parameter]
     Yields the model, the adapter on, on a path that leads back to the weights, and the weights themselves.
     """
     assert isinstance(adapted, EditedModel | PlainModel)
-    opened = adapted.on_plain_path() if isinstance(adapted, EditedModel) else adapted
+    opened = adapted.afresh() if isinstance(adapted, EditedModel) else adapted
     parameters = list(adapted.model.parameters())
     trained = [parameter.requires_grad for parameter in parameters]
     try:

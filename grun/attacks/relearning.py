@@ -54,7 +54,7 @@ class Attacker:
         self.config, self.forget, self.seed = config, forget, seed
         self.cycle = steps_per_epoch * math.ceil(config.steps / steps_per_epoch)
         self._untouched = adapted.model
-        self.adapted = adapted.on_plain_path(copy.deepcopy(adapted.model))
+        self.adapted = adapted.afresh(copy.deepcopy(adapted.model))
         self._parameters = list(self.adapted.model.parameters())
 
     def step(self, number: int) -> EditedModel:

@@ -1,8 +1,8 @@
 """A frozen causal LM with ReFT or GRUN edits, on the last prompt token or from there on: forward and generate.
 
 Two paths, equal to float rounding: the plain one runs the whole model through pyvene; the engine runs only what the
-edits can change (`grun.engine.later_layers`), for the examples and prompts that `announce` has been told of. Prompts
-that it has not been told of are read in one pass, edited on the way.
+edits can change (`grun.engine.later_layers`), for the examples and prompts that `announce` has been told of. What it
+has not been told of is read in one pass, edited on the way.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
-from transformers import GenerationConfig
 
 from grun.data import Batch, Example, collate, length_sorted_batches
 from grun.engine import later_layers
@@ -26,25 +25,17 @@ from grun.engine.prefix_cache import PrefixCache, PrefixCaching, weights_hash
 from grun.engine.prefix_layout import CannotServe, Layout
 from grun.errors import UserError
 from grun.lm.layers import Layer
+from grun.lm.patching import decoder_layers
 from grun.lm.prompted import Prompted, beginning, end_columns, read_from
 from grun.lm.reading import eos_ids, hidden_layer_index, model_inputs, prompt_inputs
 from grun.model.forward import AnswerOutput, CausalLM, Generated, Tally, in_groups, pass_tokens, read_off
+from grun.model.packed import can_read_packed, pack
 from pyvene_custom.editing import Editing, Edits
 
 if TYPE_CHECKING:
     from pyvene_custom.gated_model import GatedModel
 
 GATE_BATCH = 64
-
-
-def gates_of(adapted: EditedModel, prompts: Sequence[tuple[int, ...]], batch_size: int) -> Tensor:
-    """How open every gate is to some prompts as the model now is: [prompts, gates], in their order."""
-    found: dict[int, Tensor] = {}
-    for rows in length_sorted_batches([len(prompt) for prompt in prompts], batch_size):
-        logit_BK = adapted.prompt_gates([prompts[row] for row in rows])
-        assert logit_BK is not None, "these edits have gates"
-        found |= dict(zip(rows, torch.sigmoid(logit_BK), strict=True))
-    return torch.stack([found[row] for row in range(len(prompts))])
 
 
 class EditedModel:
@@ -56,7 +47,8 @@ class EditedModel:
         self.where = where
         self.gate_layer = gate_layer
         self._gate_hiddens: dict[tuple[int, ...], Tensor] | None = {}
-        """What the gates read of each prompt so far; None: on the plain path, where nothing is kept."""
+        """What the gates read of each prompt so far; None: nothing is kept."""
+        self._is_plain = False
         self.edits = nn.ModuleDict({str(layer): edits[layer] for layer in sorted(edits)}).to(model.device)
         self.layers = tuple(sorted(edits))
         self._caching: PrefixCaching | None = None
@@ -94,11 +86,19 @@ class EditedModel:
         else:
             self._caches.append(cache)
 
-    def on_plain_path(self, model: CausalLM = None) -> Self:
-        """The same edits without the engine: for a model whose weights change. model: another one to put them on."""
-        plain = copy.copy(self)
-        plain.model = self.model if model is None else model
-        plain._gate_hiddens, plain._caching, plain._caches, plain._gated = None, None, [], None
+    def afresh(self, model: CausalLM = None) -> Self:
+        """The same edits and nothing of what was read: for weights that change. model: another one to put them on."""
+        other = copy.copy(self)
+        other.model = self.model if model is None else model
+        other._gate_hiddens, other._caching, other._caches, other._gated = None, None, [], None
+        if self._is_plain:
+            other.take_hold()
+        return other
+
+    def on_plain_path(self) -> Self:
+        """The same all through pyvene, as a check."""
+        plain = self.afresh()
+        plain._is_plain = True
         plain.take_hold()
         return plain
 
@@ -126,6 +126,8 @@ class EditedModel:
             return in_groups(
                 examples, lambda example: len(example.answer_ids), self.device, partial(self._engine_output, at)
             )
+        if not self._is_plain and can_read_packed(self.model):
+            return self._packed_output(at, examples)
         return in_groups(examples, len, self.device, partial(self._plain_output, at))
 
     def _engine_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
@@ -139,6 +141,15 @@ class EditedModel:
         if editing.kept_BLD is not None:  # pyvene edits what the layer gave
             output = replace(output, hidden_ND=editing.kept_BLD[batch.predicts_answer_BL])
         return replace(output, gate_logit_BK=editing.gate_logit_BK())
+
+    def _packed_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
+        packed = pack(examples, device=self.device)
+        editing = self.editing([example.prompt_ids for example in examples], None, hidden_layer)
+        layers = filter(editing.concerns, range(self.layers[0], len(decoder_layers(self.model))))
+        with later_layers.editing_on(self.model, partial(packed.edited, editing), layers):
+            output = read_off(self.model, examples, packed, None, lambda: self.model(**packed.inputs()))
+        hidden_ND = None if editing.kept_BLD is None else editing.kept_BLD[packed.is_token_BA]
+        return replace(output, hidden_ND=hidden_ND, gate_logit_BK=editing.gate_logit_BK())
 
     def editing(
         self, prompts: Sequence[tuple[int, ...]], prompt_end_B: Tensor | None, kept_layer: int | None = None
@@ -196,7 +207,7 @@ class EditedModel:
             editing = self.editing(prompts, None)
             read = later_layers.read_prompts(self.model, editing, cache, prompts)
             return later_layers.answers(editing, read, max_new_tokens, drafts)
-        if self._gate_hiddens is None:
+        if self._is_plain:
             return self._generate_through_pyvene(prompts, max_new_tokens)
         begun = self._beginning(prompts)
         if self.gate_layer is not None and not self._has_read(prompts):
@@ -234,16 +245,7 @@ class EditedModel:
         length = inputs["input_ids"].shape[1]
         ends = eos_ids(self.model)
         editing = self.editing(prompts, end_columns(None, prompts, self.device))
-        sequences_BL = self._plain().generate(
-            inputs,
-            editing,
-            generation_config=GenerationConfig(
-                do_sample=False,  # whatever sampling the model's own defaults ask for
-                max_new_tokens=max_new_tokens,
-                eos_token_id=ends,
-                pad_token_id=self.model.generation_config.pad_token_id,
-            ),
-        )
+        sequences_BL = self._plain().generate(inputs, editing, max_new_tokens=max_new_tokens, eos_token_id=ends)
         answers = [list(takewhile(lambda token: token not in ends, row)) for row in sequences_BL[:, length:].tolist()]
         return Generated(answers=answers, gate_logit_BK=editing.gate_logit_BK())
 

@@ -22,6 +22,9 @@ from grun.lm.reading import head_at
 from grun.model.forward import AnswerOutput, Generated
 from pyvene_custom.editing import Editing
 
+Edit = Callable[[int, Tensor], Tensor]
+"""Called with a layer and its output; returns what that becomes."""
+
 
 def answer_output(
     model: Any, editing: Editing, caches: Sequence[PrefixCache], examples: Sequence[Example]
@@ -102,7 +105,7 @@ def answers(editing: Editing, read: Prompted, max_new_tokens: int, drafts: Seque
     return Generated(answers=found, gate_logit_BK=editing.gate_logit_BK())
 
 
-def editing_on(model: Any, editing: Editing, layers: Iterable[int]) -> AbstractContextManager[None]:
+def editing_on(model: Any, editing: Edit, layers: Iterable[int]) -> AbstractContextManager[None]:
     """Inside, the output of these layers is edited."""
     return patched(_edited(decoder_layers(model), editing, layers))
 
@@ -151,7 +154,7 @@ def _replacements(
 
 
 def _edited(
-    layers: nn.ModuleList, editing: Editing, indices: Iterable[int]
+    layers: nn.ModuleList, editing: Edit, indices: Iterable[int]
 ) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """What these layers do instead: as before, and their output is edited."""
     for index in indices:

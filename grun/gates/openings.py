@@ -6,11 +6,12 @@ from dataclasses import replace
 from typing import cast
 
 import torch
+from torch import Tensor
 
 from grun.adapters import AdapterConfig
 from grun.adapters.grun import set_gate_threshold
-from grun.data import Example
-from grun.engine.edited import EditedModel, gates_of
+from grun.data import Example, length_sorted_batches
+from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted
 from pyvene_custom.edits import Gated
@@ -64,6 +65,16 @@ def choose_threshold(
     threshold = torch.nextafter(torch.tensor(shut), torch.tensor(math.inf)).item()  # as the gates compare
     set_gate_threshold(adapted, threshold)
     return threshold, sum(value > shut for value in most_open) / len(most_open)
+
+
+def gates_of(adapted: EditedModel, prompts: Sequence[tuple[int, ...]], batch_size: int) -> Tensor:
+    """How open every gate is to some prompts as the model now is: [prompts, gates], in their order."""
+    found: dict[int, Tensor] = {}
+    for rows in length_sorted_batches([len(prompt) for prompt in prompts], batch_size):
+        logit_BK = adapted.prompt_gates([prompts[row] for row in rows])
+        assert logit_BK is not None, "these edits have gates"
+        found |= dict(zip(rows, torch.sigmoid(logit_BK), strict=True))
+    return torch.stack([found[row] for row in range(len(prompts))])
 
 
 def open_shares(

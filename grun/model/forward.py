@@ -17,6 +17,7 @@ from grun.lm.prompted import read_prompts
 from grun.lm.reading import eos_ids, head_at, hidden_layer_index, layer_output, model_inputs
 from grun.lm.side_by_side import is_worth_it, read_side_by_side
 from grun.losses import AnswerScores
+from grun.model.packed import Packed, can_read_packed, pack
 from grun.prompts.template import PromptTemplate
 
 CausalLM = Any
@@ -144,7 +145,11 @@ class PlainModel:
             return AnswerOutput(
                 examples=examples, logits_NV=read.logits_NV, head_input_ND=read.head_input_ND, begun=read.begun
             )
-        return in_groups(examples, len, self.device, partial(self.one_pass, hidden_layer=at))
+        if not can_read_packed(self.model):
+            return in_groups(examples, len, self.device, partial(self.one_pass, hidden_layer=at))
+        packed = pack(examples, device=self.device)
+        with mixed_precision(self.device):
+            return read_off(self.model, examples, packed, at, lambda: self.model(**packed.inputs()))
 
     def one_pass(self, examples: Sequence[Example], hidden_layer: int | None) -> AnswerOutput:
         """All the examples in one padded batch, in their order. hidden_layer: its index."""
@@ -181,7 +186,11 @@ def go_on(begun: Sequence[Begun], max_new_tokens: int, drafts: Sequence[Sequence
 
 
 def read_off(
-    model: CausalLM, examples: Sequence[Example], batch: Batch, hidden_layer: int | None, run: Callable[[], Any]
+    model: CausalLM,
+    examples: Sequence[Example],
+    batch: Batch | Packed,
+    hidden_layer: int | None,
+    run: Callable[[], Any],
 ) -> AnswerOutput:
     """What a pass of the model over the examples' batch says. run: the pass; it returns the model's own output."""
     with head_at(model, batch.predicts_answer_BL) as head_inputs, layer_output(model, hidden_layer) as hidden:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +37,7 @@ from grun.lm.patching import decoder_layers
 from grun.lm.reading import eos_ids
 from grun.losses import gate_bce
 from grun.model import forward
-from grun.model.forward import PlainModel, set_answer_ends
+from grun.model.forward import AnswerOutput, PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from grun.sequential import combine
 from grun.testing.adapters import assert_drafts_change_nothing
@@ -141,21 +143,90 @@ def _loss(adapted: EditedModel, examples: list[Example]) -> torch.Tensor:
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_losses_and_gradients_agree(family: str, config: Any, tmp_path: Path) -> None:
-    """Relative difference at most 1e-5, for the loss and for the gradient of every parameter."""
+    """Relative difference at most 1e-5, for the loss and for the gradient of every parameter; on an engine that knows
+    the examples, and on one that does not."""
     plain, engine, examples = _pair(family, config, tmp_path)
-    losses = []
-    for adapted in (plain, engine):
+    losses, gradients = [], []
+    for adapted in (plain, engine, _unasked(engine)):
         adapted.train(True)
         loss = _loss(adapted, examples)
-        loss.backward()
+        gradients.append(torch.autograd.grad(loss, adapted.trainable_parameters()))
         losses.append(loss.item())
-    assert losses[1] == pytest.approx(losses[0], rel=1e-5)
-    for mine, theirs in zip(engine.trainable_parameters(), plain.trainable_parameters(), strict=True):
-        assert mine.grad is not None
-        assert theirs.grad is not None
-        scale = theirs.grad.norm()
-        assert scale > 0
-        assert (mine.grad - theirs.grad).norm() <= 1e-5 * scale
+    for loss, found in zip(losses[1:], gradients[1:], strict=True):
+        assert loss == pytest.approx(losses[0], rel=1e-5)
+        for mine, theirs in zip(found, gradients[0], strict=True):
+            scale = theirs.norm()
+            assert scale > 0
+            assert (mine - theirs).norm() <= 1e-5 * scale
+
+
+def _begun_alike(examples: list[Example]) -> list[Example]:
+    """With a system text."""
+    return [dataclasses.replace(example, prompt_ids=(9, 8, 7, 9, *example.prompt_ids)) for example in examples]
+
+
+def _weights_gradients(model: Any, run: Callable[[], AnswerOutput]) -> tuple[float, list[torch.Tensor | None]]:
+    """A loss that touches everything, and the gradients of all weights."""
+    output = run()
+    loss = output.scores.nll_B.mean() + output.logits_NV.square().mean()
+    if output.hidden_ND is not None:
+        loss = loss + output.hidden_ND.square().mean()
+    return loss.item(), list(torch.autograd.grad(loss, list(model.parameters()), allow_unused=True))
+
+
+def _assert_like(
+    found: tuple[float, list[torch.Tensor | None]], wanted: tuple[float, list[torch.Tensor | None]]
+) -> None:
+    assert found[0] == pytest.approx(wanted[0], rel=1e-5)
+    assert any(gradient is not None for gradient in wanted[1])
+    for mine, theirs in zip(found[1], wanted[1], strict=True):
+        assert (mine is None) == (theirs is None)
+        if mine is not None and theirs is not None:
+            assert (mine - theirs).norm() <= 1e-5 * max(theirs.norm(), 1e-6)
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["", "checkpointed"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_row_of_tokens_is_the_padded_batch(family: str, checkpointed: bool) -> None:
+    """Loss and all weights' gradients, answers of any length, several of one prompt; and every token is read once."""
+    model, examples = _model(family), _begun_alike(_examples())
+    wanted = _weights_gradients(model, lambda: PlainModel(model).one_pass(examples, 2))
+    adapted, read = PlainModel(model), []
+    decoder_layers(model)[0].register_forward_pre_hook(lambda layer, args: read.append(tuple(args[0].shape[:2])))
+    if checkpointed:
+        adapted.train(True)  # none of these has dropout but GPT-2
+        adapted.checkpoint_gradients()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.config.attn_pdrop = 0.0
+    _assert_like(_weights_gradients(model, lambda: adapted.answer_output(examples, 2)), wanted)
+    is_packed = model.config._attn_implementation != "eager"
+    num_tokens = sum(map(len, examples)) - 4 * (len(examples) - 1)
+    assert (set(read) == {(1, num_tokens)}) == is_packed
+    before = PlainModel(_model(family)).generate([example.prompt_ids for example in examples], 9).answers
+    adapted.train(False)
+    assert adapted.generate([example.prompt_ids for example in examples], 9).answers == before
+
+
+@pytest.mark.parametrize("config", ["grun, latched", "reft", "grun, router", "grun, mean router"])
+@pytest.mark.parametrize("family", ["llama, grouped-query, tied", "mistral, sliding window", "gpt2"])
+def test_an_attacker_gets_the_same_gradients(family: str, config: str, tmp_path: Path) -> None:
+    """Of the weights under the edits, as through pyvene; and the answers of what he made are the same."""
+    plain, engine, examples = _pair(family, CONFIGS[config], tmp_path)
+    examples = _begun_alike(examples)
+    found = []
+    for adapted in (plain, engine.afresh()):
+        adapted.model.requires_grad_(True)
+        found.append(_weights_gradients(adapted.model, partial(adapted.answer_output, examples, adapted.layers[0])))
+        adapted.model.requires_grad_(False)
+    _assert_like(found[1], found[0])
+    attacked = engine.afresh()
+    with torch.no_grad():
+        for parameter in engine.model.parameters():
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
+    prompts = [example.prompt_ids for example in examples]
+    assert attacked.generate(prompts, 12).answers == engine.on_plain_path().generate(prompts, 12).answers
 
 
 @pytest.mark.parametrize("config", ["grun", "grun, latched"])
