@@ -4,6 +4,7 @@ import math
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,20 @@ FROM_THRESHOLD = "module_of"
 """Optuna user attribute of a trial that is another one's module at another gate threshold."""
 
 
+@dataclass(frozen=True)
+class _Begun:
+    """A trial that is under way."""
+
+    study: str
+    trial: Trial
+    """Optuna's."""
+    run: RunConfig
+    was_there: bool
+    """Whether its rows were there before: then it says nothing about the pace."""
+    at: float
+    """When, by `time.perf_counter`."""
+
+
 class StudySearch(Searcher):
     """Several Optuna studies behind one Tuner, taking turns, so that all progress alike and no worker idles.
 
@@ -58,10 +73,8 @@ class StudySearch(Searcher):
         self._spent: dict[str, float] = {}
         """Study → seconds of its trainings and evaluations; of those before now only where there is a limit."""
         self._studies: dict[str, optuna.Study] = {}
-        self._under_way: dict[str, tuple[str, Trial, RunConfig]] = {}
-        """Tune's trial → its study, Optuna's trial, and what it runs."""
-        self._found: set[str] = set()
-        """Tune's trials whose rows were there before: they say nothing about the pace."""
+        self._under_way: dict[str, _Begun] = {}
+        """By Tune's trial."""
         for name, config in self._configs.items():
             self._open(name, config)
         self.num_trials_left = sum(self._left.values())
@@ -75,25 +88,27 @@ class StudySearch(Searcher):
         """Objectives of every row of this sweep so far."""
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-        """The next run of the study that is furthest from its budget; called by Tune."""
-        name = max(self._left, key=lambda study: self._left[study])
-        if self._left[name] == 0 or self.is_full:
+        """The next run of the study that is furthest from its budget; called by Tune. None: later, perhaps."""
+        if self.is_full or not any(self._left.values()):
             return Searcher.FINISHED
         if time.perf_counter() > self._deadline:
             if not self._out_of_time:
                 self._log("the time budget is used up; what is under way is finished, the same command goes on")
             self._out_of_time = True
             return Searcher.FINISHED
+        to_go_on = {study: num_left for study, num_left in self._left.items() if num_left and self._may_begin(study)}
+        if not to_go_on:
+            return None
+        name = max(to_go_on, key=lambda study: to_go_on[study])
         self._left[name] -= 1
         try:
             trial = self._studies[name].ask()
             run = self._configs[name].run(self._configs[name].sample(trial))
             trial.set_user_attr(RUN_KEY, run.run_key)
-            if store.read_run(self._results, run.run_key) is not None:
-                self._found.add(trial_id)
+            was_there = store.read_run(self._results, run.run_key) is not None
         except OSError as problem:
             return self._stop_if_full(problem)
-        self._under_way[trial_id] = name, trial, run
+        self._under_way[trial_id] = _Begun(name, trial, run, was_there, time.perf_counter())
         return {"study": name, "run_json": run.to_json()}
 
     def on_trial_complete(self, trial_id: str, result: Mapping[str, Any] | None = None, error: bool = False) -> None:
@@ -114,17 +129,16 @@ class StudySearch(Searcher):
         return str(Searcher.FINISHED)
 
     def _settle_finished(self, trial_id: str, result: Mapping[str, Any]) -> None:
-        name, trial, run = self._under_way.pop(trial_id)
-        rows = result.get("rows", [])
+        begun, rows = self._under_way.pop(trial_id), result.get("rows", [])
+        name, trial = begun.study, begun.trial
         self._num_done += 1
-        self._num_found += trial_id in self._found
+        self._num_found += begun.was_there
         if rows:
             values = {metric: rows[0][metric] for metric in self._objectives}
             self._studies[name].tell(trial, list(values.values()))
             self._add_thresholds(name, trial.number, rows[1:])
             self._spend(name, rows)
-            if trial_id in self._found:
-                self._spent_before += _seconds(rows)
+            self._spent_before += begun.was_there * _seconds(rows)
             scores = "  ".join(f"{metric} {value:.3f}" for metric, value in values.items())
             line = f"{rows[0]['method']}  {scores}  {rows[0]['train_seconds']:.0f} s{self._on_the_front(rows)}"
         else:
@@ -132,7 +146,7 @@ class StudySearch(Searcher):
             problem = result.get("error")
             if problem is None:  # the worker died, and its replacements too: nobody else has written a row
                 problem = "the worker died"
-                store.write_run(self._results, failed_row(run, RuntimeError(problem), name))
+                store.write_run(self._results, failed_row(begun.run, RuntimeError(problem), name))
             line = f"failed: {problem}"
         keep_journal(self._results)
         self._log(f"[{self._num_done}/{self.num_trials_left}{self._pace()}] {name}: {line}")
@@ -140,9 +154,14 @@ class StudySearch(Searcher):
     def _pace(self) -> str:
         """How fast it goes, of what was not there before, and how long at that."""
         elapsed, num_new = time.perf_counter() - self._started, self._num_done - self._num_found
-        if not num_new:
+        if num_new == 0:
             return ""
         return f", {60 * num_new / elapsed:.1f} a minute, {self._seconds_left(elapsed) / 60:.0f} min left"
+
+    def _may_begin(self, name: str) -> bool:
+        """Whether a study has seconds left when what it has under way is counted as far as it is."""
+        under_way = [time.perf_counter() - begun.at for begun in self._under_way.values() if begun.study == name]
+        return self._spent[name] + sum(under_way) < self._seconds_per_study
 
     def _spend(self, name: str, rows: Sequence[Row]) -> None:
         """Count what a trial took; a study that has had its seconds begins no other."""
@@ -157,7 +176,7 @@ class StudySearch(Searcher):
         spent = sum(self._spent.values()) - self._spent_before
         if math.isinf(self._seconds_per_study) or not spent:
             return by_trials
-        busy = {name for name, _, _ in self._under_way.values()}
+        busy = {begun.study for begun in self._under_way.values()}
         to_spend = [self._seconds_per_study - self._spent[name] for name, n in self._left.items() if n or name in busy]
         return min(by_trials, elapsed / spent * sum(max(0.0, seconds) for seconds in to_spend))
 

@@ -255,6 +255,35 @@ def test_what_makes_up_for_damage_may_be_cut_off_too(tmp_path: Path) -> None:
         assert run_config(json.loads(suggested["run_json"])) == config
 
 
+def test_what_is_under_way_counts_among_a_studys_seconds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two studies of 100 seconds, three workers. While a trial of each is under way a third is begun after 60 s, of the
+    study that is furthest from its end; after 120 none, though none has ended; then each has had what it has."""
+    now = [0.0]
+    monkeypatch.setattr("bench.studies.search.time.perf_counter", lambda: now[0])
+    store.create(tmp_path)
+    studies = [replace(STUDY, study=name, num_trials=4, gate_thresholds=()) for name in ("a", "b")]
+    search = StudySearch(studies, tmp_path, lambda line: None, Pool(seconds_per_study=100.0))
+    under_way: dict[str, dict[str, Any]] = {}
+
+    def ask(trial: str) -> str | None:
+        suggested = search.suggest(trial)
+        if not isinstance(suggested, dict):
+            return suggested
+        under_way[trial] = suggested
+        return str(suggested["study"])
+
+    assert [ask("t0"), ask("t1")] == ["a", "b"]
+    now[0] = 60.0
+    assert ask("t2") == "a"
+    now[0] = 120.0
+    assert ask("t3") is None
+    for trial, suggested in under_way.items():
+        (row,) = no_op_rows(run_config(json.loads(suggested["run_json"])), (), suggested["study"])
+        search.on_trial_complete(trial, {"rows": [row | {"train_seconds": 110.0, "eval_seconds": 10.0}]})
+    assert ask("t4") == StudySearch.FINISHED
+    assert search.num_trials_left == 3
+
+
 def test_a_study_ends_by_its_seconds_those_of_earlier_commands_included(tmp_path: Path) -> None:
     """Two studies of 10 trials, 100 seconds each. A trial of `slow` trains 40 s and evaluates four thresholds of 5 s:
     60. One of `fast` takes 4 + 4 x 1.5 = 10.
