@@ -18,7 +18,7 @@ from grun.lm.layers import Layer
 from grun.lm.patching import decoder_layers, output_tensor, with_output_tensor
 from grun.lm.prompted import read_prompts
 from grun.lm.reading import model_inputs
-from grun.model.forward import AnswerOutput, CausalLM, Generated, PlainModel, in_groups, mixed_precision
+from grun.model.forward import Adapted, AnswerOutput, CausalLM, Generated, PlainModel, in_groups, mixed_precision
 from pyvene_custom.editing import Editing
 
 EDITED = ("pyvene", "hooks", "engine")
@@ -68,7 +68,7 @@ class WholeModel(EditedModel):
 
 
 class Plainly(PlainModel):
-    """A fine-tuned model as an ordinary tool asks it: a pass an answer, and every answer token by token."""
+    """A fine-tuned model as an ordinary tool runs it: padded batches, a pass an answer, and answers token by token."""
 
     def answer_output(self, examples: Sequence[Example], hidden_layer: Layer | None = None) -> AnswerOutput:
         """In groups of like length."""
@@ -81,6 +81,12 @@ class Plainly(PlainModel):
         """Drafts are not looked at."""
         with mixed_precision(self.device):
             return Generated(answers=read_prompts(self.model, prompts).answers(max_new_tokens))
+
+
+def padded(adapted: Adapted) -> Plainly:
+    """The same model, its batches padded."""
+    assert isinstance(adapted, PlainModel), "nothing else is fine-tuned"
+    return Plainly(adapted.model)
 
 
 def through_hooks(model: CausalLM, batch: Batch, editing: Editing) -> Any:

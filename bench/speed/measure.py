@@ -16,7 +16,7 @@ from bench.runs import costs
 from bench.runs.execution import Execution
 from bench.runs.run import run, run_prerequisites
 from bench.speed import SECTIONS, Effort
-from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio
+from bench.speed.contenders import EDITED, FINE_TUNED, best_ratio, padded
 from bench.speed.evaluations import evaluation, fine_tuned
 from bench.speed.latched import latched
 from bench.speed.stopwatch import DEPTHS, LOSSES, Record, Stopwatch, once, timed
@@ -55,13 +55,14 @@ def steps(watch: Stopwatch) -> list[Record]:
     rows = []
     for loss in LOSSES:
         contenders = {(name, ""): watch.contender(name, loss, ()) for name in FINE_TUNED}
+        contenders |= {(f"{name}_padded", ""): padded(adapted) for (name, _), adapted in contenders.items()}
         for label, layers in watch.layers.items():
             contenders |= {(name, label): watch.contender(name, loss, layers) for name in EDITED}
         turns = {key: partial(watch.step_seconds, adapted, loss) for key, adapted in contenders.items()}
         seconds = watch.rounds(f"steps with {loss}", turns)
         for label, layers in watch.layers.items():
             row: Record = {"forget_loss": loss, "layers": label, "indices": list(layers)}
-            row |= {name: seconds[name, label] for name in EDITED} | {name: seconds[name, ""] for name in FINE_TUNED}
+            row |= {name: each for (name, where), each in seconds.items() if where in (label, "")}
             row["best_ratio"] = best_ratio(
                 watch.model, watch.forget, watch.retain, first_layer=min(layers), reads_reference=loss == "npo"
             )

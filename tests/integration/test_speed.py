@@ -100,7 +100,8 @@ def test_benchmark_command(small_config: RunConfig, tmp_path: Path, monkeypatch:
         (loss, layers) for loss in ("grad_ascent", "npo") for layers in ("at 60, 80, 100 % depth", "the last three")
     ]
     for row in tiny["steps"]:
-        assert all(row[name]["median"] > 0 for name in ("pyvene", "hooks", "engine", "lora", "full"))
+        measured = ("pyvene", "hooks", "engine", "lora", "lora_padded", "full", "full_padded")
+        assert all(row[name]["median"] > 0 for name in measured)
     assert all(0 < each["before_gb"] <= each["peak_gb"] for each in tiny["memory"].values())
     assert tiny["evaluation"]["items"] == 20
     for found in tiny["fine_tuned"].values():
