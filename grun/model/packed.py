@@ -110,7 +110,8 @@ def can_read_packed(model: Any) -> bool:
     """Whether a causal LM can be called with `Packed.inputs`; from then on it can be, and whatever else it is called
     with goes as before."""
     config = model.config.get_text_config()
-    if not model._supports_attention_backend or not _LAYERS.issuperset(getattr(config, "layer_types", None) or ()):
+    kinds = getattr(config, "layer_types", None) or ()
+    if not getattr(model, "_supports_attention_backend", False) or not _LAYERS.issuperset(kinds):
         return False
     if config._attn_implementation == "sdpa":
         model.set_attn_implementation(_NAME)
