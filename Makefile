@@ -54,7 +54,7 @@ results: $(READY)
 		$(if $(TOFU),--benchmark.data_dir $(TOFU))
 	$(BIN)/grun-bench seeds results/methods --num-seeds 3
 
-# The same of a real LLM, attacked: 2 h 20 on 2 cores, and about 1 h 30 for second seeds. STUDY_SECONDS: what each method may spend
+# The same of a real LLM, attacked, two seeds each: about 2 h 45 on 2 cores, by its parts. STUDY_SECONDS: what each method may spend
 # on trainings and evaluations, one training being the least; more of them go on where fewer ended. NUM_TRIALS=1: a training a
 # method. A loss after the other, so that what is cut off is whole rows of a table.
 STUDY_SECONDS ?= 300
