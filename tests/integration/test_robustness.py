@@ -170,7 +170,7 @@ def test_training_against_relearning_holds(small_config: RunConfig, small_result
         "evaluation.robustness.relearn_items": 4,
     }
     plain = run_config(overlay(small_config.to_dict(), settings))
-    against = run_config(overlay(plain.to_dict(), {"training.against_relearning.items": 5}))
+    against = run_config(overlay(plain.to_dict(), {"training.against_relearning": {"items": 5, "weight": 2.0}}))
     execution = Execution(results=small_results)
     (before,), (after,) = (run(config, execution) for config in (plain, against))
     for row in (before, after):
