@@ -91,7 +91,7 @@ class EditedModel:
         other = copy.copy(self)
         other.model = self.model if model is None else model
         other._gate_hiddens, other._caching, other._caches, other._gated = None, None, [], None
-        if self._is_plain:
+        if self._is_plain or not can_read_packed(other.model):
             other.take_hold()
         return other
 

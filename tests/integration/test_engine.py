@@ -210,7 +210,16 @@ def test_a_row_of_tokens_is_the_padded_batch(family: str, checkpointed: bool) ->
 
 
 @pytest.mark.parametrize("config", ["grun, latched", "reft", "grun, router", "grun, mean router"])
-@pytest.mark.parametrize("family", ["llama, grouped-query, tied", "mistral, sliding window", "gpt2"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        "llama, grouped-query, tied",
+        "llama, eager attention",
+        "mistral, sliding window",
+        "gemma2, sliding window, soft caps",
+        "gpt2",
+    ],
+)
 def test_an_attacker_gets_the_same_gradients(family: str, config: str, tmp_path: Path) -> None:
     """Of the weights under the edits, as through pyvene; and the answers of what he made are the same."""
     plain, engine, examples = _pair(family, CONFIGS[config], tmp_path)
