@@ -60,10 +60,11 @@ class SwitchedModel(EditedModel):
 
     def _packed_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
         """What the adapter makes of a model differs from prompt to prompt: in sequences."""
-        weight_BK, logit_BK = self._read([example.prompt_ids for example in examples])
-        if weight_BK.any() or torch.is_grad_enabled():
-            return in_groups(examples, len, self.device, partial(self._plain_output, hidden_layer))
-        return replace(PlainModel(self.model).answer_output(examples, hidden_layer), gate_logit_BK=logit_BK)
+        if not torch.is_grad_enabled():
+            weight_BK, logit_BK = self._read([example.prompt_ids for example in examples])
+            if not weight_BK.any():
+                return replace(PlainModel(self.model).answer_output(examples, hidden_layer), gate_logit_BK=logit_BK)
+        return in_groups(examples, len, self.device, partial(self._plain_output, hidden_layer))
 
     def _plain_output(self, hidden_layer: int | None, examples: Sequence[Example]) -> AnswerOutput:
         prompts = [example.prompt_ids for example in examples]

@@ -20,10 +20,8 @@ from grun.lm.patching import decoder_layers, output_tensor, patched, with_output
 from grun.lm.prompted import Prompted
 from grun.lm.reading import head_at
 from grun.model.forward import AnswerOutput, Generated
+from grun.model.packed import LayerChange
 from pyvene_custom.editing import Editing
-
-Edit = Callable[[int, Tensor], Tensor]
-"""Called with a layer and its output; returns what that becomes."""
 
 
 def answer_output(
@@ -105,9 +103,9 @@ def answers(editing: Editing, read: Prompted, max_new_tokens: int, drafts: Seque
     return Generated(answers=found, gate_logit_BK=editing.gate_logit_BK())
 
 
-def editing_on(model: Any, editing: Edit, layers: Iterable[int]) -> AbstractContextManager[None]:
+def editing_on(model: Any, change: LayerChange, layers: Iterable[int]) -> AbstractContextManager[None]:
     """Inside, the output of these layers is edited."""
-    return patched(_edited(decoder_layers(model), editing, layers))
+    return patched(_edited(decoder_layers(model), change, layers))
 
 
 def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
@@ -154,13 +152,13 @@ def _replacements(
 
 
 def _edited(
-    layers: nn.ModuleList, editing: Edit, indices: Iterable[int]
+    layers: nn.ModuleList, change: LayerChange, indices: Iterable[int]
 ) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """What these layers do instead: as before, and their output is edited."""
     for index in indices:
 
         def run_and_edit(*args: Any, _run: Any = layers[index].forward, _layer: int = index, **kwargs: Any) -> Any:
             output = _run(*args, **kwargs)
-            return with_output_tensor(output, editing(_layer, output_tensor(output)))
+            return with_output_tensor(output, change(_layer, output_tensor(output)))
 
         yield layers[index], run_and_edit

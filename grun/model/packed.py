@@ -18,6 +18,9 @@ from transformers.masking_utils import sdpa_mask
 
 from grun.data import Example, collate, num_shared
 
+LayerChange = Callable[[int, Tensor], Tensor]
+"""Called with a layer and its output; returns what that becomes."""
+
 _NAME = "grun_packed"
 """Of the attention: torch's own, which lays out in sequences what comes in a row."""
 _LAYERS = {"full_attention", "sliding_attention"}
@@ -77,9 +80,9 @@ class Packed:
             "use_cache": False,
         }
 
-    def edited(self, edit: Callable[[int, Tensor], Tensor], layer: int, hidden_1TD: Tensor) -> Tensor:
-        """A layer's output, changed where answers are predicted. edit: what becomes of that, [B, A, D], at a layer."""
-        edited_BAD = edit(layer, hidden_1TD[0, self.token_BA])
+    def edited(self, change: LayerChange, layer: int, hidden_1TD: Tensor) -> Tensor:
+        """A layer's output, changed where answers are predicted. change: is shown that alone, [B, A, D]."""
+        edited_BAD = change(layer, hidden_1TD[0, self.token_BA])
         return hidden_1TD.index_copy(1, self.token_BA[self.is_token_BA], edited_BAD[self.is_token_BA][None])
 
 
