@@ -23,6 +23,7 @@ from grun.data import Example, length_sorted_batches
 from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.model.forward import Adapted, PlainModel
+from grun.model.step import adamw
 
 Numbered = Sequence[tuple[int, Item]]
 """Forget items with their item_index."""
@@ -120,7 +121,7 @@ def relearned(adapted: Adapted, examples: Sequence[Example], steps: int, learnin
     with weights_open(adapted) as (attacked, parameters):
         before = [parameter.detach().clone() for parameter in parameters]
         try:
-            optimizer = torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0)
+            optimizer = adamw(parameters, learning_rate=learning_rate)
             for _ in range(steps):
                 relearn(attacked, examples, optimizer)
             yield attacked

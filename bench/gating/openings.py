@@ -14,7 +14,7 @@ from bench.gating.states import Prompt
 from grun.data import paired_batches
 from grun.errors import UserError
 from grun.losses import gate_bce
-from grun.model.step import take_step
+from grun.model.step import adamw, take_step
 from grun.sequential import CombinedGates
 from grun.training.recipe import Recipe
 from pyvene_custom.edits import Gated
@@ -51,7 +51,7 @@ def fitted_gates(
 def _train(gate: Gate, own_XD: Tensor, keep_XD: Tensor, recipe: Recipe) -> None:
     training = recipe.training
     assert isinstance(gate, torch.nn.Module)
-    optimizer = torch.optim.AdamW(gate.parameters(), lr=recipe.learning_rate, weight_decay=training.weight_decay)
+    optimizer = adamw(gate.parameters(), learning_rate=recipe.learning_rate, weight_decay=training.weight_decay)
     pairs = paired_batches(
         [range(len(own_XD))],
         len(keep_XD),

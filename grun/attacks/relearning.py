@@ -20,7 +20,7 @@ from torch import Tensor
 from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted
-from grun.model.step import take_step
+from grun.model.step import adamw, take_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +73,7 @@ class Attacker:
             for parameter, untouched in zip(self._parameters, self._untouched.parameters(), strict=True):
                 parameter.copy_(untouched)
         assert self.config.learning_rates is not None, "`resolved` fills them in"
-        self._optimizer = torch.optim.AdamW(
-            self._parameters, lr=draw.choice(self.config.learning_rates), weight_decay=0.0
-        )
+        self._optimizer = adamw(self._parameters, learning_rate=draw.choice(self.config.learning_rates))
         self._some = draw.sample(self.forget, min(self.config.items, len(self.forget)))
 
 

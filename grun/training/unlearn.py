@@ -16,7 +16,7 @@ from grun.engine.edited import EditedModel
 from grun.errors import UserError
 from grun.losses import AnswerScores, ForgetScores, gate_bce
 from grun.model.forward import Adapted, AnswerOutput
-from grun.model.step import draw_anew, take_step
+from grun.model.step import adamw, draw_anew, take_step
 from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.plan import Part, Plan, StepExamples
 from grun.training.recipe import Recipe
@@ -57,7 +57,7 @@ def unlearn(
     attacker = _made_ready(adapted, plan, recipe, progress)
     if not (parameters := adapted.trainable_parameters()):  # what was fitted is all there is
         return Trained(losses=(), seconds=time.perf_counter() - started, retain_weight=recipe.retain_weight)
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=training.weight_decay)
+    optimizer = adamw(parameters, learning_rate=recipe.learning_rate, weight_decay=training.weight_decay)
     done = checkpoints.load(parameters, optimizer) if checkpoints else None
     done = done or Trained(losses=(), seconds=0.0, retain_weight=recipe.retain_weight)
     started -= done.seconds

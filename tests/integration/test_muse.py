@@ -25,13 +25,13 @@ SETTINGS = {
     "model.hidden_size": 64,
     "model.vocab_size": 400,
     "model.fine_tuning.num_epochs": 100,
-    "model.fine_tuning.batch_size": 8,
+    "model.fine_tuning.batch_size": 4,
     "evaluation.max_new_tokens": 30,
     "adapter": "grun",
     "adapter.edits": "answer",
     "adapter.layers": [1, 3],
     "adapter.learning_rate": 0.02,
-    "training.num_epochs": 30,
+    "training.num_epochs": 60,
 }
 
 
