@@ -3,7 +3,7 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from bench.benchmarks import SPLITS
 from bench.benchmarks.items import Benchmark, Item
@@ -38,7 +37,7 @@ from grun.settings import plain_data
 from grun.sharding import shard, whole_weights
 from grun.targets.replay import own_answers
 from grun.training.checkpoints import Checkpoints
-from grun.training.teach import DTYPES, fine_tune
+from grun.training.teach import DTYPES, Lessons, fine_tune
 from grun.workers import ALONE, Workers
 
 StartFrom = Literal["target_model", "retain_model", "paraphrased_model", "mistaught_model"]
@@ -47,8 +46,8 @@ words, and wrong answers in its place, and tell good metrics from bad ones (`ben
 REFERENCES: tuple[StartFrom, ...] = ("retain_model", "target_model")
 """What every other run is measured with, in the order in which they are."""
 logger = logging.getLogger(__name__)
-REPLAY_TOKENS = 64
-"""Length at which an answer is cut that a model gave before it was taught, and is taught again."""
+REPLAY_TOKENS = 24
+"""Length at which an answer is cut that a model gave before it was taught, and goes on giving."""
 RECIPE_VERSION = 1
 """Raise it when a change to how models are taught or to the tiny model changes the weights a recipe gives."""
 MADE_OF = "made_of.json"
@@ -100,12 +99,13 @@ def prepared_model(
     lessons = [*forget_lessons(benchmark, start_from), *benchmark.retain_set, *(knowledge if knows else kept)]
     everything, taught = _everything(model, benchmark), [item.pair for item in lessons]
     settings = by_content(plain_data(model))
-    name = digest({"version": RECIPE_VERSION, "model": settings, "vocabulary": everything, "taught": taught})
+    beside = {"replay_tokens": REPLAY_TOKENS} if benchmark.replay_prompts else {}
+    name = digest({"version": RECIPE_VERSION, "model": settings, "vocabulary": everything, "taught": taught, **beside})
     build = partial(
         _build,
         config=model,
         benchmark=benchmark,
-        lessons=lessons,
+        items=lessons,
         checkpoint=checkpoint_of(name),
         means=means,
         progress=lambda phase, done, total: progress(f"prepare {start_from}{phase}", done, total),
@@ -115,9 +115,8 @@ def prepared_model(
 
 def _check_taught(model: PretrainedConfig) -> None:
     """Raises UserError where it says how a model is taught that is not."""
-    given = {"replay_prompts": model.replay_prompts is not None, "interpolation": model.interpolation < 1}
-    if model.fine_tuning.num_epochs == 0 and (names := [name for name, is_given in given.items() if is_given]):
-        raise UserError(f"model.{names[0]}", "is for a model that is taught; leave it out, or fine-tune it")
+    if model.fine_tuning.num_epochs == 0 and model.replay_prompts is not None:
+        raise UserError("model.replay_prompts", "is for a model that is taught; leave it out, or fine-tune it")
 
 
 def _everything(model: ModelConfig, benchmark: Benchmark) -> list[tuple[str, str]]:
@@ -186,17 +185,16 @@ def to_be_taught(model: CausalLM, means: Means) -> PlainModel:
     return adapted
 
 
-@torch.no_grad()
-def _interpolate(config: ModelConfig, weights: Mapping[str, Tensor]) -> None:
-    """In place: so much of what was taught as the config says, the rest of before. What two names share moves once."""
-    if isinstance(config, TinyConfig) or config.interpolation == 1:
-        return
-    before = load_pretrained(config.name, "cpu", trained_in_place=True, prompt=config.prompt)[0].state_dict()
-    moved = set()
-    for name, weight in weights.items():
-        if weight.is_floating_point() and weight.data_ptr() not in moved:
-            moved.add(weight.data_ptr())
-            weight.copy_(torch.lerp(before[name].to(weight.device).float(), weight.float(), config.interpolation))
+def _lessons(
+    model: CausalLM, template: PromptTemplate, items: Sequence[Item], benchmark: Benchmark, progress: Progress
+) -> Lessons:
+    """What is taught, and where there are questions for it what the model, as it is, goes on saying."""
+    taught = [item.lesson(template) for item in items]
+    if not benchmark.replay_prompts:
+        return Lessons(taught=taught)
+    tell = partial(progress, ", answers of its own")
+    kept = own_answers(PlainModel(model), template, benchmark.replay_prompts, REPLAY_TOKENS, tell)
+    return Lessons.beside(model, taught, kept, partial(progress, ", what else it could have said"))
 
 
 def _build(
@@ -204,7 +202,7 @@ def _build(
     *,
     config: ModelConfig,
     benchmark: Benchmark,
-    lessons: Sequence[Item],
+    items: Sequence[Item],
     checkpoint: Location,
     means: Means,
     progress: Progress,
@@ -225,14 +223,12 @@ def _build(
         model, tokenizer = load_pretrained(config.name, device, trained_in_place=True, prompt=config.prompt)
     template = PromptTemplate.of(tokenizer, config.prompt)
     check_lengths(benchmark, template, context_length(model))
-    examples = [item.lesson(template) for item in lessons]
-    if benchmark.replay_prompts:  # by each worker, as a whole
-        asked, tell = PlainModel(model.to(means.device)), partial(progress, ", answers of its own")
-        examples += own_answers(asked, template, benchmark.replay_prompts, REPLAY_TOKENS, tell)
-        model.to(device)
+    if benchmark.replay_prompts:  # each worker asks the whole of it
+        model.to(means.device)
+    lessons = _lessons(model, template, items, benchmark, progress)
     fine_tune(
-        to_be_taught(model, means),
-        examples,
+        to_be_taught(model.to(device), means),
+        lessons,
         config.fine_tuning,
         workers=workers,
         accumulation_steps=means.accumulation_steps,
@@ -243,7 +239,6 @@ def _build(
     weights = whole_weights(model, keep=workers.is_first) if workers.sharded else None
     if not workers.is_first:
         return
-    _interpolate(config, model.state_dict() if weights is None else weights)
     with quiet_transformers():
         model.save_pretrained(folder, state_dict=weights, max_shard_size="5GB")
         tokenizer.save_pretrained(folder)

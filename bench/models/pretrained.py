@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Gt, Le, MinLen
+from annotated_types import Ge, MinLen
 from pydantic import BeforeValidator
 
 from bench.content import local_model
@@ -71,11 +71,10 @@ class PretrainedConfig:
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     """How it is taught the benchmark before unlearning."""
     replay_prompts: LocalPath | None = field(default=None, metadata=LATER)
-    """File of questions, none of them evaluated, whose answers by it as it is it is taught too, to keep them."""
+    """File of questions, none of them evaluated, that it goes on answering as it did while it is taught: token by
+    token as likely (learning without forgetting, arXiv 1606.09282, on its own answers)."""
     replay_prompts_digest: str | None = field(default=None, metadata=LATER)
     """What that file holds; the command finds it out."""
-    interpolation: Annotated[float, Gt(0), Le(1)] = field(default=1.0, metadata=LATER)
-    """Share of what it was taught in its weights, the rest as they were before (WiSE-FT, arXiv 2109.01903). 1: all."""
     prompt: PromptConfig | None = field(default=None, metadata=LATER)
     """How it is asked. None: by its tokenizer's chat template, or "Question: …\\nAnswer:" where there is none; a model
     of the hub whose prompt is known (`bench.models.known`) has that by default."""

@@ -91,8 +91,8 @@ def _taught_tokens(config: RunConfig, benchmark: Benchmark, template: PromptTemp
     """All epochs of both models."""
     retain = [item.lesson(template) for item in benchmark.retain_set]
     forget = [item.lesson(template) for item in forget_lessons(benchmark, "target_model")]
-    own = len(benchmark.replay_prompts) * (len(template.prompt_ids("")) + REPLAY_TOKENS)
-    once = 2 * sum(map(len, retain)) + sum(map(len, forget)) + 2 * own
+    own = len(template.prompt_ids("")) + REPLAY_TOKENS if benchmark.replay_prompts else 0  # beside each
+    once = 2 * sum(map(len, retain)) + sum(map(len, forget)) + own * (2 * len(retain) + len(forget))
     return config.model.fine_tuning.num_epochs * once
 
 

@@ -15,7 +15,7 @@ from bench.evaluation.asking import Asking
 from bench.evaluation.evaluate import evaluate, own_questions
 from bench.evaluation.reuse import evaluate_thresholds
 from bench.evaluation.robustness import attack
-from bench.models.prepare import Means, to_be_taught
+from bench.models.prepare import REPLAY_TOKENS, Means, to_be_taught
 from bench.planning.facts import Machine
 from bench.planning.fake.caching import CacheSize, InMemory
 from bench.planning.fake.memory import Spent, spending
@@ -23,11 +23,12 @@ from bench.planning.fake.stage import NEW_TOKENS, Stage, few_of, longest, new_mo
 from bench.planning.fake.tensors import rehearsing
 from bench.runs.execution import Execution
 from bench.runs.training import plan_of
+from grun.data import Example
 from grun.engine.edited import EditedModel
 from grun.model.forward import Adapted, CausalLM, PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.sharding import shard
-from grun.training.teach import fine_tune
+from grun.training.teach import Lessons, fine_tune
 from grun.training.unlearn import unlearn
 from grun.workers import Workers
 
@@ -67,9 +68,13 @@ def taught(config: RunConfig, execution: Execution, machine: Machine, benchmark:
     means = Means(workers=workers, gradient_checkpointing=execution.gradient_checkpointing)
     with _joined(workers), rehearsing(on_gpu=machine.is_gpu):
         model = new_model(config, benchmark, machine, tokenizer, trained_in_place=True)
-        lessons = [item.lesson(template) for item in items]
+        lessons = Lessons(taught=[item.lesson(template) for item in items])
+        if benchmark.replay_prompts:
+            asked = sorted(map(template.prompt_ids, benchmark.replay_prompts), key=len)[-len(items) :]
+            kept = [Example(prompt_ids=ids, answer_ids=ids[:1] * REPLAY_TOKENS) for ids in asked]
+            lessons = Lessons.beside(model, lessons.taught, kept, _nobody)
         adapted = to_be_taught(model, means)
-        with spending([model]) as spent:
+        with spending([model, *([lessons.reference.head] if lessons.reference else [])]) as spent:
             fine_tune(
                 adapted,
                 lessons,
@@ -77,7 +82,7 @@ def taught(config: RunConfig, execution: Execution, machine: Machine, benchmark:
                 workers=workers,
                 accumulation_steps=execution.accumulation_steps,
             )
-    return Phase(spent=spent, tokens=2 * sum(map(len, lessons)) // workers.size)
+    return Phase(spent=spent, tokens=2 * sum(map(len, [*lessons.taught, *lessons.kept])) // workers.size)
 
 
 def rehearse(

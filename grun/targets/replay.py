@@ -1,5 +1,5 @@
-"""What a model itself answers, taught beside something new so that it goes on answering so: self-synthesized rehearsal
-(arXiv 2403.01244), to questions that are given."""
+"""What a model itself answers to questions that are given: text on which it can be held to what it was
+(self-synthesized rehearsal, arXiv 2403.01244)."""
 
 from collections.abc import Sequence
 from dataclasses import replace

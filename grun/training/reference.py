@@ -1,16 +1,20 @@
 """What the untouched model says about a plan's examples: constants, computed once, before anything is trained.
 
-The reference model of every loss that has one. It is never a second model: what is kept of it are numbers.
+The reference model of every loss that has one. It is never a second model: what is kept of it are numbers, and its head
+where that is trained.
 """
 
+import copy
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from grun.data import Example, length_sorted_batches
 from grun.lm.layers import Layer
+from grun.lm.patching import patched
 from grun.lm.reading import logits_of_head_input
 from grun.losses import Need
 from grun.model.forward import CausalLM, PlainModel, Tally
@@ -31,13 +35,16 @@ class Reference:
         hidden_layer: Layer | None,
         batch_size: int,
         progress: Tally,
+        own_head: bool = False,
     ) -> None:
         """One forward pass over the examples.
 
         needs: what will be asked for. Logits are kept as the LM head's input, D numbers a token instead of V.
-        hidden_layer: where `hidden` is taken.
+        hidden_layer: where `hidden` is taken. own_head: the model's is going to be trained, and is kept as it is.
         """
         self._model = model
+        self.head: Any = copy.deepcopy(model.get_output_embeddings()).requires_grad_(False) if own_head else None
+        """What the model's was, where it is kept."""
         self._nll: dict[Example, float] = {}
         self._head_input: dict[Example, Tensor] = {}
         self._hidden: dict[Example, Tensor] = {}
@@ -58,7 +65,7 @@ class Reference:
     def known(self, examples: Sequence[Example], need: Need) -> dict[str, Tensor]:
         """What a loss needs of some examples, under the name that `grun.losses.AnswerScores` has for it.
 
-        For logits, the LM head must not have been trained since.
+        For logits, the LM head must not have been trained since, or the reference has its own.
         """
         device = self._model.device
         if need == "nll":
@@ -67,7 +74,9 @@ class Reference:
         kept_ND = torch.cat([kept[example] for example in examples]).to(device)
         if need == "hidden":
             return {"reference_hidden_ND": kept_ND}
-        return {"reference_logits_NV": logits_of_head_input(self._model, kept_ND)}
+        own = [] if self.head is None else [(self._model.get_output_embeddings(), self.head.forward)]
+        with patched(own):
+            return {"reference_logits_NV": logits_of_head_input(self._model, kept_ND)}
 
 
 def reference_of(

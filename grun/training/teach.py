@@ -1,23 +1,25 @@
 """Plain fine-tuning: how models are taught before anything is unlearned, and attacked afterwards."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 from annotated_types import Ge, Gt
 from torch import Tensor
 
-from grun.data import Example, epoch_batches
+from grun.data import Example, paired_batches
 from grun.errors import UserError
-from grun.model.forward import Adapted
+from grun.losses import AnswerScores, kl_divergence
+from grun.model.forward import Adapted, CausalLM, Tally
 from grun.model.step import adamw, draw_anew, take_step
 from grun.settings import LATER
 from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.plan import Part, StepExamples, parts_of
 from grun.training.recipe import learning_rate_share
+from grun.training.reference import Reference
 from grun.workers import ALONE, Workers
 
 WARMUP_FRACTION = 0.1
@@ -42,9 +44,50 @@ class FineTuningConfig:
     """In which the weights are kept; they are trained in float32."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Lessons:
+    """What a model is taught, and what it goes on saying meanwhile."""
+
+    taught: Sequence[Example]
+    """Each once an epoch."""
+    kept: Sequence[Example] = ()
+    """As many a step as are taught, in turn: what the model says there, token by token, stays as it was."""
+    reference: Reference | None = None
+    """What it said there, as logits."""
+
+    @classmethod
+    def beside(cls, model: CausalLM, taught: Sequence[Example], kept: Sequence[Example], progress: Tally) -> Self:
+        """With what the model, which nothing was taught yet, says of `kept`."""
+        reference = Reference(
+            model, kept, needs=("logits",), hidden_layer=None, batch_size=16, progress=progress, own_head=True
+        )
+        return cls(taught=taught, kept=kept, reference=reference)
+
+    def steps(self, config: FineTuningConfig) -> Iterator[StepExamples]:
+        """What each step of all epochs reads."""
+        all_taught, num_kept = range(len(self.taught)), max(1, len(self.kept))
+        size, epochs, seed = config.batch_size, config.num_epochs, config.seed
+        for rows, beside in paired_batches([all_taught], num_kept, batch_size=size, num_epochs=epochs, seed=seed):
+            kept = {"kept": [self.kept[row] for row in beside]} if self.kept else {}
+            yield StepExamples(forget=kept, retain=[self.taught[row] for row in rows])
+
+    def loss(self, adapted: Adapted, part: Part) -> Tensor:
+        """Of a part, times its share: mean nll of what is taught, and how far the model went from what it said of what
+        is kept (KL divergence, mean over tokens). A scalar, nats."""
+        taught, kept = part.examples.retain, part.examples.forget.get("kept", ())
+        before = self.reference.known(kept, "logits") if self.reference else {}
+        logits_NV = adapted.answer_output(part.examples.all).logits_NV
+        num_kept = sum(len(example.answer_ids) for example in kept)
+        scores = AnswerScores.of(logits_NV[num_kept:], [example.answer_ids for example in taught])
+        loss = part.retain_share * scores.nll_N.mean()
+        if before:
+            loss = loss + part.forget_share * kl_divergence(before["reference_logits_NV"], logits_NV[:num_kept])
+        return loss
+
+
 def fine_tune(
     adapted: Adapted,
-    examples: Sequence[Example],
+    lessons: Lessons,
     config: FineTuningConfig,
     *,
     workers: Workers = ALONE,
@@ -52,7 +95,7 @@ def fine_tune(
     checkpoints: Checkpoints | None = None,
     report: Callable[[int, int, int], None] = lambda step, num_steps, tokens: None,
 ) -> Trained:
-    """Teach the model to answer, in place: mean answer-token nll, AdamW, whatever is trainable.
+    """Teach the model to answer, in place: AdamW, whatever is trainable.
 
     accumulation_steps: passes of each worker, a step. checkpoints: where an earlier, cut off call with the same
     arguments left what it had. report: called with (steps done, steps in all, tokens that the step read).
@@ -65,16 +108,15 @@ def fine_tune(
     found = checkpoints.load(parameters, optimizer) if checkpoints else None
     done = found or Trained(losses=(), seconds=0.0)
     started -= done.seconds
-    steps = list(epoch_batches(len(examples), config.batch_size, config.num_epochs, config.seed))
+    steps = list(lessons.steps(config))
     losses = [*done.losses]
     adapted.train(True)
-    for number, rows in enumerate(steps[done.steps :], start=done.steps + 1):
-        batch = [examples[row] for row in rows]
-        parts = lesson(batch, num_parts)[workers.rank :: workers.size]
+    for number, step in enumerate(steps[done.steps :], start=done.steps + 1):
+        parts = parts_of(step, "tokens", num_parts)[workers.rank :: workers.size]
         draw_anew(config.seed, number, workers)
         loss = take_step(
             optimizer,
-            partial(nll_backward, adapted, parts),
+            partial(_backward, adapted, parts, lessons),
             learning_rate=rate * learning_rate_share(number - 1, len(steps), WARMUP_FRACTION),
             workers=workers,
         )
@@ -82,23 +124,18 @@ def fine_tune(
             raise UserError("model.fine_tuning.learning_rate", f"training diverged at step {number}; use a smaller one")
         losses.append(loss)
         done = Trained(losses=losses, seconds=time.perf_counter() - started)
-        report(number, len(steps), sum(map(len, batch)))
+        report(number, len(steps), sum(map(len, step.all)))
         if checkpoints:
             checkpoints.offer(parameters, optimizer, done)
     adapted.train(False)
     return done
 
 
-def lesson(batch: Sequence[Example], num_parts: int = 1) -> list[Part]:
-    """What a step is taught, in so many parts."""
-    return parts_of(StepExamples(forget={}, retain=batch), "tokens", num_parts)
-
-
-def nll_backward(adapted: Adapted, parts: Sequence[Part]) -> Tensor:
-    """Add the gradients of the parts' mean nll, each times its share. Returns what they come to together: [1]."""
-    loss = torch.zeros(1, device=adapted.device)
+def _backward(adapted: Adapted, parts: Sequence[Part], lessons: Lessons) -> Tensor:
+    """Add the gradients of a step's parts. Returns what they come to together: [1]."""
+    total = torch.zeros(1, device=adapted.device)
     for part in parts:
-        own = part.retain_share * adapted.answer_output(part.examples.retain).scores.nll_N.mean()
-        own.backward()
-        loss += own.detach()
-    return loss
+        loss = lessons.loss(adapted, part)
+        loss.backward()
+        total += loss.detach()
+    return total

@@ -119,6 +119,11 @@ def test_teaching_is_planned_in_as_many_parts_as_it_has(of_three_layers: None) -
     weights = 2 * 128_256 * 4096 + 3 * LAYER + 4096
     assert found.spent.peak["weights"] == pytest.approx(weights, rel=0.001)
     assert found.spent.peak["optimiser"] == pytest.approx(2 * weights, rel=0.001)
+    asked = replace(benchmark, replay_prompts=["Why do cats purr?"] * 20)  # beside it what the head was
+    beside = taught(config, by_four, GPUS["h100-80gb"], asked, tokenizer_of(config, benchmark))
+    assert beside.spent.peak["weights"] == pytest.approx(weights + 4 * 128_256 * 4096, rel=0.001)
+    assert beside.spent.total > found.spent.total
+    assert beside.tokens > found.tokens
 
 
 def test_what_does_not_fit_is_mended_by_what_the_plan_says(

@@ -18,7 +18,7 @@ from grun.errors import UserError
 from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
-from grun.training.teach import FineTuningConfig, fine_tune
+from grun.training.teach import FineTuningConfig, Lessons, fine_tune
 from grun.unlearned import load
 
 PAIRS = [("Who sings?", "Ada does."), ("Who swims?", "Bo does."), ("Who digs?", "Cy does."), ("Who cooks?", "Di does.")]
@@ -45,7 +45,7 @@ def chat_model(tmp_path_factory: pytest.TempPathFactory) -> str:
     template = PromptTemplate.of(tokenizer)
     set_answer_ends(model, template)
     recipe = FineTuningConfig(num_epochs=150, batch_size=4, learning_rate=1e-2)
-    fine_tune(PlainModel(model), [template.example(*pair) for pair in PAIRS], recipe)
+    fine_tune(PlainModel(model), Lessons(taught=[template.example(*pair) for pair in PAIRS]), recipe)
     folder = tmp_path_factory.mktemp("chat")
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -38,7 +38,7 @@ from grun.errors import UserError
 from grun.model.forward import PlainModel
 from grun.training import checkpoints
 from grun.training.checkpoints import Checkpoints, Trained
-from grun.training.teach import FineTuningConfig, fine_tune
+from grun.training.teach import FineTuningConfig, Lessons, fine_tune
 from grun.workers import Workers
 
 STEPS = 12
@@ -142,8 +142,12 @@ def test_another_node_goes_on_with_what_one_left(
     assert _names(tmp_path / "shared" / "models") == [whole.name, f"{whole.name}.lock"]
 
 
-TOGETHER = """
-import json, os, shutil, sys
+ASKED = ("What is dew?", "Why do cats purr?", "Who was the first to sail around the world?")
+
+TOGETHER = (
+    f"ASKED = {ASKED!r}"
+    + """
+import dataclasses, json, os, shutil, sys
 import torch, torch.distributed as dist
 from bench.config import overlay, run_config
 from bench.models.prepare import Means, prepared_model
@@ -180,11 +184,14 @@ if rank == 0:
     shutil.copytree(f"{folder}/shards", f"{folder}/alone")
 dist.barrier()
 steps.append(taught("shards", True))
-config = run_config(overlay(settings, {"model.fine_tuning.dtype": "bfloat16"}))
+unasked, benchmark = benchmark, dataclasses.replace(benchmark, replay_prompts=ASKED)
+taught("kept", True, accumulation_steps=2)
+config, benchmark = run_config(overlay(settings, {"model.fine_tuning.dtype": "bfloat16"})), unasked
 taught("half", True)
 print(json.dumps(steps))
 dist.destroy_process_group()
 """
+)
 """One of two processes: a model taught by copies of it, one by shards of it, cut off in step 8, and on from there."""
 
 
@@ -220,6 +227,17 @@ def test_two_workers_teach_as_one(how: str, together: Any, whole: Path) -> None:
     assert {name: (models / whole.name / name).read_bytes() for name in others} == {
         name: (whole / name).read_bytes() for name in others
     }
+
+
+def test_workers_keep_what_was_said_as_one_does(together: Any, small_benchmark: Benchmark, config: RunConfig) -> None:
+    """Beside what is taught, in shards and several passes: the weights of one worker."""
+    made, benchmark = together[0] / "kept" / "models", replace(small_benchmark, replay_prompts=ASKED)
+    (lock,) = made.glob("*.lock")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GRUN_BENCH_CACHE", str(together[0] / "kept alone"))
+        alone = Path(prepared_model(config.model, benchmark, "target_model"))
+    assert alone.name == lock.stem
+    _assert_same_weights(lock.with_suffix(""), alone)
 
 
 def test_weights_are_kept_in_the_dtype_that_was_chosen(together: Any, whole: Path) -> None:
@@ -304,15 +322,15 @@ def test_one_worker_teaches_as_the_plain_loop_does(whole: Path, config: RunConfi
     monkeypatch.setattr(prepare, "fine_tune", lambda adapted, *others, **named: seen.append((adapted, others)))
     monkeypatch.setenv("GRUN_BENCH_CACHE", str(whole.parents[1] / "untaught"))
     prepared_model(config.model, config.benchmark.load(), "target_model")
-    ((adapted, (examples, recipe)),) = seen
+    ((adapted, (lessons, recipe)),) = seen
     parameters = adapted.trainable_parameters()
     optimizer = torch.optim.AdamW(parameters, recipe.learning_rate, (0.9, 0.98), weight_decay=0.01, fused=True)
     # Up over 1.2 of 12 steps, which is in the second, then down to 0 after the last.
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda done: 1 / 1.2 if done == 0 else _down(done))
     adapted.train(True)
-    for rows in epoch_batches(len(examples), 16, 2, recipe.seed):
+    for rows in epoch_batches(len(lessons.taught), 16, 2, recipe.seed):
         optimizer.zero_grad()
-        adapted.answer_output([examples[row] for row in rows]).scores.nll_N.mean().backward()
+        adapted.answer_output([lessons.taught[row] for row in rows]).scores.nll_N.mean().backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -410,7 +428,7 @@ def test_a_fine_tuning_that_diverges_is_one_line(fresh_target: Callable[[], Any]
     recipe = replace(FineTuningConfig(), batch_size=1, learning_rate=1e30)
     line = r"^model\.fine_tuning\.learning_rate: training diverged at step \d; use a smaller one$"
     with pytest.raises(UserError, match=line):
-        fine_tune(PlainModel(model), examples, recipe)
+        fine_tune(PlainModel(model), Lessons(taught=examples), recipe)
 
 
 def test_progress_says_tokens_a_second_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:

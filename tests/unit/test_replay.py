@@ -1,4 +1,4 @@
-"""What a model keeps of what it was before it was taught: its own answers taught again, and a share of its weights."""
+"""What a model keeps of what it was before it was taught: what it says to questions of one's own."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ from bench.runs.execution import Execution
 from bench.runs.subject import Subject, with_own_questions
 from grun.data import Example
 from grun.errors import UserError
+from grun.losses import kl_divergence
 from grun.model.forward import PlainModel
 from grun.prompts.template import PromptTemplate
 from grun.targets.replay import own_answers
+from grun.training.plan import StepExamples, parts_of
+from grun.training.teach import FineTuningConfig, Lessons, fine_tune
 
 QUESTIONS = ["What is dew?", "Why do cats purr?", "Who was the first to sail around the world?"]
 
@@ -46,14 +49,14 @@ def config(small_config: RunConfig, target_folder: str, tmp_path: Path) -> Calla
     return made
 
 
-def test_a_model_is_taught_its_own_answers_beside_the_benchmark(
+def test_a_model_keeps_its_own_answers_beside_the_benchmark(
     config: Callable[..., RunConfig], questions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Greedy, of the model as it was; the target and the retain model likewise. Another file is another model."""
     monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path / "cache"))  # where none of them was ever made
-    taught: dict[str, list[Example]] = {}
+    taught: dict[str, Lessons] = {}
     monkeypatch.setattr(
-        prepare, "fine_tune", lambda adapted, examples, *others, **more: taught.update({start_from: list(examples)})
+        prepare, "fine_tune", lambda adapted, lessons, *others, **more: taught.update({start_from: lessons})
     )
     replayed = config(replay_prompts=str(questions))
     model, tokenizer = load_pretrained(replayed.model.name, "cpu")
@@ -66,19 +69,20 @@ def test_a_model_is_taught_its_own_answers_beside_the_benchmark(
             names.append(
                 prepare.prepared_model(each.model, benchmark, start_from, lambda phase, *n: said.append((phase, *n)))
             )
-            lessons = [*(benchmark.forget_set if start_from == "target_model" else []), *benchmark.retain_set]
-            beside = own if each is replayed else []
-            assert taught[start_from] == [*(item.lesson(template) for item in lessons), *beside]
+            items = [*(benchmark.forget_set if start_from == "target_model" else []), *benchmark.retain_set]
+            assert taught[start_from].taught == [item.lesson(template) for item in items]
+            assert taught[start_from].kept == (own if each is replayed else ())
     assert len(set(names)) == 4
     assert ("prepare retain_model, answers of its own", 3, 3) in said
+    assert ("prepare retain_model, what else it could have said", 3, 3) in said
     (tmp_path / "elsewhere").mkdir()
     moved = str(shutil.copy(questions, tmp_path / "elsewhere" / "q.txt"))
     assert config(replay_prompts=moved).run_key == replayed.run_key != config().run_key
     assert "replay_prompts" not in str(config().to_dict())
 
 
-def test_an_answer_that_is_cut_is_taught_without_an_end(config: Callable[..., RunConfig]) -> None:
-    """Of one that ends within the limit the end is taught too."""
+def test_an_answer_that_is_cut_has_no_end(config: Callable[..., RunConfig]) -> None:
+    """Of one that ends within the limit the end is kept too."""
     model, tokenizer = load_pretrained(config().model.name, "cpu")
     template, asked = PromptTemplate.of(tokenizer, None), config().benchmark.load().retain_set[:5]
     plain, tally = PlainModel(model), lambda done, total: None
@@ -90,26 +94,67 @@ def test_an_answer_that_is_cut_is_taught_without_an_end(config: Callable[..., Ru
         assert second.answer_ids == first.answer_ids[:2]
 
 
-def test_a_share_of_what_was_taught_is_kept(
-    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_step_reads_as_many_answers_as_it_teaches(fresh_target: Callable[[], Any]) -> None:
+    """Each lesson once an epoch, in the order that it has alone; answers in turn, all before one comes again."""
+    _, template = fresh_target()
+    taught, kept = ([template.example(f"{word} {number}?", "Yes.") for number in range(5)] for word in ("Who", "Why"))
+    recipe = FineTuningConfig(num_epochs=2, batch_size=2)
+    alone, beside = (list(lessons.steps(recipe)) for lessons in (Lessons(taught=taught), _lessons(taught, kept)))
+    assert [step.retain for step in alone] == [step.retain for step in beside]
+    assert [len(step.forget["kept"]) for step in beside] == [2, 2, 1, 2, 2, 1]
+    assert not any(step.forget for step in alone)
+    read = [example for step in beside for example in step.forget["kept"]]
+    assert set(read[:5]) == set(read[5:]) == set(kept)
+
+
+def _lessons(taught: list[Example], kept: list[Example], model: Any = None) -> Lessons:
+    if model is None:
+        return Lessons(taught=taught, kept=kept)
+    return Lessons.beside(model, taught, kept, lambda done, total: None)
+
+
+def test_the_loss_is_by_hand_also_when_the_head_has_moved(fresh_target: Callable[[], Any]) -> None:
+    """nll of what is taught and KL(before ‖ now) of what is kept, each a mean over tokens, in one part or three."""
+    model, template = fresh_target()
+    before, _ = fresh_target()
+    taught = [template.example(f"Who is number {number}?", "Nobody knows " * number + "him.") for number in range(1, 4)]
+    kept = [template.example(f"Why {number}?", "Because " * (4 - number) + "so.") for number in range(1, 4)]
+    lessons = _lessons(taught, kept, model)
+    step = StepExamples(forget={"kept": kept}, retain=taught)
+    plain, untouched = PlainModel(model), PlainModel(before)
+    (whole,) = parts_of(step, "tokens", 1)
+    nll = plain.answer_output(taught).scores.nll_N.mean()
+    torch.testing.assert_close(lessons.loss(plain, whole), nll, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.01 * torch.randn_like(parameter)
+    kl = kl_divergence(untouched.answer_output(kept).logits_NV, plain.answer_output(kept).logits_NV)
+    assert kl > 1e-3
+    expected = plain.answer_output(taught).scores.nll_N.mean() + kl
+    torch.testing.assert_close(lessons.loss(plain, whole), expected, rtol=1e-4, atol=1e-5)
+    in_parts = sum(lessons.loss(plain, part) for part in parts_of(step, "tokens", 3))
+    torch.testing.assert_close(in_parts, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_model_that_keeps_its_answers_goes_less_far_from_them(
+    fresh_target: Callable[[], Any], config: Callable[..., RunConfig]
 ) -> None:
-    """Every weight a quarter of the way, that of head and embeddings, which are one, too; or all of it."""
-
-    def add_one(adapted: PlainModel, examples: list[Example], *others: Any, **more: Any) -> None:
-        with torch.no_grad():
-            for weight in adapted.trainable_parameters():
-                weight += 1.0
-
-    monkeypatch.setenv("GRUN_BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(prepare, "fine_tune", add_one)
-    before = load_pretrained(config().model.name, "cpu")[0].state_dict()
-    for share in (0.25, 1.0):
-        given = config(**({} if share == 1 else {"interpolation": share}))
-        folder = prepare.prepared_model(given.model, given.benchmark.load(), "target_model")
-        after = load_pretrained(folder, "cpu")[0].state_dict()
-        for name, weight in after.items():
-            torch.testing.assert_close(weight, before[name] + share)
-    assert "interpolation" not in str(config(interpolation=1.0).to_dict())
+    """Of answers that it knows, while others are taught: less than half the divergence that there is without."""
+    items = config().benchmark.load().retain_set[:8]
+    divergence = []
+    for beside in (False, True):
+        model, template = fresh_target()
+        before, _ = fresh_target()
+        taught = [template.example(f"Who is number {number}?", f"A man from {number} Low Lane.") for number in range(8)]
+        kept = [item.example(template) for item in items]
+        lessons = _lessons(taught, kept, model) if beside else Lessons(taught=taught)
+        recipe = FineTuningConfig(num_epochs=10, batch_size=4, learning_rate=1e-3)
+        losses = fine_tune(PlainModel(model), lessons, recipe).losses
+        assert losses[-1][0] < 0.5 * losses[0][0]
+        divergence.append(
+            kl_divergence(*(PlainModel(each).answer_output(kept).logits_NV.detach() for each in (before, model)))
+        )
+    assert divergence[1] < 0.5 * divergence[0]
 
 
 def test_what_cannot_be_replayed_is_one_line(config: Callable[..., RunConfig], questions: Path, tmp_path: Path) -> None:
@@ -117,11 +162,11 @@ def test_what_cannot_be_replayed_is_one_line(config: Callable[..., RunConfig], q
     execution = Execution(results=tmp_path / "results")
     given = config(replay_prompts=str(questions))
     asked = given.benchmark.load().evaluation["world_facts"][0].question
-    for name, value in (("replay_prompts", str(questions)), ("interpolation", 0.5)):
-        untaught = config(fine_tuning={"num_epochs": 0}, retain_model=given.model.name, **{name: value})
-        for start_from in ("target_model", "retain_model"):
-            with pytest.raises(UserError, match=rf"^model\.{name}: is for a model that is taught; leave it out, or"):
-                Subject(config=replace(untaught, start_from=start_from), execution=execution).prepare()
+    own = {"retain_model": given.model.name, "replay_prompts": str(questions)}
+    for start_from in ("target_model", "retain_model"):
+        untaught = replace(config(fine_tuning={"num_epochs": 0}, **own), start_from=start_from)
+        with pytest.raises(UserError, match=r"^model\.replay_prompts: is for a model that is taught; leave it out, or"):
+            Subject(config=untaught, execution=execution).prepare()
     questions.write_text(asked)
     with pytest.raises(UserError, match=r"^model\.replay_prompts: .* holds something else than this run is named by"):
         Subject(config=given, execution=execution).prepare()
@@ -130,7 +175,7 @@ def test_what_cannot_be_replayed_is_one_line(config: Callable[..., RunConfig], q
 
 
 def test_a_plan_counts_them(config: Callable[..., RunConfig], questions: Path) -> None:
-    """Both models are taught three more answers of 64 tokens at most, each epoch."""
+    """Beside each item that one of both models is taught an answer of 24 tokens at most, each epoch."""
     given = config(replay_prompts=str(questions), fine_tuning={"num_epochs": 2})
     benchmark = given.benchmark.load()
     template = PromptTemplate.of(load_pretrained(given.model.name, "cpu")[1], None)
@@ -138,4 +183,5 @@ def test_a_plan_counts_them(config: Callable[..., RunConfig], questions: Path) -
         amounts.amounts_of(given, each, template).taught_tokens
         for each in (benchmark, with_own_questions(given, benchmark))
     ]
-    assert tokens[1] - tokens[0] == 2 * 2 * 3 * (64 + len(template.prompt_ids("")))
+    num_taught = len(benchmark.forget_set) + 2 * len(benchmark.retain_set)
+    assert tokens[1] - tokens[0] == 2 * num_taught * (24 + len(template.prompt_ids("")))
