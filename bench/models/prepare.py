@@ -186,7 +186,12 @@ def to_be_taught(model: CausalLM, means: Means) -> PlainModel:
 
 
 def _lessons(
-    model: CausalLM, template: PromptTemplate, items: Sequence[Item], benchmark: Benchmark, progress: Progress
+    model: CausalLM,
+    template: PromptTemplate,
+    items: Sequence[Item],
+    benchmark: Benchmark,
+    weight: float,
+    progress: Progress,
 ) -> Lessons:
     """What is taught, and where there are questions for it what the model, as it is, goes on saying."""
     taught = [item.lesson(template) for item in items]
@@ -194,7 +199,8 @@ def _lessons(
         return Lessons(taught=taught)
     tell = partial(progress, ", answers of its own")
     kept = own_answers(PlainModel(model), template, benchmark.replay_prompts, REPLAY_TOKENS, tell)
-    return Lessons.beside(model, taught, kept, partial(progress, ", what else it could have said"))
+    beside = Lessons.beside(model, taught, kept, partial(progress, ", what else it could have said"))
+    return replace(beside, kept_weight=weight)
 
 
 def _build(
@@ -225,7 +231,8 @@ def _build(
     check_lengths(benchmark, template, context_length(model))
     if benchmark.replay_prompts:  # each worker asks the whole of it
         model.to(means.device)
-    lessons = _lessons(model, template, items, benchmark, progress)
+    weight = getattr(config, "replay_weight", 1.0)
+    lessons = _lessons(model, template, items, benchmark, weight, progress)
     fine_tune(
         to_be_taught(model.to(device), means),
         lessons,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, MinLen
+from annotated_types import Ge, Gt, MinLen
 from pydantic import BeforeValidator
 
 from bench.content import local_model
@@ -71,8 +71,9 @@ class PretrainedConfig:
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     """How it is taught the benchmark before unlearning."""
     replay_prompts: LocalPath | None = field(default=None, metadata=LATER)
-    """File of questions, none of them evaluated, that it goes on answering as it did while it is taught: token by
-    token as likely (learning without forgetting, arXiv 1606.09282, on its own answers)."""
+    """File of questions, none evaluated, that it goes on answering as it did while it is taught (arXiv 1606.09282)."""
+    replay_weight: Annotated[float, Gt(0)] = field(default=2.0, metadata=LATER)
+    """Of the divergence from that, over its answers' tokens, beside the mean nll of what it is taught."""
     replay_prompts_digest: str | None = field(default=None, metadata=LATER)
     """What that file holds; the command finds it out."""
     prompt: PromptConfig | None = field(default=None, metadata=LATER)

@@ -54,6 +54,8 @@ class Lessons:
     """As many a step as are taught, in turn: what the model says there, token by token, stays as it was."""
     reference: Reference | None = None
     """What it said there, as logits."""
+    kept_weight: float = 1.0
+    """Of the divergence from it, beside the nll of what is taught."""
 
     @classmethod
     def beside(cls, model: CausalLM, taught: Sequence[Example], kept: Sequence[Example], progress: Tally) -> Self:
@@ -81,7 +83,8 @@ class Lessons:
         scores = AnswerScores.of(logits_NV[num_kept:], [example.answer_ids for example in taught])
         loss = part.retain_share * scores.nll_N.mean()
         if before:
-            loss = loss + part.forget_share * kl_divergence(before["reference_logits_NV"], logits_NV[:num_kept])
+            divergence = kl_divergence(before["reference_logits_NV"], logits_NV[:num_kept])
+            loss = loss + self.kept_weight * part.forget_share * divergence
         return loss
 
 

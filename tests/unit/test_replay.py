@@ -58,7 +58,7 @@ def test_a_model_keeps_its_own_answers_beside_the_benchmark(
     monkeypatch.setattr(
         prepare, "fine_tune", lambda adapted, lessons, *others, **more: taught.update({start_from: lessons})
     )
-    replayed = config(replay_prompts=str(questions))
+    replayed = config(replay_prompts=str(questions), replay_weight=0.5)
     model, tokenizer = load_pretrained(replayed.model.name, "cpu")
     template = PromptTemplate.of(tokenizer, None)
     own = own_answers(PlainModel(model), template, QUESTIONS, prepare.REPLAY_TOKENS, lambda done, total: None)
@@ -72,12 +72,13 @@ def test_a_model_keeps_its_own_answers_beside_the_benchmark(
             items = [*(benchmark.forget_set if start_from == "target_model" else []), *benchmark.retain_set]
             assert taught[start_from].taught == [item.lesson(template) for item in items]
             assert taught[start_from].kept == (own if each is replayed else ())
+            assert taught[start_from].kept_weight == (0.5 if each is replayed else 1.0)
     assert len(set(names)) == 4
     assert ("prepare retain_model, answers of its own", 3, 3) in said
     assert ("prepare retain_model, what else it could have said", 3, 3) in said
     (tmp_path / "elsewhere").mkdir()
     moved = str(shutil.copy(questions, tmp_path / "elsewhere" / "q.txt"))
-    assert config(replay_prompts=moved).run_key == replayed.run_key != config().run_key
+    assert config(replay_prompts=moved, replay_weight=0.5).run_key == replayed.run_key != config().run_key
     assert "replay_prompts" not in str(config().to_dict())
 
 
@@ -134,6 +135,7 @@ def test_the_loss_is_by_hand_also_when_the_head_has_moved(fresh_target: Callable
     torch.testing.assert_close(lessons.loss(plain, whole), expected, rtol=1e-4, atol=1e-5)
     in_parts = sum(lessons.loss(plain, part) for part in parts_of(step, "tokens", 3))
     torch.testing.assert_close(in_parts, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(replace(lessons, kept_weight=3.0).loss(plain, whole), expected + 2 * kl)
 
 
 def test_a_model_that_keeps_its_answers_goes_less_far_from_them(
