@@ -147,11 +147,14 @@ def make_prerequisites(
     tasks = Tasks(execution, log, at_once)
     tasks.add(_check_sizes, configs)
     tasks.wait()
-    for each in missing:
-        tasks.add(_prepare, each, execution)
-    tasks.wait()
     # Only what one worker does not hold is asked by several.
     asking = execution if execution.shard else replace(execution, num_workers=1, ray_train="auto")
+    # What is measured with nothing is asked at once, while others are still taught.
+    begun = [each for each in missing if asking == execution and not prerequisites(each)]
+    for each in missing:
+        tasks.add(_prepare_and_evaluate if each in begun else _prepare, each, execution)
+    tasks.wait()
+    missing = [each for each in missing if each not in begun]
     tasks = Tasks(asking, log, at_once)
     for start_from in dict.fromkeys(each.start_from for each in missing):  # each is measured with those before it
         for each in missing:
@@ -170,6 +173,12 @@ def _prepare(config: RunConfig, execution: Execution, say: Log) -> None:
     """In a worker, or with workers of its own: a model in the cache, saying now and then how far it is."""
     with _named(config.start_from):
         prepare(config, execution, spoken(say))
+
+
+def _prepare_and_evaluate(config: RunConfig, execution: Execution, say: Log) -> None:
+    """Both, in one worker."""
+    _prepare(config, execution, say)
+    _evaluate(config, execution, say)
 
 
 def _evaluate(config: RunConfig, execution: Execution, say: Log) -> None:

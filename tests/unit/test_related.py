@@ -80,8 +80,11 @@ def test_a_target_model_that_never_knew_is_said(
         assert f"{named}), so that forgetting it shows nothing" in line
 
 
-def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What no GPU holds whole cannot be asked by one worker; without --shard one is enough, and starts at once."""
+def test_by_how_many_workers_a_sweep_prepares_and_asks_its_models(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What no GPU holds whole cannot be asked by one worker; without --shard one is enough, and starts at once. What
+    both teaches and asks goes on with the retain model, which is measured with nothing, while the target is taught."""
     asked: list[tuple[str, int, bool, float]] = []
     at_once_seen: set[int | None] = set()
 
@@ -102,12 +105,13 @@ def test_a_sharded_sweep_asks_its_target_model_by_all_workers(tmp_path: Path, mo
     for shard in (True, False):
         execution = Execution(results=tmp_path, num_workers=2, shard=shard)
         sweep.make_prerequisites([study.run({})], execution, lambda line: None, 3)
+    sweep.make_prerequisites([study.run({})], Execution(results=tmp_path), lambda line: None, 3)
     assert at_once_seen == {3}
     assert asked == [
-        *[("_prepare", 2, True, 1.0)] * 2,
-        *[("_evaluate", 2, True, 1.0)] * 2,
+        *[(work, 2, True, 1.0) for work in ("_prepare_and_evaluate", "_prepare", "_evaluate")],
         *[("_prepare", 2, False, 1.0)] * 2,
         *[("_evaluate", 1, False, 0)] * 2,
+        *[(work, 1, False, 0) for work in ("_prepare_and_evaluate", "_prepare", "_evaluate")],
     ]
 
 
