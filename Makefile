@@ -56,15 +56,13 @@ results: $(READY)
 
 # The same of a real LLM, attacked, two seeds each: about 2 h 45 on 2 cores, by its parts. STUDY_SECONDS: what each method may spend
 # on trainings and evaluations, one training being the least; more of them go on where fewer ended. NUM_TRIALS=1: a training a
-# method. A loss after the other, so that what is cut off is whole rows of a table.
+# method.
 STUDY_SECONDS ?= 300
 results-smollm2: setup-smollm2
 	@echo "== four adapters by four forget losses on TOFU, SmolLM2, tuned with equal seconds, then again with two seeds"
-	for loss in idk npo grad_ascent simnpo; do \
-		$(BIN)/grun-bench sweep search_spaces/smollm2_*.yaml --forget-loss $$loss --results results/smollm2 \
-			--seconds-per-study $(STUDY_SECONDS) $(if $(NUM_TRIALS),--num-trials $(NUM_TRIALS)) \
-			$(if $(TOFU),--benchmark.data_dir $(TOFU)) || exit; \
-	done
+	$(BIN)/grun-bench sweep search_spaces/smollm2_*.yaml --results results/smollm2 \
+		--seconds-per-study $(STUDY_SECONDS) $(if $(NUM_TRIALS),--num-trials $(NUM_TRIALS)) \
+		$(if $(TOFU),--benchmark.data_dir $(TOFU))
 	$(BIN)/grun-bench seeds results/smollm2 --num-seeds 2
 
 # REQUESTS=5: as many requests.
