@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from bench.benchmarks import BenchmarkConfig, HubBenchmark, LocalBenchmark
 from bench.benchmarks.authors import AuthorsConfig
+from bench.benchmarks.keeping import questions_file
 from bench.benchmarks.tofu import TofuConfig
 from bench.content import DIGEST, by_content, digest, file_digest, files_digest, local_model, model_digest
 from bench.evaluation.asking import EvaluationConfig
@@ -177,15 +178,14 @@ def _local_content(config: RunConfig) -> Iterator[tuple[str, str, str, str | Non
     """(section, field, absolute path, digest of what lies there) of all that a run reads from this machine."""
     benchmark, model = config.benchmark, config.model
     if isinstance(benchmark, LocalBenchmark) and benchmark.data_dir is not None:
-        found = files_digest(Path(benchmark.data_dir), benchmark.parts)
-        yield "benchmark", "data_dir", benchmark.data_dir, found
+        yield "benchmark", "data_dir", benchmark.data_dir, files_digest(Path(benchmark.data_dir), benchmark.parts)
     if config.external is not None and (place := local_model(config.external.model)):
         yield "external", "model", str(place), model_digest(place)
     if config.adapter.is_gated and config.adapter.keep_prompts:
         yield "adapter", "keep_prompts", config.adapter.keep_prompts, file_digest(Path(config.adapter.keep_prompts))
     if isinstance(model, PretrainedConfig):
         if model.replay_prompts:
-            yield "model", "replay_prompts", model.replay_prompts, file_digest(Path(model.replay_prompts))
+            yield "model", "replay_prompts", model.replay_prompts, file_digest(questions_file(model.replay_prompts))
         for name, given in (("name", model.name), ("retain_model", model.retain_model)):
             if given and (place := local_model(given)):
                 yield "model", name, str(place), model_digest(place)

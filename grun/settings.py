@@ -21,6 +21,9 @@ def absolute(path: str) -> str:
 
 LocalPath = Annotated[str, MinLen(1), AfterValidator(absolute)]
 """A file or folder, however it was written."""
+SHIPPED = "shipped"
+LocalOrShipped = Annotated[str, MinLen(1), AfterValidator(lambda path: path if path == SHIPPED else absolute(path))]
+"""Likewise, or the word for this project's own."""
 
 
 def plain_data(value: Any) -> Any:

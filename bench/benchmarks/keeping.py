@@ -10,6 +10,7 @@ from pathlib import Path
 from bench.benchmarks.items import Benchmark
 from bench.sources import Text, read_rows
 from grun.errors import UserError
+from grun.settings import SHIPPED
 
 NO_SET: Sequence[str] = json.loads(resources.files("bench.benchmarks").joinpath("no_set.json").read_text("utf-8"))
 """General questions of this project's own, in no set of any benchmark."""
@@ -22,6 +23,11 @@ class KeptRow:
     question: Text
 
 
+def questions_file(path: str) -> Path:
+    """Where it lies; `shipped`: this project's own, about writers, places and everyday things."""
+    return Path(__file__).with_name("replay_questions.txt") if path == SHIPPED else Path(path)
+
+
 def own_questions(path: str, benchmark: Benchmark, field: str) -> list[str]:
     """The questions of a file: of a .json one its rows' (objects or bare texts, as in a benchmark's folder), else a
     question a line.
@@ -30,7 +36,7 @@ def own_questions(path: str, benchmark: Benchmark, field: str) -> list[str]:
     evaluated: nothing may be fitted to it, and who takes such a file has others of its kind in it, which leaving out
     that question would not take away.
     """
-    file = Path(path)
+    file = questions_file(path)
     try:
         if file.suffix == ".json":
             questions = [row.question for row in read_rows(KeptRow, file.stem, str(file.parent))]

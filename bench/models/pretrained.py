@@ -22,7 +22,7 @@ from grun.lm.kv_cache import check_attention
 from grun.model.forward import CausalLM, set_answer_ends
 from grun.prompts.config import PromptConfig
 from grun.prompts.template import PromptTemplate
-from grun.settings import LATER, LocalPath
+from grun.settings import LATER, LocalOrShipped
 from grun.training.teach import FineTuningConfig
 
 EOS = "<|endoftext|>"
@@ -70,8 +70,8 @@ class PretrainedConfig:
     """Likewise what it holds."""
     fine_tuning: FineTuningConfig = field(default_factory=FineTuningConfig)
     """How it is taught the benchmark before unlearning."""
-    replay_prompts: LocalPath | None = field(default=None, metadata=LATER)
-    """File of questions, none evaluated, that it goes on answering as it did while it is taught (arXiv 1606.09282)."""
+    replay_prompts: LocalOrShipped | None = field(default=None, metadata=LATER)
+    """File of questions, or `shipped`, that it goes on answering as it did while it is taught (arXiv 1606.09282)."""
     replay_weight: Annotated[float, Gt(0)] = field(default=2.0, metadata=LATER)
     """Of the divergence from that, over its answers' tokens, beside the mean nll of what it is taught."""
     replay_prompts_digest: str | None = field(default=None, metadata=LATER)

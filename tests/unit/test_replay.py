@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.benchmarks.keeping import questions_file
 from bench.config import RunConfig, overlay, run_config
 from bench.models import prepare
 from bench.models.pretrained import load_pretrained
@@ -174,6 +175,19 @@ def test_what_cannot_be_replayed_is_one_line(config: Callable[..., RunConfig], q
         Subject(config=given, execution=execution).prepare()
     with pytest.raises(UserError, match=r"^model\.replay_prompts: 1 of its questions are evaluated, such as"):
         Subject(config=config(replay_prompts=str(questions)), execution=execution).prepare()
+
+
+def test_the_projects_own_questions_are_everywhere(
+    config: Callable[..., RunConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the command is called, by a word; a copy of the file is the same run, and no question stands twice."""
+    monkeypatch.chdir(tmp_path)
+    given = config(replay_prompts="shipped")
+    asked = with_own_questions(given, given.benchmark.load()).replay_prompts
+    assert len(asked) == len(set(asked)) > 400
+    copy = shutil.copy(questions_file("shipped"), tmp_path / "mine.txt")
+    assert config(replay_prompts=str(copy)).run_key == given.run_key != config().run_key
+    assert run_config(given.to_dict()) == given
 
 
 def test_a_plan_counts_them(config: Callable[..., RunConfig], questions: Path) -> None:
