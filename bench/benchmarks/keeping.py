@@ -14,6 +14,7 @@ from grun.settings import SHIPPED
 
 NO_SET: Sequence[str] = json.loads(resources.files("bench.benchmarks").joinpath("no_set.json").read_text("utf-8"))
 """General questions of this project's own, in no set of any benchmark."""
+_SHIPPED = Path(str(resources.files("bench.benchmarks").joinpath("replay_questions.txt")))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,7 @@ class KeptRow:
 
 def questions_file(path: str) -> Path:
     """Where it lies; `shipped`: this project's own, about writers, places and everyday things."""
-    return Path(__file__).with_name("replay_questions.txt") if path == SHIPPED else Path(path)
+    return _SHIPPED if path == SHIPPED else Path(path)
 
 
 def own_questions(path: str, benchmark: Benchmark, field: str) -> list[str]:

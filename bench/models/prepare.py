@@ -114,9 +114,13 @@ def prepared_model(
 
 
 def _check_taught(model: PretrainedConfig) -> None:
-    """Raises UserError where it says how a model is taught that is not."""
+    """Raises UserError where it says how a model is taught that is not, or how much nothing weighs."""
     if model.fine_tuning.num_epochs == 0 and model.replay_prompts is not None:
         raise UserError("model.replay_prompts", "is for a model that is taught; leave it out, or fine-tune it")
+    if model.replay_prompts is None and model.replay_weight != PretrainedConfig.replay_weight:
+        raise UserError(
+            "model.replay_weight", "weighs model.replay_prompts, and there are none; name a file, or `shipped`"
+        )
 
 
 def _everything(model: ModelConfig, benchmark: Benchmark) -> list[tuple[str, str]]:

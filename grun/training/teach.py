@@ -16,6 +16,7 @@ from grun.losses import AnswerScores, kl_divergence
 from grun.model.forward import Adapted, CausalLM, Tally
 from grun.model.step import adamw, draw_anew, take_step
 from grun.settings import LATER
+from grun.targets.replay import QUESTIONS_PER_BATCH
 from grun.training.checkpoints import Checkpoints, Trained
 from grun.training.plan import Part, StepExamples, parts_of
 from grun.training.recipe import learning_rate_share
@@ -60,13 +61,14 @@ class Lessons:
     @classmethod
     def beside(cls, model: CausalLM, taught: Sequence[Example], kept: Sequence[Example], progress: Tally) -> Self:
         """With what the model, which nothing was taught yet, says of `kept`."""
+        size = QUESTIONS_PER_BATCH
         reference = Reference(
-            model, kept, needs=("logits",), hidden_layer=None, batch_size=16, progress=progress, own_head=True
+            model, kept, needs=("logits",), hidden_layer=None, batch_size=size, progress=progress, own_head=True
         )
         return cls(taught=taught, kept=kept, reference=reference)
 
     def steps(self, config: FineTuningConfig) -> Iterator[StepExamples]:
-        """What each step of all epochs reads."""
+        """What each step of all epochs reads. The two sides of a step, dealt out alike: what is kept is `forget`'s."""
         all_taught, num_kept = range(len(self.taught)), max(1, len(self.kept))
         size, epochs, seed = config.batch_size, config.num_epochs, config.seed
         for rows, beside in paired_batches([all_taught], num_kept, batch_size=size, num_epochs=epochs, seed=seed):

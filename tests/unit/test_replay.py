@@ -170,6 +170,11 @@ def test_what_cannot_be_replayed_is_one_line(config: Callable[..., RunConfig], q
         untaught = replace(config(fine_tuning={"num_epochs": 0}, **own), start_from=start_from)
         with pytest.raises(UserError, match=r"^model\.replay_prompts: is for a model that is taught; leave it out, or"):
             Subject(config=untaught, execution=execution).prepare()
+    weighing_nothing = config(replay_weight=3.0)
+    with pytest.raises(
+        UserError, match=r"^model\.replay_weight: weighs model\.replay_prompts, and there are none; name"
+    ):
+        Subject(config=weighing_nothing, execution=execution).prepare()
     questions.write_text(asked)
     with pytest.raises(UserError, match=r"^model\.replay_prompts: .* holds something else than this run is named by"):
         Subject(config=given, execution=execution).prepare()
