@@ -86,8 +86,8 @@ class PromptTemplate:
 
     def answer_ids(self, answer: str) -> tuple[int, ...]:
         """Token ids of the answer, the end of the turn included."""
-        text, before = self._blank + answer, self._prompt_ids("")
-        whole = self._read(self._prompt("") + text, special=self.style == "plain")
+        text, (asking, before) = self._blank + answer, self._asking
+        whole = self._read(asking + text, special=self.style == "plain")
         if whole[: len(before)] == before:
             return (*whole[len(before) :], self.end_id)
         # Together, its first characters and the prompt's last would be one token.
@@ -129,7 +129,9 @@ class PromptTemplate:
         return str(self.tokenizer.decode([*example.prompt_ids, *example.answer_ids], skip_special_tokens=False))
 
     def _prompt_ids(self, question: str) -> tuple[int, ...]:
-        return self._read(self._prompt(question), special=self.style == "plain")
+        if question not in self._known:
+            self._known[question] = self._read(self._prompt(question), special=self.style == "plain")
+        return self._known[question]
 
     def _read(self, text: str, *, special: bool) -> tuple[int, ...]:
         """Token ids. special: with the tokens that begin a text, but without one that ends it: it goes on."""
@@ -145,6 +147,16 @@ class PromptTemplate:
         system = [] if self.config.system is None else [self.config.system]
         shown = [asking.replace(QUESTION, one) + self._blank + answer for one, answer in self.config.examples]
         return "\n\n".join([*system, *shown, asking.replace(QUESTION, question)])
+
+    @cached_property
+    def _known(self) -> dict[str, tuple[int, ...]]:
+        """Question → its prompt's ids: it is asked with several answers."""
+        return {}
+
+    @cached_property
+    def _asking(self) -> tuple[str, tuple[int, ...]]:
+        """The prompt of no question, and its ids."""
+        return self._prompt(""), self._prompt_ids("")
 
     @cached_property
     def _blank(self) -> str:
