@@ -181,11 +181,10 @@ def _local_content(config: RunConfig) -> Iterator[tuple[str, str, str, str | Non
         yield "benchmark", "data_dir", benchmark.data_dir, files_digest(Path(benchmark.data_dir), benchmark.parts)
     if config.external is not None and (place := local_model(config.external.model)):
         yield "external", "model", str(place), model_digest(place)
-    if config.adapter.is_gated and config.adapter.keep_prompts:
-        yield "adapter", "keep_prompts", config.adapter.keep_prompts, file_digest(Path(config.adapter.keep_prompts))
+    for section, part, name in (("adapter", config.adapter, "keep_prompts"), ("model", model, "replay_prompts")):
+        if path := getattr(part, name, None):
+            yield section, name, path, file_digest(questions_file(path), f"{section}.{name}")
     if isinstance(model, PretrainedConfig):
-        if model.replay_prompts:
-            yield "model", "replay_prompts", model.replay_prompts, file_digest(questions_file(model.replay_prompts))
         for name, given in (("name", model.name), ("retain_model", model.retain_model)):
             if given and (place := local_model(given)):
                 yield "model", name, str(place), model_digest(place)

@@ -73,14 +73,15 @@ def _joined(found: list[tuple[str, str]]) -> str:
     return xxhash.xxh3_128(json.dumps(found).encode()).hexdigest()[:16]
 
 
-def file_digest(file: Path) -> str:
-    """Looked at once a process, as long as the file stays as it is."""
+def file_digest(file: Path, field: str = "") -> str:
+    """Looked at once a process, as long as the file stays as it is. field: what an error names; else the file."""
     try:
         status = file.stat()
         is_settled = time.time() - status.st_mtime > SETTLED_SECONDS
         return (_digest if is_settled else _digest.__wrapped__)(file, status.st_size, status.st_mtime_ns)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(str(file), f"cannot be read ({type(error).__name__}: {error})") from error
+        problem = f"cannot be read ({getattr(error, 'strerror', None) or error}); give a file that can"
+        raise UserError(field or str(file), f"{file} {problem}" if field else problem) from error
 
 
 @lru_cache(maxsize=1024)

@@ -287,7 +287,7 @@ def test_a_mistake_is_one_line(
     beyond = {"40": {"avg_loss": 1.0, "prob": 0.3}}
     cases = {
         file("torn.json", '{"forget_Q'): "cannot be read as JSON",
-        tmp_path / "none.json": "cannot be read (FileNotFoundError",
+        tmp_path / "none.json": "none.json: cannot be read (No such file or directory); give a file",
         file("MUSE_EVAL.json", '{"forget_knowmem_ROUGE": {"agg_value": 0.5}}'): "is no log of open-unlearning's TOFU",
         file("TOFU_SUMMARY.json", '{"forget_Q_A_Prob": 0.5, "wf_Q_A_ROUGE": 1}'): "is a summary",
         write_log("odd", (1, 0), 2, forget_Q_A_Prob={"0": 0.5}): "is not laid out as its like: forget_Q_A_Prob",

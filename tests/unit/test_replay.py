@@ -206,3 +206,15 @@ def test_a_plan_counts_them(config: Callable[..., RunConfig], questions: Path) -
     ]
     num_taught = len(benchmark.forget_set) + 2 * len(benchmark.retain_set)
     assert tokens[1] - tokens[0] == 2 * num_taught * (24 + len(template.prompt_ids("")))
+
+
+@pytest.mark.parametrize("field", ["model.replay_prompts", "adapter.keep_prompts"])
+def test_a_file_of_questions_that_is_not_there_is_named_by_its_setting(field: str, tmp_path: Path) -> None:
+    given = {
+        "model": "smollm2",
+        "adapter": "grun",
+        "adapter.gate_function": "router",
+        field: str(tmp_path / "none.txt"),
+    }
+    with pytest.raises(UserError, match=rf"^{field}: .*none\.txt cannot be read \(No such file or directory\); give"):
+        run_config(overlay({}, given))
