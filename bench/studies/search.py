@@ -26,7 +26,7 @@ from bench.studies.tasks import Log
 from grun.errors import UserError
 
 INTERRUPTED = "interrupted"
-"""Optuna user attribute of a trial that was cut off; it does not count against the budget."""
+"""Optuna user attribute of a trial that was cut off while it was drawn; it does not count against the budget."""
 RUN_KEY = "run_key"
 """Optuna user attribute: the key of the trial's row."""
 DEFINITION = "definition"
@@ -244,17 +244,17 @@ class StudySearch(Searcher):
         return study
 
     def _settle(self, study: optuna.Study, config: SweepConfig, trial: FrozenTrial) -> None:
-        """A trial that was running when its process ended: told where all its rows were written, else tried again."""
+        """A trial that was running when its process ended: told where all its rows were written, else tried next."""
         written = self._rows(config, trial)
+        # Optuna tells nobody the id under which its storage knows a trial: look here again when it is upgraded.
         if written and len(written) == len(_runs(config, trial)):
             study.tell(trial.number, [written[0][metric] for metric in config.objectives])
             self._add_thresholds(config.study, trial.number, written[1:])
-            return
-        # Optuna tells nobody the id under which its storage knows a trial: look here again when it is upgraded.
-        self._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
-        study.tell(trial.number, state=TrialState.FAIL)
-        if RUN_KEY in trial.user_attrs and AGAIN not in trial.user_attrs:  # an invalid draw must not be drawn again
-            study.enqueue_trial(trial.params)
+        elif RUN_KEY in trial.user_attrs:
+            self._storage.set_trial_state_values(trial._trial_id, TrialState.WAITING)
+        else:  # an invalid draw must not be drawn again
+            self._storage.set_trial_user_attr(trial._trial_id, INTERRUPTED, True)
+            study.tell(trial.number, state=TrialState.FAIL)
 
     def _add_thresholds(self, name: str, number: int, rows: Sequence[Row]) -> None:
         """The module of trial `number` at further gate thresholds, as finished trials to learn from."""

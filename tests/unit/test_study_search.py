@@ -20,7 +20,7 @@ from bench.spaces.search_space import SweepConfig
 from bench.speed.scaling.no_op import no_op, no_op_rows
 from bench.studies.journal import study_storage
 from bench.studies.pool import Pool
-from bench.studies.search import FROM_THRESHOLD, INTERRUPTED, RUN_KEY, StudySearch
+from bench.studies.search import FROM_THRESHOLD, RUN_KEY, StudySearch
 from grun.errors import UserError
 
 STUDY = SweepConfig(
@@ -71,12 +71,23 @@ def test_anything_less_is_done_again(tmp_path: Path, rows_written: int) -> None:
     _crashed(tmp_path, rows_written)
     search, trials = _reopened(tmp_path)
     assert search.num_trials_left == 2
-    assert [trial.state for trial in trials] == [TrialState.FAIL, TrialState.WAITING]
-    assert INTERRUPTED in trials[0].user_attrs
+    assert [trial.state for trial in trials] == [TrialState.WAITING]
     suggested = search.suggest("new")
     assert isinstance(suggested, dict)
+    assert run_config(json.loads(suggested["run_json"])).run_key == trials[0].user_attrs[RUN_KEY]
     _, after = _reopened(tmp_path)
-    assert after[1].params == trials[0].params
+    assert [trial.params for trial in after] == [trials[0].params]
+
+
+def test_what_was_cut_off_comes_before_what_was_queued_behind_it(tmp_path: Path) -> None:
+    """Of two points to begin with the first is done first, however often it is cut off."""
+    points = ({"adapter.gate_threshold": 0.5, "adapter.rank": 4}, {"adapter.gate_threshold": 0.7, "adapter.rank": 2})
+    study = replace(STUDY, initial_points=points)
+    for _ in range(3):
+        suggested = StudySearch([study], tmp_path, lambda line: None).suggest("t")  # and nothing more is heard of it
+        assert isinstance(suggested, dict)
+        config = run_config(json.loads(suggested["run_json"]))
+        assert (_threshold(config), config.adapter.rank) == (0.5, 4)  # type: ignore[union-attr]
 
 
 def test_what_was_there_before_says_nothing_about_the_pace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
