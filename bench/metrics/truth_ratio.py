@@ -5,6 +5,7 @@ GRUN's own definition takes the arithmetic mean, and `retain_truth_ratio` on eve
 Kept as a logarithm: R itself overflows on a model that gradient ascent has wrecked.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -30,9 +31,10 @@ def log_truth_ratio_arithmetic(
     right_nll: Floats, right_tokens: Floats, wrong_nll: Sequence[Floats], wrong_tokens: Sequence[Floats]
 ) -> Floats:
     """The same with the arithmetic mean of the wrong answers' probabilities."""
-    total = [np.logaddexp.reduce(-nll / tokens) for nll, tokens in zip(wrong_nll, wrong_tokens, strict=True)]
-    wrong = np.array(total) - np.log([len(nll) for nll in wrong_nll])
-    return wrong + right_nll / right_tokens
+    from scipy.special import logsumexp  # half a second of imports
+
+    wrong = [logsumexp(-nll / tokens) - math.log(len(nll)) for nll, tokens in zip(wrong_nll, wrong_tokens, strict=True)]
+    return np.array(wrong) + right_nll / right_tokens
 
 
 def forget_truth_ratio(log_ratio: Floats) -> float:
