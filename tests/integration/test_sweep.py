@@ -177,6 +177,7 @@ def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, ray_addr
     driver.wait()
     before = {file: file.stat().st_mtime_ns for file in (small_results).rglob("*.parquet")}
     assert 5 <= len([file for file in before if file.parent.name == "runs"]) < 8, "it was killed in the middle"
+    cut_off = [trial for trial in _trials(small_results, "slow") if trial.state == TrialState.RUNNING]
 
     printed = _here(*words)
     after = {file: file.stat().st_mtime_ns for file in (small_results).rglob("*.parquet")}
@@ -187,6 +188,10 @@ def test_kill_loses_nothing_finished(spaces: Path, small_results: Path, ray_addr
     assert not [trial for trial in trials if trial.state == TrialState.RUNNING]
     rows = _unlearned(small_results)
     assert rows["run_key"].n_unique() == rows.height == 6
+    assert cut_off
+    for trial in cut_off:
+        again = trials[trial.number]
+        assert (again.state, again.params) == (TrialState.COMPLETE, trial.params), "what was cut off was done again"
 
 
 def test_the_best_of_each_method_with_other_seeds(swept: tuple[Path, str], without_ray: None, tmp_path: Path) -> None:
