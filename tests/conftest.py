@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # here and in what tests start: t
 
 import contextlib
 import copy
+import gc
 import itertools
 import json
 import random
@@ -29,6 +30,7 @@ import polars as pl
 import pytest
 from filelock import FileLock
 from optuna.trial import TrialState
+from xdist.scheduler import LoadFileScheduling
 
 from bench.benchmarks.items import Benchmark
 from bench.cluster.connect import DRIVER, DRIVERS, connected
@@ -94,6 +96,25 @@ LONGEST = (
 )
 
 
+ON_RAY = {
+    f"tests/integration/test_{name}.py"
+    for name in ("cli", "faults", "sequential", "storage", "sweep", "teaching", "workers")
+}
+"""Whose tests ask for Ray: all in one process, so that it is started once."""
+
+
+class WholeFiles(LoadFileScheduling):
+    """A process has whole files."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "on Ray" if file in ON_RAY else str(file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WholeFiles | None:
+    return WholeFiles(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What takes long first, so that two processes end together; SmolLM2 at the very first, since it does not wait for
     the small models that the next file makes for all others. Units that need those models come last: in `make
@@ -106,6 +127,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return places.get("/".join(item.path.parts[-2:]), len(LONGEST)), waits
 
     items.sort(key=place)
+    asking = {item.nodeid.partition("::")[0] for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
+    assert asking <= ON_RAY, asking
 
 
 @pytest.fixture(scope="session")
@@ -122,6 +145,13 @@ def own_cache(common_folder: Path) -> Iterator[Path]:
     os.environ["GRUN_BENCH_CACHE"] = str(folder)
     yield folder
     del os.environ["GRUN_BENCH_CACHE"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def what_is_there_stays() -> None:
+    """Modules and fixtures: no collection looks through them again, which took a sixth of the suite's time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -164,7 +194,10 @@ def ray_cluster(own_cache: Path, s3_environment: str) -> Iterator[Any]:
     """
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "resources": {DRIVER: DRIVERS}})
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "resources": {DRIVER: DRIVERS}, "include_log_monitor": False},
+    )
     os.environ["RAY_ADDRESS"] = cluster.address
     with connected(lambda line: None):
         del os.environ["RAY_ADDRESS"]

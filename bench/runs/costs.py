@@ -5,6 +5,7 @@ import ctypes
 import gc
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bench.results import provenance
 
 def reset_peak_memory(device: torch.device) -> None:
     """Start measuring from now. Outside Linux a CPU's peak can only be that of the process's whole life."""
+    _keep_what_is_there()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
@@ -23,6 +25,14 @@ def reset_peak_memory(device: torch.device) -> None:
         ctypes.CDLL(None).malloc_trim(0)  # what an earlier run freed, glibc keeps
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
+
+
+@cache
+def _keep_what_is_there() -> None:
+    """Modules above all, which nobody gives back: to look through them for garbage takes a third of a second, before
+    each of the runs that follow and now and then within one."""
+    gc.collect()
+    gc.freeze()
 
 
 def peak_memory_gb(device: torch.device) -> float:

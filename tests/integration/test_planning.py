@@ -15,7 +15,7 @@ import pytest
 
 from bench.config import RunConfig, overlay
 from bench.planning import Cluster
-from bench.planning.facts import GPUS, MODELS, Machine
+from bench.planning.facts import BENCHMARKS, GPUS, MODELS, Machine
 from bench.planning.fake.stage import tokenizer_of
 from bench.planning.fake.texts import benchmark_of
 from bench.planning.plan import first_trial, plan
@@ -37,9 +37,12 @@ GRUN_EDIT = 2 * 4 * 4096 + 4 + 4096 + 1
 
 @pytest.fixture
 def of_three_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Recipes' models as wide as they are, and three layers deep: what a layer is shows in one."""
+    """Recipes' models as wide as they are, and three layers deep: what a layer is shows in one. Of WMDP's and MMLU's
+    questions, which are counted word by word, a few hundred, the longest among them."""
     for name, facts in list(MODELS.items()):
         monkeypatch.setitem(MODELS, name, {**facts, "num_hidden_layers": 3})  # type: ignore[arg-type]
+    fewer = {part: {**facts, "rows": min(facts["rows"], 400)} for part, facts in BENCHMARKS["wmdp"].items()}
+    monkeypatch.setitem(BENCHMARKS, "wmdp", fewer)  # type: ignore[arg-type]
 
 
 def _study(recipe: str, **settings: Any) -> SweepConfig:

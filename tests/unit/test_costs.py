@@ -1,6 +1,8 @@
 """What a run is said to have cost."""
 
+import gc
 import sys
+import weakref
 
 import pytest
 import torch
@@ -8,6 +10,24 @@ import torch
 from bench.runs.costs import peak_memory_gb, reset_peak_memory
 
 CPU = torch.device("cpu")
+
+
+class Circle:
+    """Refers to itself: no count of references brings it to its end."""
+
+    def __init__(self) -> None:
+        self.itself = self
+
+
+def test_what_was_there_before_the_first_run_is_not_looked_through_again() -> None:
+    """A collection used to go through all modules before every run; what a run leaves behind is collected still."""
+    reset_peak_memory(CPU)
+    left = weakref.ref(Circle())
+    assert left() is not None
+    reset_peak_memory(CPU)
+    assert left() is None
+    num_looked_at = len(gc.get_objects())
+    assert gc.get_freeze_count() > 10 * num_looked_at, "modules of torch and the like"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a peak is that of the process's whole life")
