@@ -90,12 +90,12 @@ def _fit(part: dict[str, Any], execution: Execution) -> Any:
         resources_per_worker={"CPU": execution.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
     )
     torch_config = TorchConfig(backend="nccl" if gpus >= 1 else "gloo", timeout_s=PATIENCE_SECONDS)
-    # For Ray's own notes: our checkpoints are in the results.
+    # Bound to the work, which the controller only passes on: as `train_loop_config` it would import torch and the models
+    # to read it. The folder is for Ray's own notes: our checkpoints are in the results.
+    train = partial(_in_a_worker, part)
     with tempfile.TemporaryDirectory(prefix="grun-bench-train-", ignore_cleanup_errors=True) as scratch:
         notes = ray.train.RunConfig(name=f"train-{uuid.uuid4().hex}", storage_path=scratch)
-        trainer = TorchTrainer(
-            _in_a_worker, train_loop_config=part, scaling_config=scaling, torch_config=torch_config, run_config=notes
-        )
+        trainer = TorchTrainer(train, scaling_config=scaling, torch_config=torch_config, run_config=notes)
         return trainer.fit().return_value
 
 

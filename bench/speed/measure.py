@@ -114,9 +114,11 @@ def _memory_gb(config: RunConfig, execution: Execution, scratch: Path, name: str
 
 
 def sweep(watch: Stopwatch) -> Record:
-    """Trials on the engine, against naive ones and against one full fine-tuning run."""
+    """Trials on the engine, against naive ones and against one full fine-tuning run; on as many threads as a sweep gives
+    a trial (`bench.studies.pool.place`)."""
     trials = [replace(watch.config, seed=seed) for seed in range(watch.effort.num_trials)]
-    where = {name: replace(watch.execution, results=watch.scratch / name) for name in ("engine", "naive", "full")}
+    worker = replace(watch.execution, num_threads=watch.execution.num_threads or watch.execution.cpus_per_worker)
+    where = {name: replace(worker, results=watch.scratch / name) for name in ("engine", "naive", "full")}
     where["naive"] = replace(where["naive"], engine="plain")
     references_s = [timed(partial(run_prerequisites, watch.config, each))[0] for each in where.values()]
     seconds: dict[str, list[float]] = {"engine": [], "naive": []}
@@ -127,6 +129,7 @@ def sweep(watch: Stopwatch) -> Record:
     return {
         "trials": len(trials),
         "gate_thresholds": len(SWEEP_THRESHOLDS),
+        "num_threads": worker.num_threads,
         "naive_trials_run": len(seconds["naive"]),
         "references_s": statistics.median(references_s),
         "engine_s": sum(seconds["engine"]),

@@ -72,6 +72,7 @@ def test_a_lora_a_request(small_config: RunConfig, tmp_path: Path) -> None:
     and answered again word for word once its module is gone, the other's answers as if it had never been."""
     authors = {"num_authors": 6, "forget_split": "forget50", "num_similar_authors": 1}
     settings = GATED_LORA | {"evaluation.max_items_per_split": 12}
+    settings |= {"model.fine_tuning.num_epochs": 25, "model.fine_tuning.learning_rate": 0.006}  # as test_sequential's
     settings |= {f"benchmark.{name}": value for name, value in authors.items()}
     config = run_config(overlay(small_config.to_dict(), settings))
     sequence = RequestSequence(

@@ -114,6 +114,7 @@ def test_benchmark_command(small_config: RunConfig, tmp_path: Path, monkeypatch:
     assert asked == [(32, "shut"), (1, "shut"), (32, "open"), (1, "open")]
     text = output.read_text()
     assert "### A sweep of 1 GRUN trials" in text
+    assert "on 1 thread, as many as a sweep gives a trial" in text
     output.with_suffix(".json").write_text(json.dumps({"other": tiny}))
     with pytest.raises(SystemExit):
         main([*command, "--adapter", "lora"])

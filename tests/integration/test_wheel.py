@@ -77,7 +77,8 @@ def test_a_wheel_works_without_a_checkout(command: str, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "cluster.yaml").read_bytes() == (ROOT / "cluster.yaml").read_bytes()
 
     settings = [word for key, value in TINY.items() for word in (f"--{key}", str(value))]
-    _run(command, "sweep", "demo_grun", "--num-trials", "1", "--results", "found", *settings, where=tmp_path)
+    words = ("sweep", "demo_grun", "--num-trials", "1", "--num-concurrent", "1", "--results", "found")
+    _run(command, *words, *settings, where=tmp_path)
     rows = store.scan_runs(tmp_path / "found")
     assert set(rows["method"]) == {"grun+npo", "target_model", "retain_model"}
     assert rows["status"].unique().to_list() == ["ok"]

@@ -193,12 +193,12 @@ def test_one_worker_by_force_gives_the_same_row(
     started: list[tuple[int, Any]] = []
 
     class Here:
-        def __init__(self, work: Any, *, train_loop_config: Any, scaling_config: Any, **others: Any) -> None:
-            self._work, self._part, self._scaling = work, train_loop_config, scaling_config
+        def __init__(self, work: Any, *, scaling_config: Any, **others: Any) -> None:
+            self._work, self._scaling = work, scaling_config
 
         def fit(self) -> Any:
             started.append((self._scaling.num_workers, self._scaling.num_cpus_per_worker))
-            return SimpleNamespace(return_value=self._work(self._part))
+            return SimpleNamespace(return_value=self._work())
 
     context = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1)
     monkeypatch.setattr(ray_train, "TorchTrainer", Here)
