@@ -1,4 +1,4 @@
-"""How the suite is run: with what environment, in which order, dealt out to which processes. Fixtures: shared_fixtures.py."""
+"""How the suite is run: with what environment, in which order, in which processes. Fixtures: shared_fixtures.py."""
 
 from __future__ import annotations
 

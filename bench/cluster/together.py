@@ -90,8 +90,8 @@ def _fit(part: dict[str, Any], execution: Execution) -> Any:
         resources_per_worker={"CPU": execution.cpus_per_worker} | ({"GPU": gpus} if gpus else {}),
     )
     torch_config = TorchConfig(backend="nccl" if gpus >= 1 else "gloo", timeout_s=PATIENCE_SECONDS)
-    # Bound to the work, which the controller only passes on: as `train_loop_config` it would import torch and the models
-    # to read it. The folder is for Ray's own notes: our checkpoints are in the results.
+    # Bound to the work, which the controller only passes on: as `train_loop_config` it would import the models to read
+    # it. The folder is for Ray's own notes: our checkpoints are in the results.
     train = partial(_in_a_worker, part)
     with tempfile.TemporaryDirectory(prefix="grun-bench-train-", ignore_cleanup_errors=True) as scratch:
         notes = ray.train.RunConfig(name=f"train-{uuid.uuid4().hex}", storage_path=scratch)

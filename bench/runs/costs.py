@@ -14,7 +14,6 @@ import torch
 
 from bench.results import provenance
 
-
 KEPT = {-1: 512 << 20, -2: 64 << 20, -3: 64 << 20}
 """M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of glibc's malloc.h, in bytes: what a step of a small model frees is
 there for the next, where else every page would be fetched anew (7 % of a trial of the tiny model)."""

@@ -77,7 +77,7 @@ class EditedModel:
         try:
             builder = Builder(self.model, Layout(examples, generate), self.layers[0])
             cache = self._caching.cache_of(builder, self._weights, progress)
-            self._check(cache, examples)
+            self._check(cache)
         except (CannotServe, AttributeError, IndexError, NotImplementedError, TypeError) as error:
             why = error if isinstance(error, CannotServe) else f"{type(self.model).__name__} does not fit ({error})"
             self._caching.log(f"prefix cache not used: {why}")
@@ -288,9 +288,9 @@ class EditedModel:
         return next((cache for cache in self._caches if cache.has_prompts(prompts)), None)
 
     @torch.no_grad()
-    def _check(self, cache: PrefixCache, examples: Sequence[Example]) -> None:
-        """Without edits the later layers must give the likelihoods the cache was built with."""
-        few = examples[:2]
-        output = later_layers.answer_output(self.model, Editing({}), [cache], few)
-        for nll, example in zip(output.scores.nll_B.tolist(), few, strict=True):
-            check_same_nll(self.model, nll, cache.reference_nll(example))
+    def _check(self, cache: PrefixCache) -> None:
+        """Without edits the later layers must give the likelihoods that the model gives."""
+        examples, plain = zip(*cache.checked, strict=True)
+        output = later_layers.answer_output(self.model, Editing({}), [cache], examples)
+        for from_cache, without in zip(output.scores.nll_B.tolist(), plain, strict=True):
+            check_same_nll(self.model, from_cache, without)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from grun.data import Example
-from grun.engine.prefix_batch import PrefixBatch, assemble
+from grun.engine.prefix_batch import PrefixBatch, assemble, pass_on
 from grun.engine.prefix_cache import PrefixCache
 from grun.lm.kv_cache import add_columns, aligned, fill_below, take_last
 from grun.lm.patching import decoder_layers, output_tensor, patched, with_output_tensor
@@ -138,9 +138,6 @@ def _replacements(
     layers: nn.ModuleList, editing: Editing, first_layer: int, hidden_BTD: Tensor
 ) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
     """What the layers do instead: pass on, hand out the cached output, or edit their own."""
-
-    def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
 
     def hand_out(*args: Any, **kwargs: Any) -> Tensor:
         return editing(first_layer, hidden_BTD)

@@ -1,4 +1,4 @@
-"""Computes what a prefix cache holds: one pass over the prompts, then over what follows each of them."""
+"""Computes what a prefix cache holds: one pass over the prompts, then, up to the edit, over what follows them."""
 
 import json
 from collections.abc import Sequence
@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Example, length_sorted_batches
-from grun.engine.prefix_batch import assemble
+from grun.engine.prefix_batch import assemble, pass_on
 from grun.engine.prefix_layout import INDEX, SHARD_PROMPTS, CannotServe, Layout, write_shard
 from grun.lm.kv_cache import keys_and_values, new_cache
-from grun.lm.patching import decoder_layers
-from grun.lm.reading import head_at, layer_output
-from grun.losses import AnswerScores, token_nll
+from grun.lm.patching import decoder_layers, patched
+from grun.lm.reading import layer_output
+from grun.losses import token_nll
 from grun.model.forward import Tally
 
 
@@ -40,6 +40,27 @@ class Builder:
             progress(shard.stop, len(self.layout.prompts))
         (folder / INDEX).write_text(json.dumps({"shards": entries}))
 
+    @torch.no_grad()
+    def kept(self, shard: slice) -> dict[str, Tensor]:
+        """Keys and values of a shard's prompts, and hidden states of what follows them; with the first shard the nll of
+        the examples to be checked."""
+        prefix, examples = self._prefix(self.layout.prompts[shard]), self.layout.examples_of(shard)
+        hidden: list[Tensor] = [torch.empty(0)] * len(examples)
+        last: dict[int, Tensor] = {}
+        for rows in length_sorted_batches([len(example.answer_ids) for example in examples], 2 * SHARD_PROMPTS):
+            chosen = [examples[row] for row in rows]
+            places = [self.layout.prompt_row[example.prompt_ids] - shard.start for example in chosen]
+            hidden_BTD, last_kv = self._suffixes(chosen, [prefix[place] for place in places])
+            for position, row in enumerate(rows):
+                hidden[row] = hidden_BTD[position, : len(examples[row].answer_ids)].cpu()
+                last.setdefault(places[position], last_kv[position])
+        if self.layout.whole_prompts:
+            kv = [torch.cat([own, self._padded(last[row], own)]).cpu() for row, own in enumerate(prefix)]
+        else:
+            kv = [own[:, :, self.first_layer + 1 :].cpu() for own in prefix]
+        checked = [self._plain_nll(example) for example in self.layout.checked] if shard.start == 0 else []
+        return {"kv": torch.cat(kv), "hidden": torch.cat(hidden), "nll": torch.tensor(checked)}
+
     def _prefix(self, prompts: Sequence[tuple[int, ...]]) -> list[Tensor]:
         """Keys and values of every prompt's tokens but the last, at all layers: [P, 2, M, H, d] each."""
         read = [torch.tensor(prompt[:-1] or (0,)) for prompt in prompts]  # a row without a prefix is not used
@@ -50,67 +71,46 @@ class Builder:
         self.model.get_decoder()(
             input_ids=ids_BP.to(device), attention_mask=mask_BP.to(device), past_key_values=cache, use_cache=True
         )
-        kv_BP2MHd = self._keys_and_values(cache)
+        kv_BP2MHd = self._keys_and_values(cache, len(decoder_layers(self.model)))
         return [kv_BP2MHd[row, : len(prompt) - 1] for row, prompt in enumerate(prompts)]
 
-    @torch.no_grad()
-    def kept(self, shard: slice) -> dict[str, Tensor]:
-        """Keys and values of a shard's prompts, and hidden states and nll of what follows them."""
-        prefix, examples = self._prefix(self.layout.prompts[shard]), self.layout.examples_of(shard)
-        hidden: list[Tensor] = [torch.empty(0)] * len(examples)
-        nll = torch.zeros(len(examples))
-        last: dict[int, Tensor] = {}
-        for rows in length_sorted_batches([len(example.answer_ids) for example in examples], 2 * SHARD_PROMPTS):
-            chosen = [examples[row] for row in rows]
-            prompt_rows = [self.layout.prompt_row[example.prompt_ids] - shard.start for example in chosen]
-            hidden_BTD, nll_B, last_kv = self._suffixes(chosen, [prefix[row] for row in prompt_rows])
-            for position, row in enumerate(rows):
-                hidden[row] = hidden_BTD[position, : len(examples[row].answer_ids)].cpu()
-                nll[row] = nll_B[position]
-                if last_kv is not None and prompt_rows[position] not in last:
-                    last[prompt_rows[position]] = last_kv[position]
-        if shard.start == 0:
-            self._check_against_plain(examples[0], float(nll[0]))
-        if self.layout.whole_prompts:
-            kv = [torch.cat([own, last[row]]).cpu() for row, own in enumerate(prefix)]
-        else:
-            kv = [own[:, :, self.first_layer + 1 :].cpu() for own in prefix]
-        return {"kv": torch.cat(kv), "hidden": torch.cat(hidden), "nll": nll}
-
-    def _suffixes(self, examples: Sequence[Example], prefix: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """What follows each example's prefix: the first edited layer's output [B, T, D], nll [B], and where whole
-        prompts are kept, keys and values of their last tokens, [B, 1, 2, M, H, d]."""
-        no_hidden = [torch.zeros(len(example.answer_ids), 1) for example in examples]
-        batch = assemble(examples, prefix, no_hidden, self.model.device, first_kept=0)
+    def _suffixes(self, examples: Sequence[Example], prefix: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """What follows each example's prefix: the first edited layer's output [B, T, D], and up to that layer the last
+        prompt token's keys and values, [B, 1, 2, M, H, d]. The layers above are not run."""
+        nothing = [torch.zeros(len(example.answer_ids), 1) for example in examples]
+        batch = assemble(examples, prefix, nothing, self.model.device, first_kept=0)
         suffixes = [torch.tensor((example.prompt_ids[-1], *example.answer_ids[:-1])) for example in examples]
-        with layer_output(self.model, self.first_layer) as hidden, head_at(self.model, batch.is_token_BT):
-            outputs = self.model(
+        above = decoder_layers(self.model)[self.first_layer + 1 :]
+        with layer_output(self.model, self.first_layer) as hidden, patched((layer, pass_on) for layer in above):
+            self.model.get_decoder()(
                 input_ids=pad_sequence(suffixes, batch_first=True).to(self.model.device),
                 attention_mask=batch.attention_mask_BS,
                 position_ids=batch.position_ids_BT,
                 past_key_values=batch.cache,
                 use_cache=True,
             )
-        nll_B = AnswerScores.of(outputs.logits[0], [example.answer_ids for example in examples]).nll_B.cpu()
-        if not self.layout.whole_prompts:
-            return hidden[0], nll_B, None
         at_edit = batch.attention_mask_BS.shape[1] - batch.is_token_BT.shape[1]
-        kv_BS2MHd = self._keys_and_values(batch.cache)
-        return hidden[0], nll_B, kv_BS2MHd[:, at_edit : at_edit + 1]
+        kv_BS2MHd = self._keys_and_values(batch.cache, self.first_layer + 1)
+        return hidden[0], kv_BS2MHd[:, at_edit : at_edit + 1]
 
-    def _keys_and_values(self, cache: Any) -> Tensor:
-        kv_BS2MHd = keys_and_values(cache, len(decoder_layers(self.model)))
+    def _padded(self, last: Tensor, prefix: Tensor) -> Tensor:
+        """Keys and values of a prompt's last token beside those before it: above the edit nobody asks for them."""
+        return torch.cat(
+            [last, last.new_zeros(*last.shape[:2], prefix.shape[2] - last.shape[2], *last.shape[3:])], dim=2
+        )
+
+    def _keys_and_values(self, cache: Any, num_layers: int) -> Tensor:
+        kv_BS2MHd = keys_and_values(cache, num_layers)
         if kv_BS2MHd is None:
             raise CannotServe(f"{type(self.model).__name__} does not keep keys and values at every layer")
         return kv_BS2MHd
 
-    def _check_against_plain(self, example: Example, nll: float) -> None:
-        """The model must mean the same by keys and values from a cache as by tokens it reads itself."""
+    def _plain_nll(self, example: Example) -> float:
+        """As the model reads it itself, without a cache."""
         ids = torch.tensor([example.prompt_ids + example.answer_ids], device=self.model.device)
         logits_LV = self.model(input_ids=ids[:, :-1], use_cache=False).logits[0]
         labels = torch.tensor(example.answer_ids, device=self.model.device)
-        plain = float(token_nll(logits_LV[-len(labels) :], labels).sum())
-        check_same_nll(self.model, nll, plain)
+        return float(token_nll(logits_LV[-len(labels) :], labels).sum())
 
     def _check_size(self, first_bytes: int, max_bytes: int) -> None:
         expected = first_bytes / self.layout.shards[0].stop * len(self.layout.prompts)

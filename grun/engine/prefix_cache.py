@@ -29,7 +29,7 @@ from grun.engine.prefix_builder import Builder
 from grun.engine.prefix_layout import INDEX, CannotServe, Layout, check_shard
 from grun.model.forward import Tally
 
-VERSION = 2
+VERSION = 3
 """Raise it when a change here changes what is stored."""
 SCRATCH = ".tmp-"
 """Begins the name of a folder in which a cache is being built; its key ends it."""
@@ -44,11 +44,12 @@ class PrefixCache:
         self._layout = layout
         self._kv: list[Tensor] = []
         self._hidden: list[Tensor] = []
-        self._nll: list[float] = []
+        self.checked: list[tuple[Example, float]] = []
+        """Examples, each with its token-summed nll under the untouched model, nats."""
         for tensors, shard in zip(shards, layout.shards, strict=True):
+            self.checked += zip(layout.checked, tensors["nll"].tolist(), strict=False)
             self._kv += tensors["kv"].split(layout.kv_lengths[shard])
             self._hidden += tensors["hidden"].split([len(each.answer_ids) for each in layout.examples_of(shard)])
-            self._nll += tensors["nll"].tolist()
 
     @classmethod
     def opened(cls, folder: Path, layout: Layout, first_layer: int) -> Self:
@@ -65,10 +66,6 @@ class PrefixCache:
     def has_prompts(self, prompts: Sequence[tuple[int, ...]]) -> bool:
         """Whether it holds all of these prompts, whole enough to decode from."""
         return self._layout.whole_prompts and all(prompt in self._layout.prompt_row for prompt in prompts)
-
-    def reference_nll(self, example: Example) -> float:
-        """Token-summed nll of an example's answer under the untouched model, nats."""
-        return self._nll[self._layout.example_row[example]]
 
     def kv(self, prompt_ids: tuple[int, ...]) -> Tensor:
         """All that is kept of a prompt's keys and values: [tokens, 2, M, H, d]."""

@@ -34,6 +34,8 @@ class Layout:
         self.examples = unique
         self.example_row = {example: row for row, example in enumerate(unique)}
         num_examples = Counter(example.prompt_ids for example in unique)
+        self.checked = unique[:2]
+        """Examples whose nll under the untouched model is kept, to see that a cache says the same."""
         self.prompts = list(num_examples)
         self.prompt_row = {prompt: row for row, prompt in enumerate(self.prompts)}
         self.first_example = [0, *accumulate(num_examples.values())]

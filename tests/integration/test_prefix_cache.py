@@ -88,6 +88,24 @@ def test_the_second_one_finds_it(tmp_path: Path) -> None:
     assert _edited(tmp_path)[2] == 0
 
 
+def test_what_is_not_kept_is_not_computed(tmp_path: Path) -> None:
+    """Six prompts of three tokens, the last edited first at layer 1 of 4, and answers of three: layers up to there read
+    all, those above the prompts alone, which ran over the answers, too. Two examples are read once more, whole, and
+    once from the cache, as a check."""
+    model = _llama()
+    read = [0] * 4
+    for index, layer in enumerate(model.model.layers):
+
+        def counting(hidden: Any, *args: Any, _run: Any = layer.forward, _index: int = index, **others: Any) -> Any:
+            read[_index] += hidden.shape[0] * hidden.shape[1]
+            return _run(hidden, *args, **others)
+
+        layer.forward = counting
+    _edited(tmp_path, model=model)
+    prompts, answers, whole, checked = 6 * 2, 6 * 3, 2 * 5, 2 * 3
+    assert read == [prompts + answers + whole] * 2 + [prompts + whole + checked] * 2
+
+
 @pytest.mark.parametrize("harm", ["truncated", "one byte", "no index", "no shard"])
 def test_a_damaged_cache_is_built_anew(tmp_path: Path, harm: str) -> None:
     before = _edited(tmp_path)[0].answer_output(EXAMPLES).logits_NV
