@@ -35,6 +35,7 @@ from bench.results import store
 from bench.results.columns import METRICS
 from bench.runs.execution import Execution
 from bench.runs.run import run_prerequisites
+from bench.sequential import stack
 from bench.studies.journal import study_storage
 from bench.studies.search import INTERRUPTED
 from grun.prompts.template import PromptTemplate
@@ -84,6 +85,14 @@ def what_is_there_stays() -> None:
     """Modules and fixtures: no collection looks through them again, which took a sixth of the suite's time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def few_prompts_are_timed() -> Iterator[None]:
+    """A sequence's first tokens are timed of two prompts, and not of 32: here nobody looks at how long they take."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stack, "PREFILL_PROMPTS", 2)
+        yield
 
 
 @pytest.fixture(scope="session")
