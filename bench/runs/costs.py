@@ -14,9 +14,13 @@ import torch
 
 from bench.results import provenance
 
-KEPT = {-1: 512 << 20, -2: 64 << 20, -3: 64 << 20}
-"""M_TRIM_THRESHOLD, M_TOP_PAD and M_MMAP_THRESHOLD of glibc's malloc.h, in bytes: what a step of a small model frees is
-there for the next, where else every page would be fetched anew (7 % of a trial of the tiny model)."""
+KEPT = {
+    "MALLOC_TRIM_THRESHOLD_": (-1, 512 << 20),
+    "MALLOC_TOP_PAD_": (-2, 64 << 20),
+    "MALLOC_MMAP_THRESHOLD_": (-3, 64 << 20),
+}
+"""Environment variable → its number in glibc's malloc.h, and bytes where it is not set: what a step of a small model
+frees is there for the next, where else every page would be fetched anew (7 % of a trial of the tiny model)."""
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -41,10 +45,10 @@ def _settle() -> None:
     """
     gc.collect()
     gc.freeze()
-    if not any(name.startswith("MALLOC_") for name in os.environ):  # somebody has chosen already
-        with contextlib.suppress(OSError, AttributeError):
-            for setting, size in KEPT.items():
-                ctypes.CDLL(None).mallopt(setting, size)
+    with contextlib.suppress(OSError, AttributeError):
+        for name, (number, size) in KEPT.items():
+            if name not in os.environ:
+                ctypes.CDLL(None).mallopt(number, size)
 
 
 def peak_memory_gb(device: torch.device) -> float:
