@@ -71,7 +71,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     items.sort(key=place)
     asking = {item.nodeid.partition("::")[0] for item in items if "ray_cluster" in getattr(item, "fixturenames", ())}
-    assert asking <= ON_RAY, asking
+    if not asking <= ON_RAY:
+        raise pytest.UsageError(f"ON_RAY in tests/conftest.py lacks {', '.join(sorted(asking - ON_RAY))}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -23,21 +23,8 @@ KEPT = {
 frees is there for the next, where else every page would be fetched anew (7 % of a trial of the tiny model)."""
 
 
-def reset_peak_memory(device: torch.device) -> None:
-    """Start measuring from now. Outside Linux a CPU's peak can only be that of the process's whole life."""
-    _settle()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        return
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what an earlier run freed, glibc keeps
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 @cache
-def _settle() -> None:
+def settle() -> None:
     """Once a process, before its first run.
 
     Modules above all stay till the end: to look through them for garbage would take a third of a second, before each
@@ -49,6 +36,18 @@ def _settle() -> None:
         for name, (number, size) in KEPT.items():
             if name not in os.environ:
                 ctypes.CDLL(None).mallopt(number, size)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start measuring from now. Outside Linux a CPU's peak can only be that of the process's whole life."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what an earlier run freed, glibc keeps
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory_gb(device: torch.device) -> float:

@@ -55,6 +55,11 @@ class Execution:
         """Whether a run's work happens in workers of Ray Train."""
         return self.num_workers > 1 or self.ray_train == "always"
 
+    @property
+    def trial_threads(self) -> int:
+        """torch's CPU threads of each trial in a pool."""
+        return self.num_threads or self.cpus_per_worker
+
     def torch_device(self) -> torch.device:
         """The device itself. Raises UserError where there is no such one."""
         import torch

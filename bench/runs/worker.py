@@ -50,6 +50,7 @@ def work(
     """
     config = configs[0]
     subject = Subject(config=config, execution=execution, progress=progress, workers=workers)
+    costs.settle()
     costs.reset_peak_memory(subject.device)
     subject.prepare()  # a model that cannot be prepared is no failed run
     try:

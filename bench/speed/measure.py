@@ -115,9 +115,9 @@ def _memory_gb(config: RunConfig, execution: Execution, scratch: Path, name: str
 
 def sweep(watch: Stopwatch) -> Record:
     """Trials on the engine, against naive ones and against one full fine-tuning run, on as many threads as a sweep
-    gives a trial (`bench.studies.pool.place`)."""
+    gives a trial."""
     trials = [replace(watch.config, seed=seed) for seed in range(watch.effort.num_trials)]
-    worker = replace(watch.execution, num_threads=watch.execution.num_threads or watch.execution.cpus_per_worker)
+    worker = replace(watch.execution, num_threads=watch.execution.trial_threads)
     where = {name: replace(worker, results=watch.scratch / name) for name in ("engine", "naive", "full")}
     where["naive"] = replace(where["naive"], engine="plain")
     references_s = [timed(partial(run_prerequisites, watch.config, each))[0] for each in where.values()]

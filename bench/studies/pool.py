@@ -66,8 +66,8 @@ def place(pool: Pool, execution: "Execution") -> tuple[int, "Execution"]:
             f"{pool.num_concurrent} trials of {num_workers} x ({cpus_each} CPUs, {gpus_each:g} GPUs) "
             f"do not fit {cpus:g} CPUs and {gpus:g} GPUs; use at most {fit}",
         )
-    device, num_threads = "cuda" if gpus_each else execution.device, execution.num_threads or cpus_each
-    worker = replace(execution, num_threads=num_threads, gpus_per_worker=gpus_each, device=device)
+    device = "cuda" if gpus_each else execution.device
+    worker = replace(execution, num_threads=execution.trial_threads, gpus_per_worker=gpus_each, device=device)
     return pool.num_concurrent or fit, worker
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Example, length_sorted_batches
@@ -53,9 +54,11 @@ class Builder:
             hidden_BTD, last_kv = self._suffixes(chosen, [prefix[place] for place in places])
             for position, row in enumerate(rows):
                 hidden[row] = hidden_BTD[position, : len(examples[row].answer_ids)].cpu()
-                last.setdefault(places[position], last_kv[position])
+                if last_kv is not None:
+                    last.setdefault(places[position], last_kv[position])
         if self.layout.whole_prompts:
-            kv = [torch.cat([own, self._padded(last[row], own)]).cpu() for row, own in enumerate(prefix)]
+            above = len(decoder_layers(self.model)) - self.first_layer - 1  # nobody asks for a last token's there
+            kv = [torch.cat([own, pad(last[row], (0, 0, 0, 0, 0, above))]).cpu() for row, own in enumerate(prefix)]
         else:
             kv = [own[:, :, self.first_layer + 1 :].cpu() for own in prefix]
         checked = [self._plain_nll(example) for example in self.layout.checked] if shard.start == 0 else []
@@ -74,9 +77,9 @@ class Builder:
         kv_BP2MHd = self._keys_and_values(cache, len(decoder_layers(self.model)))
         return [kv_BP2MHd[row, : len(prompt) - 1] for row, prompt in enumerate(prompts)]
 
-    def _suffixes(self, examples: Sequence[Example], prefix: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """What follows each example's prefix: the first edited layer's output [B, T, D], and up to that layer the last
-        prompt token's keys and values, [B, 1, 2, M, H, d]. The layers above are not run."""
+    def _suffixes(self, examples: Sequence[Example], prefix: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """What follows each example's prefix: the first edited layer's output [B, T, D], and where whole prompts are
+        kept, up to that layer their last tokens' keys and values, [B, 1, 2, M, H, d]. The layers above are not run."""
         nothing = [torch.zeros(len(example.answer_ids), 1) for example in examples]
         batch = assemble(examples, prefix, nothing, self.model.device, first_kept=0)
         suffixes = [torch.tensor((example.prompt_ids[-1], *example.answer_ids[:-1])) for example in examples]
@@ -89,15 +92,11 @@ class Builder:
                 past_key_values=batch.cache,
                 use_cache=True,
             )
+        if not self.layout.whole_prompts:
+            return hidden[0], None
         at_edit = batch.attention_mask_BS.shape[1] - batch.is_token_BT.shape[1]
         kv_BS2MHd = self._keys_and_values(batch.cache, self.first_layer + 1)
         return hidden[0], kv_BS2MHd[:, at_edit : at_edit + 1]
-
-    def _padded(self, last: Tensor, prefix: Tensor) -> Tensor:
-        """Keys and values of a prompt's last token beside those before it: above the edit nobody asks for them."""
-        return torch.cat(
-            [last, last.new_zeros(*last.shape[:2], prefix.shape[2] - last.shape[2], *last.shape[3:])], dim=2
-        )
 
     def _keys_and_values(self, cache: Any, num_layers: int) -> Tensor:
         kv_BS2MHd = keys_and_values(cache, num_layers)

@@ -8,7 +8,7 @@ import weakref
 import pytest
 import torch
 
-from bench.runs.costs import peak_memory_gb, reset_peak_memory
+from bench.runs.costs import peak_memory_gb, reset_peak_memory, settle
 
 CPU = torch.device("cpu")
 
@@ -22,7 +22,7 @@ class Circle:
 
 def test_what_was_there_before_the_first_run_is_not_looked_through_again() -> None:
     """A collection used to go through all modules before every run; what a run leaves behind is collected still."""
-    reset_peak_memory(CPU)
+    settle()
     left = weakref.ref(Circle())
     assert left() is not None
     reset_peak_memory(CPU)
@@ -34,7 +34,7 @@ def test_what_was_there_before_the_first_run_is_not_looked_through_again() -> No
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere malloc is another")
 def test_what_a_step_frees_is_there_for_the_next() -> None:
     """Tensors of 70 MB, ten times: 17,000 pages, most of which were fetched in every step."""
-    reset_peak_memory(CPU)
+    settle()
     fetched = []
     for _ in range(10):
         before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
