@@ -53,6 +53,11 @@ class Editing:
         """Whether anything is done with a layer's output."""
         return layer in self._edits or layer == self._kept_layer
 
+    @property
+    def is_at_ends(self) -> bool:
+        """Whether nothing is done, or looked at, but where prompts end."""
+        return self._where == "prompt_end" and self._kept_layer is None
+
     def layers_while_decoding(self) -> list[int]:
         """Where there is something to do after the prompts' own pass, for any of them."""
         return [layer for layer, weight_BK in self._weights.items() if self._where == "answer" and weight_BK.any()]

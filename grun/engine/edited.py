@@ -28,6 +28,7 @@ from grun.lm.layers import Layer
 from grun.lm.patching import decoder_layers
 from grun.lm.prompted import Prompted, beginning, end_columns, read_from
 from grun.lm.reading import eos_ids, hidden_layer_index, model_inputs, prompt_inputs
+from grun.model.changed import changed_layers
 from grun.model.forward import AnswerOutput, CausalLM, Generated, Tally, in_groups, pass_tokens, read_off
 from grun.model.packed import can_read_packed, pack
 from pyvene_custom.editing import Editing, Edits
@@ -122,11 +123,13 @@ class EditedModel:
                 "forget_loss.layer",
                 f"layer {at} lies below the first edited layer, {self.layers[0]}; use that or above",
             )
+        is_packed = not self._is_plain and can_read_packed(self.model)
         if self._caches and all(self._home(example) for example in examples):
-            return in_groups(
-                examples, lambda example: len(example.answer_ids), self.device, partial(self._engine_output, at)
-            )
-        if not self._is_plain and can_read_packed(self.model):
+            run = partial(self._engine_output, at)
+            if is_packed:
+                return run(examples)
+            return in_groups(examples, lambda example: len(example.answer_ids), self.device, run)
+        if is_packed:
             return self._packed_output(at, examples)
         return in_groups(examples, len, self.device, partial(self._plain_output, at))
 
@@ -146,7 +149,8 @@ class EditedModel:
         packed = pack(examples, device=self.device)
         editing = self.editing([example.prompt_ids for example in examples], None, hidden_layer)
         layers = filter(editing.concerns, range(self.layers[0], len(decoder_layers(self.model))))
-        with later_layers.editing_on(self.model, partial(packed.edited, editing), layers):
+        shown = packed.ends() if editing.is_at_ends else packed
+        with changed_layers(self.model, partial(shown.edited, editing), layers):
             output = read_off(self.model, examples, packed, None, lambda: self.model(**packed.inputs()))
         hidden_ND = None if editing.kept_BLD is None else editing.kept_BLD[packed.is_token_BA]
         return replace(output, hidden_ND=hidden_ND, gate_logit_BK=editing.gate_logit_BK())
@@ -213,7 +217,7 @@ class EditedModel:
         if self.gate_layer is not None and not self._has_read(prompts):
             return self._generate_behind_late_gates(begun, prompts, max_new_tokens, drafts)
         editing = self.editing(prompts, end_columns(begun, prompts, self.device))
-        with later_layers.editing_on(self.model, editing, editing.layers):
+        with changed_layers(self.model, editing, editing.layers):
             read = read_from(begun, self.model, prompts)
         return later_layers.answers(editing, read, max_new_tokens, drafts)
 

@@ -4,23 +4,25 @@ Exact, not approximate: see `grun.engine.prefix_cache`. The model's own layers, 
 below the first edit are skipped, and the edits are put in at the position that stands first.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from grun.data import Example
-from grun.engine.prefix_batch import PrefixBatch, assemble, pass_on
+from grun.engine.prefix_batch import PrefixBatch, assemble
 from grun.engine.prefix_cache import PrefixCache
 from grun.lm.kv_cache import add_columns, aligned, fill_below, take_last
-from grun.lm.patching import decoder_layers, output_tensor, patched, with_output_tensor
+from grun.lm.patching import decoder_layers, patched
 from grun.lm.prompted import Prompted
 from grun.lm.reading import head_at
-from grun.model.forward import AnswerOutput, Generated
-from grun.model.packed import LayerChange
+from grun.model.behind import pack_behind
+from grun.model.changed import LayerChange, changed, changed_layers, pass_on
+from grun.model.forward import AnswerOutput, Generated, pass_tokens
+from grun.model.packed import Packed, can_read_packed
 from pyvene_custom.editing import Editing
 
 
@@ -29,23 +31,28 @@ def answer_output(
 ) -> AnswerOutput:
     """Answer logits, gates, and the output of the layer that the pass keeps, the first edited one or a later one.
 
-    Each example is in one of the caches, which share their first layer.
+    Each example is in one of the caches, which share their first layer. In one row where the model can be read so.
     """
     first_layer = caches[0].first_layer
     homes = [next(cache for cache in caches if example in cache) for example in examples]
-    batch = assemble(
-        examples,
-        [cache.prefix_kv(example.prompt_ids) for cache, example in zip(homes, examples, strict=True)],
-        [cache.hidden(example) for cache, example in zip(homes, examples, strict=True)],
-        model.device,
-        first_kept=first_layer + 1,
-    )
-    logits_NV, head_input_ND = _run(model, editing, first_layer, batch)
+    kv = [cache.prefix_kv(example.prompt_ids) for cache, example in zip(homes, examples, strict=True)]
+    hidden = [cache.hidden(example) for cache, example in zip(homes, examples, strict=True)]
+    batch: PrefixBatch | Packed
+    if can_read_packed(model):
+        batch = pack_behind(
+            examples, kv, hidden, model.device, first_layer=first_layer + 1, pass_tokens=pass_tokens(model.device)
+        )
+        shown, is_token = batch.ends() if editing.is_at_ends else batch, batch.is_token_BA
+        change: LayerChange = partial(shown.edited, editing)
+    else:
+        batch = assemble(examples, kv, hidden, model.device, first_kept=first_layer + 1)
+        change, is_token = editing, batch.is_token_BT
+    logits_NV, head_input_ND = _run(model, editing, change, first_layer, batch)
     return AnswerOutput(
         examples=examples,
         logits_NV=logits_NV,
         head_input_ND=head_input_ND,
-        hidden_ND=None if editing.kept_BLD is None else editing.kept_BLD[batch.is_token_BT],
+        hidden_ND=None if editing.kept_BLD is None else editing.kept_BLD[is_token],
         gate_logit_BK=editing.gate_logit_BK(),
     )
 
@@ -54,7 +61,7 @@ def answer_output(
 def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
     """Gates of some prompts, [B, K], from their last tokens alone; None where the edits have none."""
     batch = _prompt_batch(cache, prompts, model.device)
-    _run(model, editing, cache.first_layer, batch)
+    _run(model, editing, editing, cache.first_layer, batch)
     return editing.gate_logit_BK()
 
 
@@ -62,7 +69,7 @@ def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Seque
 def read_prompts(model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]]) -> Prompted:
     """Prompts with their edits, ready to be answered. cache: built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
-    logits_BV, head_input_BD = _run(model, editing, cache.first_layer, batch)
+    logits_BV, head_input_BD = _run(model, editing, editing, cache.first_layer, batch)
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
     below = [cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts]
     fill_below(batch.cache, aligned(below).to(model.device))
@@ -91,21 +98,16 @@ def edit_ends(read: Prompted, editing: Editing, first_layer: int) -> Prompted | 
         position_ids_BT=read.next_position_B[:, None] - 1,
         is_token_BT=torch.ones_like(read.next_position_B[:, None], dtype=torch.bool),
     )
-    logits_BV, head_input_BD = _run(read.model, editing, first_layer, batch)
+    logits_BV, head_input_BD = _run(read.model, editing, editing, first_layer, batch)
     add_columns(read.cache, last[: first_layer + 1])
     return replace(read, logits_BV=logits_BV, head_input_BD=head_input_BD)
 
 
 def answers(editing: Editing, read: Prompted, max_new_tokens: int, drafts: Sequence[Sequence[int]]) -> Generated:
     """Greedy answers to prompts that were read with these edits."""
-    with editing_on(read.model, editing, editing.layers_while_decoding()):
+    with changed_layers(read.model, editing, editing.layers_while_decoding()):
         found = read.answers(max_new_tokens, drafts, editing.keep)
     return Generated(answers=found, gate_logit_BK=editing.gate_logit_BK())
-
-
-def editing_on(model: Any, change: LayerChange, layers: Iterable[int]) -> AbstractContextManager[None]:
-    """Inside, the output of these layers is edited."""
-    return patched(_edited(decoder_layers(model), change, layers))
 
 
 def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device: torch.device | str) -> PrefixBatch:
@@ -119,43 +121,20 @@ def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device
     )
 
 
-def _run(model: Any, editing: Editing, first_layer: int, batch: PrefixBatch) -> tuple[Tensor, Tensor]:
+def _run(
+    model: Any, editing: Editing, change: LayerChange, first_layer: int, batch: PrefixBatch | Packed
+) -> tuple[Tensor, Tensor]:
     """Logits [tokens, V] at every token of the batch, one after another, and what the head made them of; the batch's
-    cache goes on with them."""
-    replacements = _replacements(decoder_layers(model), editing, first_layer, batch.hidden_BTD)
-    with patched(replacements), head_at(model, batch.is_token_BT) as head_inputs:
-        outputs = model(
-            inputs_embeds=batch.hidden_BTD,  # only their shape is used: the first layer's replacement ignores them
-            attention_mask=batch.attention_mask_BS,
-            position_ids=batch.position_ids_BT,
-            past_key_values=batch.cache,
-            use_cache=True,
-        )
-    return outputs.logits[0], head_inputs[0]
-
-
-def _replacements(
-    layers: nn.ModuleList, editing: Editing, first_layer: int, hidden_BTD: Tensor
-) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-    """What the layers do instead: pass on, hand out the cached output, or edit their own."""
+    cache goes on with them. change: `editing` as it is shown the batch."""
+    layers, inputs = decoder_layers(model), batch.inputs()
 
     def hand_out(*args: Any, **kwargs: Any) -> Tensor:
-        return editing(first_layer, hidden_BTD)
+        return change(first_layer, inputs["inputs_embeds"])  # of which the model itself uses the shape alone
 
-    for layer in layers[:first_layer]:
-        yield layer, pass_on
-    yield layers[first_layer], hand_out
-    yield from _edited(layers, editing, filter(editing.concerns, range(first_layer + 1, len(layers))))
-
-
-def _edited(
-    layers: nn.ModuleList, change: LayerChange, indices: Iterable[int]
-) -> Iterator[tuple[nn.Module, Callable[..., Any]]]:
-    """What these layers do instead: as before, and their output is edited."""
-    for index in indices:
-
-        def run_and_edit(*args: Any, _run: Any = layers[index].forward, _layer: int = index, **kwargs: Any) -> Any:
-            output = _run(*args, **kwargs)
-            return with_output_tensor(output, change(_layer, output_tensor(output)))
-
-        yield layers[index], run_and_edit
+    replacements = [
+        *((layer, pass_on) for layer in layers[:first_layer]),
+        (layers[first_layer], hand_out),
+        *changed(layers, change, filter(editing.concerns, range(first_layer + 1, len(layers)))),
+    ]
+    with patched(replacements), head_at(model, batch.predicts_answer_BL) as head_inputs:
+        return model(**inputs).logits.squeeze(0), head_inputs[0]

@@ -26,6 +26,21 @@ class PrefixBatch:
     is_token_BT: Tensor
     """bool: T positions that are not padding; each predicts one answer token."""
 
+    @property
+    def predicts_answer_BL(self) -> Tensor:
+        """Those."""
+        return self.is_token_BT
+
+    def inputs(self) -> dict[str, Any]:
+        """As the arguments of a `transformers` forward."""
+        return {
+            "inputs_embeds": self.hidden_BTD,
+            "attention_mask": self.attention_mask_BS,
+            "position_ids": self.position_ids_BT,
+            "past_key_values": self.cache,
+            "use_cache": True,
+        }
+
 
 def assemble(
     examples: Sequence[Example],
@@ -54,8 +69,3 @@ def assemble(
         position_ids_BT=(first_position_B[:, None] + torch.arange(hidden_BTD.shape[1])).to(device),
         is_token_BT=is_token_BS[:, longest:].to(device),
     )
-
-
-def pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """What a layer does that is not to be run."""
-    return hidden_states

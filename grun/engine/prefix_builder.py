@@ -12,12 +12,13 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from grun.data import Example, length_sorted_batches
-from grun.engine.prefix_batch import assemble, pass_on
+from grun.engine.prefix_batch import assemble
 from grun.engine.prefix_layout import INDEX, SHARD_PROMPTS, CannotServe, Layout, write_shard
 from grun.lm.kv_cache import keys_and_values, new_cache
 from grun.lm.patching import decoder_layers, patched
 from grun.lm.reading import layer_output
 from grun.losses import token_nll
+from grun.model.changed import pass_on
 from grun.model.forward import Tally
 
 

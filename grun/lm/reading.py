@@ -19,8 +19,8 @@ def model_inputs(batch: Batch) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def head_at(model: Any, positions_BL: Tensor, *, runs: bool = True) -> Iterator[list[Tensor]]:
-    """Inside, the LM head sees only the positions that are true, so logits come out as [1, positions, V].
+def head_at(model: Any, positions_BL: Any, *, runs: bool = True) -> Iterator[list[Tensor]]:
+    """Inside, the LM head sees only the positions that are true, or picked, so logits come out as [1, positions, V].
 
     Yields a list that gets what the head sees, [positions, D]; where it does not run, logits are [1, 0, V].
 
@@ -69,7 +69,7 @@ def logits_of_head_input(model: Any, head_input_ND: Tensor) -> Tensor:
 
     hidden = BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=head_input_ND[None])
     with patched([(model.get_decoder(), lambda *args, **kwargs: hidden)]):
-        return model(inputs_embeds=head_input_ND[None], use_cache=False).logits[0]
+        return model(inputs_embeds=head_input_ND[None], use_cache=False).logits.squeeze(0)
 
 
 def last_position(mask_BL: Tensor) -> Tensor:

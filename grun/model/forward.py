@@ -197,7 +197,7 @@ def read_off(
         outputs = run()
     return AnswerOutput(
         examples=examples,
-        logits_NV=outputs.logits[0],
+        logits_NV=outputs.logits.squeeze(0),  # not [0], whose gradient would be copied into zeros
         head_input_ND=head_inputs[0],
         hidden_ND=hidden[0][batch.predicts_answer_BL] if hidden else None,
     )

@@ -6,9 +6,10 @@ Exact, to float rounding: all other parts of a decoder treat each token alone. A
 Shapes: T tokens of the row, L columns of the sequences, A tokens of the longest answer, B sequences.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -17,14 +18,24 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from grun.data import Example, collate, num_shared
+from grun.model.changed import LayerChange
 
-LayerChange = Callable[[int, Tensor], Tensor]
-"""Called with a layer and its output; returns what that becomes."""
+Attend = Callable[..., tuple[Tensor, Any]]
+"""Called with queries, keys and values of some sequences, [B, H, L, d], and a mask or None; returns [B, L, H, d]."""
 
 _NAME = "grun_packed"
 """Of the attention: torch's own, which lays out in sequences what comes in a row."""
 _LAYERS = {"full_attention", "sliding_attention"}
 """Kinds of layers that the layout knows."""
+
+
+class Attending(Protocol):
+    """What knows which of the row's tokens see each other."""
+
+    def attended(
+        self, attend: Attend, layer: int, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None
+    ) -> Tensor:
+        """A layer's attention: [1, T, H, d]. window: of how many tokens, itself included, a token sees the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,19 +47,17 @@ class Layout:
     place_T: Tensor
     """Where each token is, counted through the sequences, one after another."""
 
-    def attend(self, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None) -> Any:
-        """What torch's attention is called with in their place: in sequences, and a mask where not all is seen that
-        went before."""
+    def attended(
+        self, attend: Attend, layer: int, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None
+    ) -> Tensor:
+        """A layer's attention, in sequences, with a mask where not all is seen that went before: [1, T, H, d]."""
         size = self.token_BL.shape[1]
         mask_LL = None
         if window is not None and window < size:
             column_L = torch.arange(size, device=self.token_BL.device)
             back_LL = column_L[:, None] - column_L
             mask_LL = ((back_LL >= 0) & (back_LL < window))[None, None]
-        return *(self._sequences(each) for each in (query_1HTd, key_1HTd, value_1HTd)), mask_LL
-
-    def row(self, output_BLHd: Tensor) -> Tensor:
-        """The tokens of some sequences: [1, T, H, d]."""
+        output_BLHd, _ = attend(*(self._sequences(each) for each in (query_1HTd, key_1HTd, value_1HTd)), mask_LL)
         return output_BLHd.flatten(0, 1).index_select(0, self.place_T)[None]
 
     def _sequences(self, each_1HTd: Tensor) -> Tensor:
@@ -60,11 +69,12 @@ class Layout:
 class Packed:
     """Some examples' tokens in a row, sequence after sequence."""
 
-    input_ids_1T: Tensor
+    read: Mapping[str, Tensor]
+    """`input_ids` [1, T], or `inputs_embeds` [1, T, D]."""
     position_ids_1T: Tensor
-    predicts_answer_BL: Tensor
-    """bool, [1, T]: tokens whose next one is an answer token, as a batch has them."""
-    layout: Layout
+    predicts_answer_BL: Any
+    """Tokens whose next one is an answer token, as a batch has them: bool, [1, T], or what else picks them in order."""
+    layout: Attending
     token_BA: Tensor
     """Which tokens predict each answer, from its prompt's last one on."""
     is_token_BA: Tensor
@@ -73,12 +83,16 @@ class Packed:
     def inputs(self) -> dict[str, Any]:
         """As the arguments of a `transformers` forward."""
         return {
-            "input_ids": self.input_ids_1T,
+            **self.read,
             "position_ids": self.position_ids_1T,
-            "attention_mask": self.input_ids_1T.new_ones(1, 1, 1, 1, dtype=torch.bool),  # so that none is made
+            "attention_mask": torch.ones_like(self.position_ids_1T[..., None, None, :1], dtype=torch.bool),  # no other
             "layout": self.layout,
             "use_cache": False,
         }
+
+    def ends(self) -> Self:
+        """The same where of each answer only its prompt's last token is to be changed."""
+        return replace(self, token_BA=self.token_BA[:, :1], is_token_BA=self.is_token_BA[:, :1])
 
     def edited(self, change: LayerChange, layer: int, hidden_1TD: Tensor) -> Tensor:
         """A layer's output, changed where answers are predicted. change: is shown that alone, [B, A, D]."""
@@ -100,7 +114,7 @@ def pack(examples: Sequence[Example], *, device: torch.device | str = "cpu") -> 
     at_A = torch.arange(int(size_B.max()))
     column_BA = (batch.edited_position_B[:, None] + at_A).clamp(max=token_BL.shape[1] - 1)
     return Packed(
-        input_ids_1T=batch.input_ids_BL[is_own_BL][None].to(device),
+        read={"input_ids": batch.input_ids_BL[is_own_BL][None].to(device)},
         position_ids_1T=(place_T % is_own_BL.shape[1])[None].to(device),
         predicts_answer_BL=batch.predicts_answer_BL[is_own_BL][None].to(device),
         layout=Layout(token_BL=token_BL.to(device), place_T=place_T.to(device)),
@@ -127,15 +141,15 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
-    layout: Layout | None = None,
+    layout: Attending | None = None,
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """torch's own, of sequences or of a row. As `transformers` calls it."""
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    output_BLHd, _ = sdpa_attention_forward(module, *layout.attend(query, key, value, sliding_window), **kwargs)
-    return layout.row(output_BLHd), None
+    attend = partial(sdpa_attention_forward, module, **kwargs)
+    return layout.attended(attend, module.layer_idx, query, key, value, sliding_window), None
 
 
 AttentionInterface.register(_NAME, _attention)

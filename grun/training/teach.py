@@ -80,12 +80,12 @@ class Lessons:
         is kept (KL divergence, mean over tokens). A scalar, nats."""
         taught, kept = part.examples.retain, part.examples.forget.get("kept", ())
         before = self.reference.known(kept, "logits") if self.reference else {}
-        logits_NV = adapted.answer_output(part.examples.all).logits_NV
-        num_kept = sum(len(example.answer_ids) for example in kept)
-        scores = AnswerScores.of(logits_NV[num_kept:], [example.answer_ids for example in taught])
+        sizes = [sum(len(example.answer_ids) for example in some) for some in (kept, taught)]
+        kept_NV, taught_NV = adapted.answer_output(part.examples.all).logits_NV.split(sizes)
+        scores = AnswerScores.of(taught_NV, [example.answer_ids for example in taught])
         loss = part.retain_share * scores.nll_N.mean()
         if before:
-            divergence = kl_divergence(before["reference_logits_NV"], logits_NV[:num_kept])
+            divergence = kl_divergence(before["reference_logits_NV"], kept_NV)
             loss = loss + self.kept_weight * part.forget_share * divergence
         return loss
 

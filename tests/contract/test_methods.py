@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.config import RunConfig, overlay, run_config
 from bench.runs import subject
@@ -87,6 +88,48 @@ def test_a_step_in_parts_is_a_step(forget_loss: str, train: Train) -> None:
     for one, other in zip(train(changes), train(changes, accumulation_steps=3), strict=True):
         for field in ("loss", "forget_loss", "retain_loss", "gate_loss"):
             assert getattr(other, field) == pytest.approx(getattr(one, field), rel=1e-4, abs=1e-5)
+
+
+class _Logits(TorchDispatchMode):
+    """Notes what makes a tensor of as many numbers as all logits, [N, V]."""
+
+    def __init__(self, num_tokens: int, vocab_size: int) -> None:
+        super().__init__()
+        self.shape, self.made_by = (num_tokens, vocab_size), list[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor) and result.shape[-2:] == self.shape:
+            given = {each.untyped_storage().data_ptr() for each in args if isinstance(each, torch.Tensor)}
+            if result.untyped_storage().data_ptr() not in given:  # no view, and not changed in place
+                self.made_by.append(func.overloadpacket.__name__)
+        return result
+
+
+@pytest.mark.parametrize("adapter", ["grun", "lora", "full"])
+def test_a_step_copies_no_logits(
+    adapter: str,
+    small_config: RunConfig,
+    tmp_path: Path,
+    load_copy: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The head's product, its log-softmax, and the gradients of both: nothing else is as large, whatever is cut of it
+    for the two losses."""
+    monkeypatch.setattr(subject, "load_pretrained", load_copy)
+    changes = {"adapter": adapter, "forget_loss": "npo", "training.batch_size": 5, "training.num_epochs": 1}
+    config = run_config(overlay(small_config.to_dict(), changes))
+    opened = Subject(config=config, execution=Execution(results=tmp_path))
+    few = replace(opened.benchmark, forget_set=opened.benchmark.forget_set[:5])
+    plan, reference = plan_of(config, opened, few)
+    adapted = opened.attached()
+    unlearn(adapted, plan, config.recipe, reference)  # caches are there now, and of the optimiser all that stays
+    ((part,),) = plan.steps
+    num_tokens = sum(len(example.answer_ids) for example in part.examples.all)
+    logits = _Logits(num_tokens, opened.model.config.vocab_size)
+    with logits:
+        unlearn(adapted, plan, config.recipe, reference)
+    assert sorted(logits.made_by) == ["_log_softmax", "_log_softmax_backward_data", "mm", "nll_loss_backward"]
 
 
 @pytest.mark.parametrize("gate_function", ["linear", "mlp_3", "mlp_5"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import subprocess
@@ -26,6 +27,8 @@ from grun.data import Example
 from grun.engine import later_layers, prefix_cache
 from grun.engine.edited import EditedModel
 from grun.engine.prefix_cache import PrefixCaching
+from grun.lm.reading import layer_output
+from grun.model import behind
 from grun.model.forward import PlainModel, set_answer_ends
 from grun.prompts.template import PromptTemplate
 from pyvene_custom.editing import Editing
@@ -266,6 +269,32 @@ def test_shut_gates_are_the_base_model_bit_for_bit(tmp_path: Path) -> None:
         assert not torch.equal(adapted.answer_output(EXAMPLES).logits_NV, base)
         set_gate_threshold(adapted, 1.0)
         assert torch.equal(adapted.answer_output(EXAMPLES).logits_NV, base)
+
+
+@pytest.mark.parametrize("edits", ["prompt_end", "answer"])
+@pytest.mark.parametrize("share", [0.0, math.inf], ids=["a block a length", "one block"])
+def test_answers_are_read_in_one_row(tmp_path: Path, edits: Any, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of any lengths, in whatever blocks attention sees them: layers above the first edit are shown no padding, and
+    logits, gates and gradients are pyvene's."""
+    monkeypatch.setattr(behind, "BLOCK_SHARE", share)
+    examples = [
+        Example(prompt_ids=tuple(range(3, 5 + i % 3)), answer_ids=(*range(9, 9 + 5 * (i % 4)), 1)) for i in range(9)
+    ]
+    adapter = GrunConfig(layers=(1, 3), edits=edits)
+    engine, plain = adapter.attach(_llama(), seed=0), adapter.attach(_llama(), seed=0).on_plain_path()
+    engine.use_prefix_caching(PrefixCaching(root=tmp_path, max_bytes=ROOM, log=pytest.fail))
+    engine.announce(examples, generate=False, progress=lambda done, total: None)
+    found = []
+    for adapted in (engine, plain):
+        adapted.train(False)
+        with layer_output(adapted.model, 2) as shown:
+            output = adapted.answer_output(examples)
+        output.scores.nll_B.sum().backward()
+        gradients = [parameter.grad for parameter in adapted.trainable_parameters()]
+        found.append((shown[0].shape[:2].numel(), output.logits_NV, output.gate_logit_BK, gradients))
+    (read, *mine), (_, *theirs) = found
+    assert read == sum(len(example.answer_ids) for example in examples)
+    torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_bfloat16(tmp_path: Path) -> None:
