@@ -49,22 +49,20 @@ class AnswerScores:
         return torch.zeros_like(self.label_N, dtype=torch.bool).index_fill(0, first_B, True)
 
     @classmethod
-    def of(
-        cls, logits_NV: Tensor, answers: Sequence[Sequence[int]], nll_N: Tensor | None = None, **others: Tensor | None
-    ) -> Self:
-        """answers: token ids of each sequence's answer; the logits follow one another likewise. nll_N: where known."""
+    def of(cls, logits_NV: Tensor, answers: Sequence[Sequence[int]], **of_hidden_and_reference: Tensor | None) -> Self:
+        """answers: token ids of each sequence's answer; the logits follow one another likewise."""
         device = logits_NV.device
         label_N = torch.tensor([token for answer in answers for token in answer], device=device)
         num_tokens_B = torch.tensor([len(answer) for answer in answers], device=device)
         row_N = torch.repeat_interleave(torch.arange(len(answers), device=device), num_tokens_B)
-        nll_N = token_nll(logits_NV, label_N) if nll_N is None else nll_N
+        nll_N = token_nll(logits_NV, label_N)
         return cls(
             logits_NV=logits_NV,
             label_N=label_N,
             nll_N=nll_N,
             nll_B=sequence_sum(nll_N, row_N, len(answers)),
             num_tokens_B=num_tokens_B,
-            **others,
+            **of_hidden_and_reference,
         )
 
 

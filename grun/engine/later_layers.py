@@ -42,17 +42,18 @@ def answer_output(
         batch = pack_behind(
             examples, kv, hidden, model.device, first_layer=first_layer + 1, pass_tokens=pass_tokens(model.device)
         )
-        shown, is_token = batch.ends() if editing.is_at_ends else batch, batch.is_token_BA
+        shown = batch.ends() if editing.is_at_ends else batch
         change: LayerChange = partial(shown.edited, editing)
+        is_token_BA = batch.is_token_BA
     else:
         batch = assemble(examples, kv, hidden, model.device, first_kept=first_layer + 1)
-        change, is_token = editing, batch.is_token_BT
-    logits_NV, head_input_ND = _run(model, editing, change, first_layer, batch)
+        change, is_token_BA = editing, batch.predicts_answer_BL
+    logits_NV, head_input_ND = _run(model, editing, first_layer, batch, change)
     return AnswerOutput(
         examples=examples,
         logits_NV=logits_NV,
         head_input_ND=head_input_ND,
-        hidden_ND=None if editing.kept_BLD is None else editing.kept_BLD[is_token],
+        hidden_ND=None if editing.kept_BLD is None else editing.kept_BLD[is_token_BA],
         gate_logit_BK=editing.gate_logit_BK(),
     )
 
@@ -61,7 +62,7 @@ def answer_output(
 def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]]) -> Tensor | None:
     """Gates of some prompts, [B, K], from their last tokens alone; None where the edits have none."""
     batch = _prompt_batch(cache, prompts, model.device)
-    _run(model, editing, editing, cache.first_layer, batch)
+    _run(model, editing, cache.first_layer, batch)
     return editing.gate_logit_BK()
 
 
@@ -69,7 +70,7 @@ def gate_logits(model: Any, editing: Editing, cache: PrefixCache, prompts: Seque
 def read_prompts(model: Any, editing: Editing, cache: PrefixCache, prompts: Sequence[tuple[int, ...]]) -> Prompted:
     """Prompts with their edits, ready to be answered. cache: built with `whole_prompts`."""
     batch = _prompt_batch(cache, prompts, model.device)
-    logits_BV, head_input_BD = _run(model, editing, editing, cache.first_layer, batch)
+    logits_BV, head_input_BD = _run(model, editing, cache.first_layer, batch)
     # Below the edit nothing ran; decoding needs the last token's keys and values there too.
     below = [cache.kv(prompt)[:, :, : cache.first_layer + 1] for prompt in prompts]
     fill_below(batch.cache, aligned(below).to(model.device))
@@ -96,9 +97,9 @@ def edit_ends(read: Prompted, editing: Editing, first_layer: int) -> Prompted | 
         hidden_BTD=read.hidden_BD[0][:, None],
         attention_mask_BS=read.attention_mask_BL,
         position_ids_BT=read.next_position_B[:, None] - 1,
-        is_token_BT=torch.ones_like(read.next_position_B[:, None], dtype=torch.bool),
+        predicts_answer_BL=torch.ones_like(read.next_position_B[:, None], dtype=torch.bool),
     )
-    logits_BV, head_input_BD = _run(read.model, editing, editing, first_layer, batch)
+    logits_BV, head_input_BD = _run(read.model, editing, first_layer, batch)
     add_columns(read.cache, last[: first_layer + 1])
     return replace(read, logits_BV=logits_BV, head_input_BD=head_input_BD)
 
@@ -122,19 +123,19 @@ def _prompt_batch(cache: PrefixCache, prompts: Sequence[tuple[int, ...]], device
 
 
 def _run(
-    model: Any, editing: Editing, change: LayerChange, first_layer: int, batch: PrefixBatch | Packed
+    model: Any, editing: Editing, first_layer: int, batch: PrefixBatch | Packed, change: LayerChange | None = None
 ) -> tuple[Tensor, Tensor]:
     """Logits [tokens, V] at every token of the batch, one after another, and what the head made them of; the batch's
-    cache goes on with them. change: `editing` as it is shown the batch."""
-    layers, inputs = decoder_layers(model), batch.inputs()
+    cache goes on with them. change: `editing` as it is shown the batch; None: as it is."""
+    layers, inputs, shown = decoder_layers(model), batch.inputs(), editing if change is None else change
 
     def hand_out(*args: Any, **kwargs: Any) -> Tensor:
-        return change(first_layer, inputs["inputs_embeds"])  # of which the model itself uses the shape alone
+        return shown(first_layer, inputs["inputs_embeds"])  # of which the model itself uses the shape alone
 
     replacements = [
         *((layer, pass_on) for layer in layers[:first_layer]),
         (layers[first_layer], hand_out),
-        *changed(layers, change, filter(editing.concerns, range(first_layer + 1, len(layers)))),
+        *changed(layers, shown, filter(editing.concerns, range(first_layer + 1, len(layers)))),
     ]
     with patched(replacements), head_at(model, batch.predicts_answer_BL) as head_inputs:
         return model(**inputs).logits.squeeze(0), head_inputs[0]

@@ -23,13 +23,8 @@ class PrefixBatch:
     attention_mask_BS: Tensor
     """1 on tokens, 0 on padding; S = P + T."""
     position_ids_BT: Tensor
-    is_token_BT: Tensor
-    """bool: T positions that are not padding; each predicts one answer token."""
-
-    @property
-    def predicts_answer_BL(self) -> Tensor:
-        """Those."""
-        return self.is_token_BT
+    predicts_answer_BL: Tensor
+    """bool, [B, T]: what is not padding; each predicts one answer token."""
 
     def inputs(self) -> dict[str, Any]:
         """As the arguments of a `transformers` forward."""
@@ -67,5 +62,5 @@ def assemble(
         hidden_BTD=hidden_BTD.to(device),
         attention_mask_BS=is_token_BS.long().to(device),
         position_ids_BT=(first_position_B[:, None] + torch.arange(hidden_BTD.shape[1])).to(device),
-        is_token_BT=is_token_BS[:, longest:].to(device),
+        predicts_answer_BL=is_token_BS[:, longest:].to(device),
     )

@@ -95,7 +95,7 @@ class Builder:
             )
         if not self.layout.whole_prompts:
             return hidden[0], None
-        at_edit = batch.attention_mask_BS.shape[1] - batch.is_token_BT.shape[1]
+        at_edit = batch.attention_mask_BS.shape[1] - batch.hidden_BTD.shape[1]
         kv_BS2MHd = self._keys_and_values(batch.cache, self.first_layer + 1)
         return hidden[0], kv_BS2MHd[:, at_edit : at_edit + 1]
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate, chain
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,7 +76,7 @@ class Blocks:
     """The first of those whose keys and values are known."""
 
     def attended(
-        self, attend: Attend, layer: int, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None
+        self, attend: Attend, layer: Any, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None
     ) -> Tensor:
         """See `Attending`."""
         sizes = [len(block.place_T) for block in self.blocks]

@@ -33,9 +33,10 @@ class Attending(Protocol):
     """What knows which of the row's tokens see each other."""
 
     def attended(
-        self, attend: Attend, layer: int, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None
+        self, attend: Attend, layer: Any, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None
     ) -> Tensor:
-        """A layer's attention: [1, T, H, d]. window: of how many tokens, itself included, a token sees the last."""
+        """A layer's attention: [1, T, H, d]. layer: its index, where the model tells. window: how many tokens a token
+        sees at most, itself included."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +49,7 @@ class Layout:
     """Where each token is, counted through the sequences, one after another."""
 
     def attended(
-        self, attend: Attend, layer: int, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None
+        self, attend: Attend, layer: Any, query_1HTd: Tensor, key_1HTd: Tensor, value_1HTd: Tensor, window: int | None
     ) -> Tensor:
         """A layer's attention, in sequences, with a mask where not all is seen that went before: [1, T, H, d]."""
         size = self.token_BL.shape[1]
@@ -149,7 +150,8 @@ def _attention(
     if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     attend = partial(sdpa_attention_forward, module, **kwargs)
-    return layout.attended(attend, module.layer_idx, query, key, value, sliding_window), None
+    layer = getattr(module, "layer_idx", None)
+    return layout.attended(attend, layer, query, key, value, sliding_window), None
 
 
 AttentionInterface.register(_NAME, _attention)

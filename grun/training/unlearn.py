@@ -155,17 +155,15 @@ def _scores(
     """A part's output, cut into what the forget loss and what the retain loss looks at."""
     parts = [*examples.forget.values(), examples.retain]
     losses = [recipe.forget_loss] * len(examples.forget) + [recipe.retain_loss]
-    answers = [[example.answer_ids for example in part] for part in parts]
-    sizes = [sum(map(len, some)) for some in answers]
-    # Not slices, whose gradients would each be as large as all of it; and what is split is worked out before.
-    logits, nlls = output.logits_NV.split(sizes), output.scores.nll_N.split(sizes)
+    sizes = [sum(len(example.answer_ids) for example in part) for part in parts]
+    logits = output.logits_NV.split(sizes)  # not slices, whose gradients would each be as large as all of it
     hidden = [None] * len(parts) if output.hidden_ND is None else output.hidden_ND.split(sizes)
     scores = []
-    for part, loss, some, logits_NV, nll_N, hidden_ND in zip(parts, losses, answers, logits, nlls, hidden, strict=True):
+    for part, loss, logits_NV, hidden_ND in zip(parts, losses, logits, hidden, strict=True):
         known: dict[str, Tensor] = {} if hidden_ND is None else {"hidden_ND": hidden_ND}
         if loss.reference is not None:
             assert reference is not None, "made by reference_of"
             known |= reference.known(part, loss.reference)
-        scores.append(AnswerScores.of(logits_NV, some, nll_N=nll_N, **known))
+        scores.append(AnswerScores.of(logits_NV, [example.answer_ids for example in part], **known))
     *forget, retain = scores
     return dict(zip(examples.forget, forget, strict=True)), retain
