@@ -149,8 +149,7 @@ class EditedModel:
         packed = pack(examples, device=self.device)
         editing = self.editing([example.prompt_ids for example in examples], None, hidden_layer)
         layers = filter(editing.concerns, range(self.layers[0], len(decoder_layers(self.model))))
-        shown = packed.ends() if editing.is_at_ends else packed
-        with changed_layers(self.model, partial(shown.edited, editing), layers):
+        with changed_layers(self.model, packed.shown_to(editing), layers):
             output = read_off(self.model, examples, packed, None, lambda: self.model(**packed.inputs()))
         hidden_ND = None if editing.kept_BLD is None else editing.kept_BLD[packed.is_token_BA]
         return replace(output, hidden_ND=hidden_ND, gate_logit_BK=editing.gate_logit_BK())

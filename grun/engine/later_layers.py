@@ -6,7 +6,6 @@ below the first edit are skipped, and the edits are put in at the position that 
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -42,9 +41,7 @@ def answer_output(
         batch = pack_behind(
             examples, kv, hidden, model.device, first_layer=first_layer + 1, pass_tokens=pass_tokens(model.device)
         )
-        shown = batch.ends() if editing.is_at_ends else batch
-        change: LayerChange = partial(shown.edited, editing)
-        is_token_BA = batch.is_token_BA
+        change, is_token_BA = batch.shown_to(editing), batch.is_token_BA
     else:
         batch = assemble(examples, kv, hidden, model.device, first_kept=first_layer + 1)
         change, is_token_BA = editing, batch.predicts_answer_BL

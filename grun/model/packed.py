@@ -9,7 +9,7 @@ Shapes: T tokens of the row, L columns of the sequences, A tokens of the longest
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from transformers.masking_utils import sdpa_mask
 
 from grun.data import Example, collate, num_shared
 from grun.model.changed import LayerChange
+from pyvene_custom.editing import Editing
 
 Attend = Callable[..., tuple[Tensor, Any]]
 """Called with queries, keys and values of some sequences, [B, H, L, d], and a mask or None; returns [B, L, H, d]."""
@@ -91,9 +92,12 @@ class Packed:
             "use_cache": False,
         }
 
-    def ends(self) -> Self:
-        """The same where of each answer only its prompt's last token is to be changed."""
-        return replace(self, token_BA=self.token_BA[:, :1], is_token_BA=self.is_token_BA[:, :1])
+    def shown_to(self, editing: Editing) -> LayerChange:
+        """What edits do to a layer's output: where answers are predicted, or at the prompts' ends if that is all."""
+        shown = self
+        if editing.is_at_ends:
+            shown = replace(self, token_BA=self.token_BA[:, :1], is_token_BA=self.is_token_BA[:, :1])
+        return partial(shown.edited, editing)
 
     def edited(self, change: LayerChange, layer: int, hidden_1TD: Tensor) -> Tensor:
         """A layer's output, changed where answers are predicted. change: is shown that alone, [B, A, D]."""

@@ -122,7 +122,7 @@ def test_a_step_copies_no_logits(
     few = replace(opened.benchmark, forget_set=opened.benchmark.forget_set[:5])
     plan, reference = plan_of(config, opened, few)
     adapted = opened.attached()
-    unlearn(adapted, plan, config.recipe, reference)  # caches are there now, and of the optimiser all that stays
+    unlearn(adapted, plan, config.recipe, reference)  # the prefix cache is built by now
     ((part,),) = plan.steps
     num_tokens = sum(len(example.answer_ids) for example in part.examples.all)
     logits = _Logits(num_tokens, opened.model.config.vocab_size)
