@@ -54,7 +54,7 @@ results: $(READY)
 		$(if $(TOFU),--benchmark.data_dir $(TOFU))
 	$(BIN)/grun-bench seeds results/methods --num-seeds 3
 
-# The same of a real LLM, attacked, two seeds each: about 2 h 45 on 2 cores, by its parts. STUDY_SECONDS: what each method may spend
+# The same of a real LLM, attacked, two seeds each: 2 h 42 on 2 cores. STUDY_SECONDS: what each method may spend
 # on trainings and evaluations, one training being the least; more of them go on where fewer ended. NUM_TRIALS=1: a training a
 # method.
 STUDY_SECONDS ?= 300
