@@ -17,8 +17,8 @@ DEFAULT_CACHE_GB = 20.0
 
 
 def cache_dir() -> Path:
-    """$GRUN_BENCH_CACHE, else ~/.cache/grun-bench."""
-    return Path(os.environ.get("GRUN_BENCH_CACHE", "~/.cache/grun-bench")).expanduser()
+    """$GRUN_BENCH_CACHE, else ~/.cache/grun-bench; empty is not set."""
+    return Path(os.environ.get("GRUN_BENCH_CACHE") or "~/.cache/grun-bench").expanduser()
 
 
 def made_once(folder: Path, make: Callable[[Path], None]) -> Path:

@@ -27,8 +27,9 @@ frees is there for the next, where else every page would be fetched anew (7 % of
 def settle() -> None:
     """Once a process, before its first run.
 
-    Modules above all stay till the end: to look through them for garbage would take a third of a second, before each
-    run that follows and now and then within one. And the C library's memory is kept, as far as KEPT says.
+    What is there by now stays till the end, modules above all, and not only those that `grun.model` begins with: no
+    collection looks through it again, before a run that follows or within one. And the C library's memory is kept, as
+    far as KEPT says.
     """
     gc.collect()
     gc.freeze()

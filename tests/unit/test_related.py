@@ -13,9 +13,10 @@ from bench.benchmarks.authors import AuthorsConfig
 from bench.cluster.connect import DRIVER
 from bench.config import RunConfig, overlay, run_config
 from bench.models import prepare
-from bench.models.cache import made_once, max_cache_gb
+from bench.models.cache import DEFAULT_CACHE_GB, cache_dir, made_once, max_cache_gb
 from bench.models.prepare import prepared_model
 from bench.models.pretrained import ModelConfig, PretrainedConfig, TinyConfig, empty_model, load_pretrained
+from bench.models.sharing import shared_models
 from bench.results.columns import SCORES, Row
 from bench.results.doubt import doubt
 from bench.results.storage import Location, Unreachable
@@ -330,3 +331,12 @@ def test_an_adapter_that_reads_weights_when_it_is_attached_is_not_refused(
     monkeypatch.setattr(LoraConfig, "attach", attach)
     check_size(run_config({"adapter": "lora"}))
     assert len(attached) == 1
+
+
+def test_a_cache_that_is_set_to_nothing_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models and caches were put into the working directory."""
+    for name in ("CACHE", "SHARED", "CACHE_GB"):
+        monkeypatch.setenv(f"GRUN_BENCH_{name}", "")
+    assert cache_dir() == Path.home() / ".cache" / "grun-bench"
+    assert shared_models() is None
+    assert max_cache_gb() == DEFAULT_CACHE_GB
